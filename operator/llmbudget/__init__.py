@@ -1,0 +1,1 @@
+"""LLM spending as a quota that cannot be overrun, for Kubernetes."""

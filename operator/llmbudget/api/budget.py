@@ -1,0 +1,458 @@
+"""LLMBudget: a monthly amount of money, who may spend it, on what, and what happens as it goes."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Final
+
+from pydantic import Field
+from pydantic.config import JsonDict
+
+from llmbudget.api.conditions import Condition
+from llmbudget.api.gateway_spec import (
+    Deployment,
+    GlobalDistribution,
+    HighAvailability,
+    LedgerSpec,
+    Monitoring,
+    Network,
+)
+from llmbudget.api.model import (
+    EnvName,
+    LabelName,
+    LocalRef,
+    Model,
+    ModelName,
+    ObjectName,
+    Usd,
+    rules,
+)
+
+Percentage = Annotated[int, Field(ge=1, le=100)]
+
+
+class Profile(StrEnum):
+    """The three production files of the 371OS guide, as defaults."""
+
+    SMB = "smb"
+    ENTERPRISE = "enterprise"
+    GLOBAL = "global"
+
+
+class Action(StrEnum):
+    """What a crossed threshold does. All but the last three only tell people."""
+
+    NOTIFY_ADMIN = "notify_admin"
+    NOTIFY_FINANCE_TEAM = "notify_finance_team"
+    NOTIFY_EXECUTIVES = "notify_executives"
+    REGIONAL_ALERT = "regional_alert"
+    CROSS_REGION_REVIEW = "cross_region_review"
+    EXECUTIVE_INTERVENTION = "executive_intervention"
+    DOWNGRADE_MODELS = "downgrade_models"
+    ENFORCE_STRICT_DOWNGRADE = "enforce_strict_downgrade"
+
+
+class OnExceeded(StrEnum):
+    """What happens to calls when the cap is reached."""
+
+    BLOCK = "Block"
+    DOWNGRADE = "Downgrade"
+
+
+class Strategy(StrEnum):
+    """How `model: auto` chooses."""
+
+    FIRST = "first"
+    CHEAPEST = "cheapest"
+    FASTEST = "fastest"
+
+
+class IdentityMode(StrEnum):
+    """How a caller's ServiceAccount token is verified."""
+
+    TOKEN_REVIEW = "TokenReview"  # noqa: S105
+    OFFLINE = "Offline"
+
+
+class ParentRef(Model):
+    """The budget that this one is a part of; every call is charged to the whole path."""
+
+    namespace: LabelName | None = None
+    """Namespace of the parent, default the same; the parent must allow this one's."""
+    name: ObjectName
+    """Name of the parent."""
+
+
+class AllowedChildren(Model):
+    """Namespaces whose budgets may name this one as their parent, besides its own."""
+
+    namespaces: Annotated[
+        list[LabelName], Field(max_length=256, json_schema_extra={"x-kubernetes-list-type": "set"})
+    ]
+    """Names of namespaces."""
+
+
+class AlertThreshold(Model):
+    """At this share of the cap, do this. Each fires once a period."""
+
+    percentage: Percentage
+    """Percent of the cap that is spent, more than 0 and at most 100."""
+    action: Action
+    """What to do."""
+
+
+class Rollover(Model):
+    """Carry unused money into the next period."""
+
+    maximum: Usd
+    """Most that is carried, in USD."""
+
+
+class Borrowing(Model):
+    """Borrow idle money of siblings, within the parent's cap."""
+
+    limit: Usd
+    """Most that this budget borrows, in USD."""
+    lending_limit: Usd | None = None
+    """Most that this budget lends, in USD; default: all that is idle."""
+
+
+class Money(Model):
+    """The money: how much, by whose calendar, and what happens as it is spent."""
+
+    monthly_cap: Usd | None = None
+    """USD a month, as a decimal string. A root without profile: 20.00; a child without one is held
+    by its ancestors' caps only."""
+    time_zone: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """IANA time zone whose months count, default UTC; roots only; a change applies from the next
+    period."""
+    on_exceeded: OnExceeded = OnExceeded.BLOCK
+    """Block: no call goes on. Downgrade: models that cost nothing go on."""
+    alert_thresholds: Annotated[
+        list[AlertThreshold],
+        Field(
+            max_length=16,
+            json_schema_extra={
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["percentage"],
+            },
+        ),
+    ] = []
+    """Actions at shares of the cap, each percentage once."""
+    rollover: Rollover | None = None
+    """Carry unused money into the next period."""
+    borrowing: Borrowing | None = None
+    """Borrow from and lend to siblings."""
+
+
+class Routing(Model):
+    """How a provider is chosen and what happens when it fails."""
+
+    strategy: Strategy = Strategy.FIRST
+    """For `model: auto`: the first, cheapest or fastest model that fits."""
+    retries: Annotated[int, Field(ge=0, le=5)] = 2
+    """How many further providers or attempts follow a failed one."""
+
+
+class Downgrade(Model):
+    """The way down as money runs out."""
+
+    ladder: Annotated[list[ModelName], Field(min_length=1, max_length=16)]
+    """Models, dearest first; default: the providers' models by price. `downgrade_models` takes one
+    step, `enforce_strict_downgrade` goes to the last."""
+
+
+class RateLimits(Model):
+    """Limits of one consumer."""
+
+    requests_per_minute: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Calls a minute."""
+    tokens_per_minute: Annotated[int, Field(ge=1, le=10_000_000_000)] | None = None
+    """Tokens a minute, input and output."""
+    concurrent: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Calls under way at once."""
+
+
+class Consumer(Model):
+    """Who may spend: the ServiceAccounts of a namespace, proved by their token."""
+
+    namespace: LabelName
+    """Namespace of the ServiceAccounts."""
+    service_accounts: (
+        Annotated[
+            list[ObjectName],
+            Field(max_length=64, min_length=1, json_schema_extra={"x-kubernetes-list-type": "set"}),
+        ]
+        | None
+    ) = None
+    """Names of ServiceAccounts; default: all of the namespace."""
+    agent: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    """Name that is written in the ledger's rows; default: the ServiceAccount's."""
+    rate_limits: RateLimits | None = None
+    """Limits for each ServiceAccount of this entry."""
+
+
+class LabelSelector(Model):
+    """Labels that a Deployment must carry."""
+
+    match_labels: Annotated[
+        dict[
+            Annotated[str, Field(max_length=317)],
+            Annotated[str, Field(max_length=63)],
+        ],
+        Field(min_length=1, max_length=16),
+    ]
+    """Label names and values, all of which must match."""
+
+
+class Target(Model):
+    """Deployments whose model variable is changed on a downgrade. Each consents by its annotations
+    llmbudget.io/allow-budget and llmbudget.io/model-env."""
+
+    namespace: LabelName
+    """Namespace of the Deployments."""
+    selector: LabelSelector
+    """Which Deployments."""
+    container: LabelName | None = None
+    """Container whose variable is changed; default: the first."""
+    env: EnvName
+    """The variable that holds the model's name."""
+
+
+class Identity(Model):
+    """How callers are identified."""
+
+    mode: IdentityMode = IdentityMode.TOKEN_REVIEW
+    """TokenReview asks the API server; Offline verifies with the cluster's OIDC keys."""
+
+
+class Notifications(Model):
+    """Where people are told."""
+
+    secret_ref: LocalRef
+    """Secret of the same namespace with the keys admin, financeTeam, executives, regionalOwners,
+    onCall: apprise URLs, one a line."""
+
+
+GATEWAY_FIELDS: Final = (
+    "identity",
+    "deployment",
+    "highAvailability",
+    "globalDistribution",
+    "ledger",
+    "network",
+    "monitoring",
+)
+"""Fields that shape a gateway: a child budget has none of its own."""
+
+_POSTGRES: Final = "has(self.ledger) && has(self.ledger.postgres)"
+_IS_ROOT: Final = "!has(self.parentRef)"
+_PROFILED: Final = "has(self.profile) && self.profile in ['enterprise', 'global']"
+
+
+def _rules() -> JsonDict:
+    """Rules on the whole spec. Immutability stands here so that removal is caught too."""
+    replicas = (
+        "has(self.deployment) && has(self.deployment.replicas)"
+        f" ? self.deployment.replicas > 1 : ({_PROFILED})"
+    )
+    scaling = (
+        "has(self.highAvailability) && has(self.highAvailability.enabled)"
+        " ? self.highAvailability.enabled : (has(self.profile) && self.profile == 'enterprise')"
+    )
+    regions = (
+        "has(self.globalDistribution) && has(self.globalDistribution.regions)"
+        " ? size(self.globalDistribution.regions) > 0"
+        " : (has(self.profile) && self.profile == 'global')"
+    )
+    gateway = " || ".join(f"has(self.{field})" for field in GATEWAY_FIELDS)
+    child = "a child budget has no gateway of its own"
+    return rules(
+        (
+            "has(self.parentRef) == has(oldSelf.parentRef) && "
+            "(!has(self.parentRef) || self.parentRef == oldSelf.parentRef)",
+            "parentRef is immutable: delete the budget and create it elsewhere;"
+            " its ledger account stays",
+        ),
+        (
+            f"{_POSTGRES} || !({_IS_ROOT}) || !({replicas})",
+            "several replicas need a PostgreSQL ledger: set ledger.postgres or deployment.replicas"
+            " to 1",
+        ),
+        (
+            f"{_POSTGRES} || !({_IS_ROOT}) || !({scaling})",
+            "autoscaling needs a PostgreSQL ledger: set ledger.postgres or"
+            " highAvailability.enabled to false",
+        ),
+        (
+            f"{_POSTGRES} || !({_IS_ROOT}) || !({regions})",
+            "regions need a PostgreSQL ledger: set ledger.postgres or"
+            " globalDistribution.regions to []",
+        ),
+        (
+            f"{_IS_ROOT} || !({gateway})",
+            f"{child}: identity, deployment, highAvailability, globalDistribution, ledger, network"
+            " and monitoring belong to its root",
+        ),
+        (
+            f"{_IS_ROOT} || !has(self.budget) || !has(self.budget.timeZone)",
+            f"{child}: timeZone belongs to its root",
+        ),
+        (
+            f"!({_IS_ROOT}) || (has(self.providers) && size(self.providers) > 0)",
+            "a root budget needs at least one provider",
+        ),
+        (
+            f"!({_IS_ROOT}) || !has(self.budget) || !has(self.budget.borrowing)",
+            "a root budget has no siblings to borrow from: remove budget.borrowing",
+        ),
+    )
+
+
+class BudgetSpec(Model):
+    """What a platform team says about one team's money."""
+
+    model_config = {"json_schema_extra": _rules()}
+
+    profile: Profile | None = None
+    """The 371OS guide's production file whose values are the defaults of everything below."""
+    parent_ref: ParentRef | None = None
+    """Budget that this one is a part of; immutable."""
+    allowed_children: AllowedChildren | None = None
+    """Which other namespaces' budgets may be parts of this one."""
+    budget: Money = Money()
+    """The money."""
+    providers: Annotated[
+        list[LocalRef],
+        Field(
+            max_length=32,
+            json_schema_extra={
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["name"],
+            },
+        ),
+    ] = []
+    """LLMProviders that may be called, in order of preference. A root's are in its namespace; a
+    child chooses among its root's by name, default all."""
+    routing: Routing = Routing()
+    """How a provider is chosen."""
+    downgrade: Downgrade | None = None
+    """The way down as money runs out."""
+    consumers: Annotated[list[Consumer], Field(max_length=64)] = []
+    """Who may spend."""
+    targets: Annotated[list[Target], Field(max_length=32)] = []
+    """Deployments that are moved to a cheaper model."""
+    notifications: Notifications | None = None
+    """Where people are told."""
+    identity: Identity = Identity()
+    """How callers are identified."""
+    deployment: Deployment = Deployment()
+    """The gateway's pods."""
+    high_availability: HighAvailability = HighAvailability()
+    """Autoscaling of the gateway."""
+    global_distribution: GlobalDistribution = GlobalDistribution()
+    """Gateways in several regions."""
+    ledger: LedgerSpec = LedgerSpec()
+    """Where the money is counted."""
+    network: Network = Network()
+    """What the gateway's NetworkPolicy allows."""
+    monitoring: Monitoring = Monitoring()
+    """What the gateway tells others."""
+
+
+class Phase(StrEnum):
+    """The status in one word."""
+
+    PENDING = "Pending"
+    READY = "Ready"
+    DOWNGRADED = "Downgraded"
+    EXCEEDED = "Exceeded"
+    AWAITING_APPROVAL = "AwaitingApproval"
+    FAILED = "Failed"
+
+
+class Period(Model):
+    """The month that the figures are of, in the root's time zone."""
+
+    name: Annotated[str, Field(max_length=16)]
+    """Such as 2026-11."""
+    start: Annotated[str, Field(max_length=40)]
+    """First instant, RFC 3339."""
+    end: Annotated[str, Field(max_length=40)]
+    """First instant of the next period, RFC 3339."""
+
+
+class FiredThreshold(Model):
+    """A threshold that was crossed in this period."""
+
+    percentage: Percentage
+    """Percent of the cap."""
+    action: Action
+    """What was done."""
+    fired_at: Annotated[str, Field(max_length=40)]
+    """When the ledger recorded the crossing, RFC 3339."""
+
+
+class ChangedTarget(Model):
+    """A Deployment whose model variable holds our value now."""
+
+    namespace: LabelName
+    """Namespace of the Deployment."""
+    name: ObjectName
+    """Name of the Deployment."""
+    model: ModelName
+    """The value that was set."""
+
+
+_AMOUNT = Annotated[str, Field(max_length=24)]
+
+
+class BudgetStatus(Model):
+    """Where the budget stands."""
+
+    observed_generation: int = 0
+    """Generation of the spec that this status describes."""
+    phase: Phase | None = None
+    """The status in one word."""
+    config_generation: int | None = None
+    """Generation of the gateway's configuration that was rendered last."""
+    period: Period | None = None
+    """The month that the figures are of."""
+    cap: _AMOUNT | None = None
+    """USD that may be spent in this period; absent where only the ancestors' caps hold."""
+    spent: _AMOUNT | None = None
+    """USD spent."""
+    held: _AMOUNT | None = None
+    """USD reserved for calls under way."""
+    remaining: _AMOUNT | None = None
+    """USD left: cap - spent - held, not below 0."""
+    spent_percentage: Annotated[str, Field(max_length=16)] | None = None
+    """Percent of the cap that is spent, rounded down to one decimal."""
+    active_model: ModelName | None = None
+    """Where a call for the ladder's first model goes now."""
+    downgrade_level: Annotated[int, Field(ge=0)] | None = None
+    """Step of the ladder that is the ceiling now; 0: none."""
+    thresholds: Annotated[
+        list[FiredThreshold],
+        Field(
+            max_length=16,
+            json_schema_extra={
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["percentage"],
+            },
+        ),
+    ] = []
+    """Thresholds crossed in this period."""
+    changed_targets: Annotated[list[ChangedTarget], Field(max_length=256)] = []
+    """Deployments that are moved to a cheaper model now."""
+    conditions: Annotated[
+        list[Condition],
+        Field(
+            max_length=16,
+            json_schema_extra={
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["type"],
+            },
+        ),
+    ] = []
+    """Ready, Reconciling, Stalled, LedgerAvailable, WithinBudget, Downgraded."""

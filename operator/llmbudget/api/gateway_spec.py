@@ -1,0 +1,305 @@
+"""The parts of an LLMBudget that shape its gateway: pods, scaling, regions, ledger, network,
+monitoring."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.config import JsonDict
+
+from llmbudget.api.model import (
+    Fraction,
+    LabelName,
+    Model,
+    ObjectName,
+    Quantity,
+    Rate,
+    SecretKeyRef,
+    Url,
+    rules,
+)
+
+_SET: JsonDict = {"x-kubernetes-list-type": "set"}
+
+
+class ResourceAmounts(Model):
+    """Amounts of compute."""
+
+    cpu: Quantity | None = None
+    """CPU, such as 1000m."""
+    memory: Quantity | None = None
+    """Memory, such as 2Gi."""
+
+
+class Resources(Model):
+    """Requests and limits of the gateway's container."""
+
+    requests: ResourceAmounts = ResourceAmounts(cpu="100m", memory="256Mi")
+    """What the scheduler sets aside."""
+    limits: ResourceAmounts = ResourceAmounts(memory="512Mi")
+    """What the container can't exceed."""
+
+
+class SecretDelivery(StrEnum):
+    """How provider keys reach the gateway."""
+
+    VOLUME = "Volume"
+    ENV = "Env"
+
+
+class Toleration(Model):
+    """A taint that the gateway's pods tolerate."""
+
+    key: Annotated[str, Field(max_length=317)] | None = None
+    """Taint key; omitted with operator Exists: all."""
+    operator: Literal["Exists", "Equal"] = "Equal"
+    """How the value is compared."""
+    value: Annotated[str, Field(max_length=63)] | None = None
+    """Taint value."""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Taint effect; omitted: all."""
+    toleration_seconds: Annotated[int, Field(ge=0)] | None = None
+    """How long a NoExecute taint is tolerated, in seconds."""
+
+
+class Tls(Model):
+    """Serve TLS with a certificate of one's own, such as cert-manager's."""
+
+    secret_name: ObjectName
+    """Secret of type kubernetes.io/tls in the same namespace."""
+
+
+class Deployment(Model):
+    """The gateway's pods."""
+
+    replicas: Annotated[int, Field(ge=1, le=100)] = 1
+    """Number of pods, in each region; more than one needs a PostgreSQL ledger."""
+    resources: Resources = Resources()
+    """Requests and limits."""
+    image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    """Image of the gateway; default: the operator's own."""
+    node_selector: Annotated[
+        dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=63)]],
+        Field(max_length=16),
+    ] = {}
+    """Labels of the nodes to run on."""
+    tolerations: Annotated[list[Toleration], Field(max_length=16)] = []
+    """Taints to tolerate."""
+    priority_class_name: ObjectName | None = None
+    """PriorityClass of the pods."""
+    secret_delivery: SecretDelivery = SecretDelivery.VOLUME
+    """Volume: the providers' Secrets projected, read by no operator. Env: the 371OS guide's
+    llm-provider-secrets by envFrom, rendered by the operator."""
+    tls: Tls | None = None
+    """Serve TLS with this certificate."""
+
+
+class AutoScaling(Model):
+    """HorizontalPodAutoscaler of the gateway."""
+
+    min_replicas: Annotated[int, Field(ge=1, le=100)] = 3
+    """Fewest pods."""
+    max_replicas: Annotated[int, Field(ge=1, le=1000)] = 10
+    """Most pods."""
+    cpu_threshold: Annotated[int, Field(ge=1, le=100)] = 70
+    """Average CPU use in percent of the request that is aimed at."""
+
+
+class HighAvailability(Model):
+    """Autoscaling and disruption budget."""
+
+    model_config = {
+        "json_schema_extra": rules(
+            (
+                "!has(self.autoScaling) || !has(self.autoScaling.minReplicas)"
+                " || !has(self.autoScaling.maxReplicas)"
+                " || self.autoScaling.minReplicas <= self.autoScaling.maxReplicas",
+                "autoScaling.minReplicas must not be above maxReplicas",
+            ),
+        )
+    }
+
+    enabled: bool = False
+    """Whether the gateway is autoscaled and has a PodDisruptionBudget."""
+    auto_scaling: AutoScaling = AutoScaling()
+    """Bounds of the autoscaling."""
+
+
+class PostgresRef(Model):
+    """A PostgreSQL database, or one that speaks its protocol."""
+
+    secret_key_ref: SecretKeyRef
+    """Secret of the same namespace with the connection URI."""
+
+
+class Region(Model):
+    """A region with a gateway of its own."""
+
+    name: LabelName
+    """Value of the node label topology.kubernetes.io/region."""
+    postgres: PostgresRef | None = None
+    """The region's own database for rows; default: the ledger's."""
+
+
+class GlobalDistribution(Model):
+    """Gateways in several regions."""
+
+    regions: Annotated[
+        list[Region],
+        Field(
+            max_length=16,
+            json_schema_extra={
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["name"],
+            },
+        ),
+    ] = []
+    """Regions; empty: one gateway, anywhere."""
+    traffic_manager: LabelName | None = None
+    """Name of the object that routes to the nearest region."""
+
+
+class SqliteLedger(Model):
+    """The embedded ledger: one pod, one file, on a volume that outlives the budget."""
+
+    storage: Quantity = "10Gi"
+    """Size of the PersistentVolumeClaim."""
+    storage_class_name: ObjectName | None = None
+    """StorageClass; default: the cluster's."""
+
+
+class LedgerMode(StrEnum):
+    """How many gateways share one PostgreSQL ledger."""
+
+    CENTRAL = "Central"
+    SLICES = "Slices"
+
+
+class LedgerSpec(Model):
+    """Where the money is counted: sqlite (default) or postgres."""
+
+    model_config = {
+        "json_schema_extra": rules(
+            (
+                "!has(self.sqlite) || !has(self.postgres)",
+                "choose one ledger: sqlite or postgres",
+            ),
+            (
+                "!has(self.mode) || has(self.postgres)",
+                "mode is for a PostgreSQL ledger: set postgres or remove mode",
+            ),
+        )
+    }
+
+    sqlite: SqliteLedger | None = None
+    """The embedded ledger."""
+    postgres: PostgresRef | None = None
+    """A database that many gateways share."""
+    mode: LedgerMode = LedgerMode.CENTRAL
+    """Central: every hold goes to the database. Slices: gateways are funded in advance."""
+    retention: Annotated[str, Field(pattern=r"^[0-9]{1,3}(mo|y)$", max_length=8)] = "24mo"
+    """How long single rows are kept before they are compacted into monthly totals."""
+
+
+class Egress(StrEnum):
+    """Where the gateway may connect to on TCP 443."""
+
+    PUBLIC = "Public"
+    NAMESPACES_ONLY = "NamespacesOnly"
+
+
+class Network(Model):
+    """What the gateway's NetworkPolicy allows."""
+
+    ingress_namespaces: Annotated[list[LabelName], Field(max_length=32, json_schema_extra=_SET)] = [
+        "monitoring"
+    ]
+    """Namespaces that may connect besides the consumers' and the operator's."""
+    egress_namespaces: Annotated[list[LabelName], Field(max_length=32, json_schema_extra=_SET)] = [
+        "external-apis"
+    ]
+    """Namespaces that the gateway may connect to on TCP 443."""
+    egress: Egress = Egress.PUBLIC
+    """Public: also TCP 443 to public addresses. NamespacesOnly: the 371OS guide, strictly."""
+
+
+class Endpoint(Model):
+    """One monitoring endpoint of the gateway."""
+
+    path: Literal["/metrics", "/health"]
+    """Path."""
+    auth_required: bool = True
+    """Whether the caller must be authorised by the API server."""
+    rate_limit: Rate = "60/min"
+    """Most requests of one client."""
+
+
+class PostHog(Model):
+    """`llm_usage` events to PostHog."""
+
+    model_config = {
+        "json_schema_extra": rules(
+            (
+                "!has(self.enabled) || !self.enabled || has(self.apiKeySecretRef)",
+                "posthog needs apiKeySecretRef when it is enabled",
+            ),
+        )
+    }
+
+    enabled: bool = False
+    """Whether events are sent."""
+    host: Url = "https://us.i.posthog.com"
+    """PostHog's API."""
+    sample_rate: Fraction = "1.0"
+    """Share of calls that are sent, 0 to 1, as a decimal string."""
+    api_key_secret_ref: SecretKeyRef | None = None
+    """The project's API key."""
+
+
+class Datadog(Model):
+    """Metrics to Datadog."""
+
+    enabled: bool = False
+    """Whether metrics are sent."""
+    site: Annotated[str, Field(pattern=r"^[a-z0-9.-]+$", max_length=253)] = "datadoghq.com"
+    """Datadog site."""
+    api_key_secret_ref: SecretKeyRef | None = None
+    """The API key."""
+
+
+class Tracing(Model):
+    """Distributed tracing."""
+
+    enabled: bool = False
+    """Whether spans are sent."""
+    collector: (
+        Annotated[str, Field(pattern=r"^[a-zA-Z0-9.-]+:[0-9]{1,5}$", max_length=260)] | None
+    ) = None
+    """Collector as HOST:PORT."""
+
+
+class Monitoring(Model):
+    """What the gateway tells others."""
+
+    endpoints: Annotated[
+        list[Endpoint],
+        Field(
+            max_length=2,
+            json_schema_extra={
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["path"],
+            },
+        ),
+    ] = [
+        Endpoint(path="/metrics", auth_required=True, rate_limit="100/min"),
+        Endpoint(path="/health", auth_required=False, rate_limit="60/min"),
+    ]
+    """Endpoints, their authentication and limits."""
+    posthog: PostHog = PostHog()
+    """PostHog."""
+    datadog: Datadog = Datadog()
+    """Datadog."""
+    distributed_tracing: Tracing = Tracing()
+    """Tracing."""

@@ -1,0 +1,97 @@
+"""The base of all resource models, and the field types that several of them share.
+
+Python defaults are the built-in defaults. They never become an OpenAPI `default`, which the API
+server would store before a profile applies: the CRD generator drops them, and `profiles.py`
+resolves the effective value from what the user wrote, the profile, and then these.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from llmbudget.api.money import CAP_PATTERN, PRICE_PATTERN
+
+DNS_LABEL: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+DNS_SUBDOMAIN: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+
+
+class Model(BaseModel):
+    """Base: camelCase outside, snake_case inside, unknown fields refused, immutable."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+
+def rules(*pairs: tuple[str, str]) -> dict[str, Any]:
+    """Build a schema extra with CEL rules from pairs of (rule, message)."""
+    return {
+        "x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in pairs]
+    }
+
+
+Usd = Annotated[str, Field(pattern=CAP_PATTERN, max_length=20)]
+Price = Annotated[str, Field(pattern=PRICE_PATTERN, max_length=20)]
+Fraction = Annotated[str, Field(pattern=r"^(0(\.[0-9]{1,6})?|1(\.0{1,6})?)$", max_length=8)]
+Duration = Annotated[str, Field(pattern=r"^[0-9]{1,6}(ms|s|m|h)$", max_length=8)]
+Rate = Annotated[str, Field(pattern=r"^[0-9]{1,6}/(s|min|h)$", max_length=12)]
+Quantity = Annotated[
+    str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$", max_length=24)
+]
+ObjectName = Annotated[str, Field(pattern=DNS_SUBDOMAIN, min_length=1, max_length=253)]
+LabelName = Annotated[str, Field(pattern=DNS_LABEL, min_length=1, max_length=63)]
+DataKey = Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", min_length=1, max_length=253)]
+EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", min_length=1, max_length=128)]
+ModelName = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][-A-Za-z0-9._:/@+]*$", min_length=1, max_length=128)
+]
+Url = Annotated[str, Field(pattern=r"^https?://[^\s?#@]+$", max_length=512)]
+
+
+class SecretKeyRef(Model):
+    """One key of a Secret in the same namespace."""
+
+    name: ObjectName
+    """Name of the Secret."""
+    key: DataKey
+    """Key in the Secret's data."""
+
+
+class ConfigMapKeyRef(Model):
+    """One key of a ConfigMap in the same namespace."""
+
+    name: ObjectName
+    """Name of the ConfigMap."""
+    key: DataKey
+    """Key in the ConfigMap's data."""
+
+
+class LocalRef(Model):
+    """An object of a known kind in the same namespace."""
+
+    name: ObjectName
+    """Name of the object."""
+
+
+_UNITS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
+
+
+def milliseconds(duration: str) -> int:
+    """Convert a duration such as `5s` or `10m` to milliseconds."""
+    number = duration.rstrip("msh")
+    return int(number) * _UNITS[duration[len(number) :]]
+
+
+def per_minute(rate: str) -> int:
+    """Convert a rate such as `100/min` to whole events a minute, at least 1 unless it is 0."""
+    number, _, unit = rate.partition("/")
+    count = int(number)
+    scaled = {"s": count * 60, "min": count, "h": count // 60}[unit]
+    return max(scaled, 1) if count else 0

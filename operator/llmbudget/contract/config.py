@@ -1,0 +1,166 @@
+"""The gateway's configuration: one JSON document in the ConfigMap that the operator renders.
+
+Everything is resolved: effective values, prices, ladders, the path of accounts. The gateway knows
+no custom resource. Key `CONFIG_KEY` of the ConfigMap holds the document, `PROVIDERS_KEY` the same
+providers in the 371OS guide's form.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from llmbudget.api.budget import Action, IdentityMode, OnExceeded, Strategy
+from llmbudget.api.provider import KeyHeader, Protocol
+
+CONFIG_KEY: Final = "gateway.json"
+PROVIDERS_KEY: Final = "providers.json"
+KEYS_DIRECTORY: Final = "/var/run/llmbudget/keys"
+"""Mount of the providers' keys in the gateway's pod: one file a provider, named after it."""
+CA_DIRECTORY: Final = "/var/run/llmbudget/ca"
+"""Mount of the providers' CA bundles: one file a provider, `NAME.pem`."""
+LEDGER_DIRECTORY: Final = "/var/lib/llmbudget"
+"""Mount of the SQLite ledger's volume."""
+TLS_DIRECTORY: Final = "/var/run/llmbudget/tls"
+"""Mount of the serving certificate: tls.crt and tls.key."""
+POSTHOG_KEY_FILE: Final = "/var/run/llmbudget/posthog/key"
+"""PostHog's project API key."""
+TOKEN_DIRECTORY: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
+"""Mount of the gateway's own token, CA and namespace."""
+GATEWAY_PORT: Final = 8080
+
+
+class Wire(BaseModel):
+    """Base: camelCase JSON, unknown fields ignored, so that versions can differ by one."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True
+    )
+
+
+class Prices(Wire):
+    """Exact prices in nano-USD for one token."""
+
+    input: Decimal
+    output: Decimal
+    cached_input: Decimal
+    cache_write: Decimal
+    reasoning: Decimal
+
+    @property
+    def free(self) -> bool:
+        """Whether every token costs nothing."""
+        return not any(
+            (self.input, self.output, self.cached_input, self.cache_write, self.reasoning)
+        )
+
+
+class ModelConfig(Wire):
+    """A model of a provider. `prices` is None where none is known: calls to it are refused."""
+
+    name: str
+    upstream_name: str
+    prices: Prices | None
+    max_context: int
+    max_output: int
+    default_max_output: int
+    latency_ms: int
+
+
+class ProviderConfig(Wire):
+    """A provider. Its key is the file KEYS_DIRECTORY/name, or the variable `key_env`."""
+
+    name: str
+    protocol: Protocol
+    endpoint: str
+    allow_private: bool
+    key_header: KeyHeader
+    key_env: str | None = None
+    ca_file: str | None = None
+    models: tuple[ModelConfig, ...]
+    connect_timeout_ms: int
+    idle_timeout_ms: int
+    total_timeout_ms: int
+    bills_errors: bool
+
+
+class Threshold(Wire):
+    """At this percentage of the cap, this action."""
+
+    percentage: Annotated[int, Field(ge=1, le=100)]
+    action: Action
+
+
+class Limits(Wire):
+    """Rate limits of one ServiceAccount; None: unlimited."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent: int | None = None
+
+
+class ConsumerConfig(Wire):
+    """Who may spend from an account; `service_accounts` None: all of the namespace."""
+
+    namespace: str
+    service_accounts: tuple[str, ...] | None = None
+    agent: str | None = None
+    limits: Limits = Limits()
+
+
+class AccountConfig(Wire):
+    """One budget of the tree. `name` and `parent` are `namespace/name`."""
+
+    name: str
+    parent: str | None = None
+    cap_nano: int | None
+    """None: only the ancestors' caps hold."""
+    on_exceeded: OnExceeded = OnExceeded.BLOCK
+    thresholds: tuple[Threshold, ...] = ()
+    ladder: tuple[str, ...] = ()
+    """Models, dearest first, never empty for a root whose providers have priced models."""
+    providers: tuple[str, ...]
+    """Names, in order of preference."""
+    strategy: Strategy = Strategy.FIRST
+    retries: int = 2
+    consumers: tuple[ConsumerConfig, ...] = ()
+    approved_period: str | None = None
+
+
+class EndpointConfig(Wire):
+    """One monitoring endpoint; `per_minute` requests of one client."""
+
+    path: Literal["/metrics", "/health"]
+    auth_required: bool
+    per_minute: int
+
+
+class PostHogConfig(Wire):
+    """Where `llm_usage` events go. The key is in POSTHOG_KEY_FILE."""
+
+    host: str
+    sample_rate: Decimal
+
+
+class GatewayConfig(Wire):
+    """The whole document. `generation` only grows; the gateway acknowledges it in each balance."""
+
+    generation: Annotated[int, Field(ge=1)]
+    root: str
+    time_zone: str = "UTC"
+    ledger: Literal["sqlite", "postgres"] = "sqlite"
+    identity_mode: IdentityMode = IdentityMode.TOKEN_REVIEW
+    operator: str
+    """ServiceAccount `namespace/name` that may read /ledger/v1/balances and acknowledge actions."""
+    accounts: tuple[AccountConfig, ...]
+    """The root first, every parent before its children."""
+    providers: tuple[ProviderConfig, ...]
+    endpoints: tuple[EndpointConfig, ...]
+    posthog: PostHogConfig | None = None
+
+    def to_json(self) -> str:
+        """Serialise deterministically: the same configuration gives the same bytes."""
+        return self.model_dump_json(by_alias=True, exclude_none=True, indent=1)

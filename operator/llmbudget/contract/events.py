@@ -1,0 +1,78 @@
+"""The ledger's event stream: `GET /ledger/v1/balances`, server-sent events.
+
+A snapshot of every account first, then changes. `id:` is the sequence number; a client that
+reconnects with `Last-Event-ID` gets a fresh snapshot all the same, since a balance is a state and
+not a difference. A comment line every few seconds is the heartbeat. Amounts are strings: they may
+exceed what JSON numbers carry exactly.
+
+Acknowledge an action with `POST /ledger/v1/actions/{id}/ack`: until then it is sent again in every
+snapshot, and the action is due at least once.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Final
+
+from pydantic import BeforeValidator, PlainSerializer
+
+from llmbudget.api.budget import Action
+from llmbudget.contract.config import Wire
+
+BALANCES_PATH: Final = "/ledger/v1/balances"
+ACTIONS_PATH: Final = "/ledger/v1/actions"
+CALLS_PATH: Final = "/ledger/v1/calls"
+HEARTBEAT_SECONDS: Final = 5
+
+StringInt = Annotated[int, BeforeValidator(int), PlainSerializer(str, return_type=str)]
+
+
+class EventName(StrEnum):
+    """Values of the `event:` field."""
+
+    BALANCE = "balance"
+    ACTION = "action"
+    KEYS = "keys"
+
+
+class BalanceEvent(Wire):
+    """Where one account stands in the current period, in nano-USD."""
+
+    account: str
+    period: str
+    period_start: str
+    period_end: str
+    """First instant of the next period, RFC 3339, in the root's time zone."""
+    cap_nano: StringInt | None
+    spent_nano: StringInt
+    """Spent, overage and what the last period left as debit."""
+    held_nano: StringInt
+    lent_nano: StringInt
+    level: int
+    """Step of the ladder that is the ceiling; 0: none."""
+    awaiting_approval: bool
+    """An executive intervention was crossed and this period is not approved."""
+    config_generation: int
+    seq: int
+
+
+class ActionEvent(Wire):
+    """A threshold that was crossed: unique by account, period and percentage."""
+
+    id: str
+    account: str
+    period: str
+    percentage: int
+    action: Action
+    spent_nano: StringInt
+    cap_nano: StringInt
+    fired_at: str
+    """RFC 3339, UTC."""
+    acknowledged: bool
+    seq: int
+
+
+class KeysEvent(Wire):
+    """Providers whose key the gateway lacks; empty: none."""
+
+    missing: tuple[str, ...]
