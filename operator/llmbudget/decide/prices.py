@@ -1,0 +1,158 @@
+"""What a call costs, and where a model's prices come from.
+
+Prices are exact decimals in nano-USD for one token; a cost is computed exactly and rounded up
+once. Prices come from the provider's resource or, where that is silent, from the list prices of
+the genai-prices package, which only the operator reads: the gateway gets them resolved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Context, Decimal, Inexact
+from typing import TYPE_CHECKING, Final
+
+from llmbudget.api.money import Nano, parse_price, round_up
+from llmbudget.api.provider import Cost, ProviderModel
+from llmbudget.contract.config import Prices
+
+if TYPE_CHECKING:
+    from genai_prices.types import ModelInfo, ModelPrice
+
+_EXACT: Final = Context(prec=60, traps=[Inexact])
+_NANO_PER_TOKEN: Final = Decimal(1000)
+"""USD for a million tokens, times this, are nano-USD for one token."""
+
+_INPUT: Final = "input_mtok"
+_OUTPUT: Final = "output_mtok"
+_CACHE_READ: Final = "cache_read_mtok"
+_CACHE_WRITES: Final = ("cache_write_mtok", "cache_write_1h_mtok")
+_REASONING: Final = "output_reasoning_mtok"
+_UNBOUNDED: Final = frozenset(
+    {"requests_kcount", "output_citation_mtok", "input_mchars", "input_text_messages_kcount"}
+)
+"""Charges that every call incurs and that prices for tokens can't say."""
+_SEARCHING: Final = ("search", "research", "sonar")
+"""Models named so search the web by themselves, and each search is charged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that one call used.
+
+    `tokens_in` includes `cached` and `cache_write`; `tokens_out` includes `reasoning`.
+    """
+
+    tokens_in: int
+    tokens_out: int
+    cached: int = 0
+    cache_write: int = 0
+    reasoning: int = 0
+
+
+def cost(usage: Usage, prices: Prices) -> Nano:
+    """Compute what a call costs in nano-USD: exact, rounded up once."""
+    fma = _EXACT.fma
+    total = fma(usage.tokens_in - usage.cached - usage.cache_write, prices.input, Decimal(0))
+    total = fma(usage.cached, prices.cached_input, total)
+    total = fma(usage.cache_write, prices.cache_write, total)
+    total = fma(usage.tokens_out - usage.reasoning, prices.output, total)
+    return round_up(fma(usage.reasoning, prices.reasoning, total))
+
+
+def resolve_prices(model: ProviderModel, endpoint: str, at: datetime) -> Prices | None:
+    """Find a model's prices: those of its provider's resource, else the list prices.
+
+    None: nobody knows what the model costs, and calls to it must be refused.
+    """
+    if model.cost is not None:
+        return _written(model.cost)
+    return list_prices(endpoint, model.upstream_name or model.name, at)
+
+
+def _written(written: Cost) -> Prices:
+    """Convert the prices that a resource states; what it leaves out costs as its base rate."""
+
+    def rate(text: str | None, otherwise: Decimal) -> Decimal:
+        return otherwise if text is None else parse_price(text)
+
+    base, out = parse_price(written.input_per_1k), parse_price(written.output_per_1k)
+    return Prices(
+        input=base,
+        output=out,
+        cached_input=rate(written.cached_input_per_1k, base),
+        cache_write=rate(written.cache_write_per_1k, base),
+        reasoning=rate(written.reasoning_per_1k, out),
+    )
+
+
+def list_prices(endpoint: str, model: str, at: datetime) -> Prices | None:
+    """Look up list prices by the endpoint's URL and the provider's own name for the model.
+
+    Where a price depends on the prompt's length or on the time of day, this is the dearest one:
+    a hold must be an upper bound. None: the endpoint or the model is unknown, or a call to it
+    costs more than its tokens (charged by request, or searching the web on its own).
+    """
+    # Half a second and 1.6 MB of tables, which a gateway never needs.
+    from genai_prices.data_snapshot import get_snapshot
+
+    if any(word in model.lower() for word in _SEARCHING):
+        return None
+    try:
+        _, found = get_snapshot().find_provider_model(model, None, None, endpoint)
+    except LookupError:
+        return None
+    tables = [vars(table) for table in _in_force(found, at)]
+    if any(table.get(key) is not None for table in tables for key in _UNBOUNDED):
+        return None
+    return _dearest(tables)
+
+
+def _in_force(model: ModelInfo, at: datetime) -> Iterator[ModelPrice]:
+    """List the price tables that may apply on the day: later ones replace earlier ones, but one
+    that holds for some hours of the day only stands beside what it replaces."""
+    from genai_prices.types import ModelPrice, TimeOfDateConstraint
+
+    if isinstance(model.prices, ModelPrice):
+        yield model.prices
+        return
+    for conditional in reversed(model.prices):
+        constraint = conditional.constraint
+        hourly = isinstance(constraint, TimeOfDateConstraint)
+        if constraint is None or hourly or constraint.active(at):
+            yield conditional.prices
+            if not hourly:
+                return
+
+
+def _dearest(tables: list[dict[str, object]]) -> Prices | None:
+    """Take each rate's highest value over the tables and their tiers."""
+
+    def rate(*keys: str) -> Decimal | None:
+        rates = [rate for table in tables for key in keys for rate in _rates(table.get(key))]
+        return max(rates, default=None)
+
+    base, out = rate(_INPUT), rate(_OUTPUT)
+    if base is None or out is None:
+        return None
+
+    def nano(found: Decimal | None, otherwise: Decimal) -> Decimal:
+        return _EXACT.multiply(otherwise if found is None else found, _NANO_PER_TOKEN)
+
+    return Prices(
+        input=nano(base, base),
+        output=nano(out, out),
+        cached_input=nano(rate(_CACHE_READ), base),
+        cache_write=nano(rate(*_CACHE_WRITES), base),
+        reasoning=nano(rate(_REASONING), out),
+    )
+
+
+def _rates(price: object) -> list[Decimal]:
+    """List the rates of one price in USD for a million tokens, all tiers among them."""
+    from genai_prices.types import TieredPrices
+
+    if isinstance(price, TieredPrices):
+        return [price.base, *(tier.price for tier in price.tiers)]
+    return [price] if isinstance(price, Decimal) else []

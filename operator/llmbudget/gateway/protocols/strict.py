@@ -1,0 +1,84 @@
+"""JSON that every parser reads the same way.
+
+What the gateway bounds and what the provider bills must be the same request. So documents that
+parsers disagree on are refused: repeated keys, NaN and infinities, broken UTF-8, lone surrogates,
+nesting that exhausts a stack.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Final, NoReturn
+
+MAX_DEPTH: Final = 64
+"""Levels of nesting; real requests have 10, tool schemas seldom 20."""
+
+
+class NotStrict(ValueError):
+    """The document is no strict JSON; the text says why, without quoting it."""
+
+
+def parse(body: bytes) -> object:
+    """Parse a document.
+
+    Raises:
+        NotStrict: it is none, or one that parsers disagree on.
+    """
+    try:
+        text = body.decode("utf-8")
+        value: object = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+    except NotStrict:
+        raise
+    except UnicodeDecodeError:
+        raise NotStrict("the body is not UTF-8") from None
+    except RecursionError:
+        raise NotStrict(f"the body is nested deeper than {MAX_DEPTH} levels") from None
+    except json.JSONDecodeError as error:
+        raise NotStrict(f"the body is no JSON: {error.msg} at character {error.pos}") from None
+    except ValueError:
+        raise NotStrict("the body has a number with too many digits") from None
+    # Counting brackets settles all but large documents, far cheaper than a walk.
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH:
+        _check_depth(value)
+    return value
+
+
+def serialise(value: object) -> bytes:
+    """Write a parsed value compactly.
+
+    Raises:
+        NotStrict: it has a number beyond a double's range, or half of a surrogate pair.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise NotStrict("the body has half of a surrogate pair") from None
+    except ValueError:
+        raise NotStrict("the body has a number beyond the range of a double") from None
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise NotStrict("the body repeats a key of an object")
+    return found
+
+
+def _refuse(_: str) -> NoReturn:
+    raise NotStrict("the body has NaN or an infinity")
+
+
+def _check_depth(value: object) -> None:
+    """Walk level by level, since recursion is what deep nesting would exhaust."""
+    level: list[object] = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            child
+            for parent in level
+            if isinstance(parent, dict | list)
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+        ]
+        if not level:
+            return
+    raise NotStrict(f"the body is nested deeper than {MAX_DEPTH} levels")
