@@ -1,0 +1,69 @@
+"""The simulator's own price table, arithmetic and bill: nothing here is shared with the ledger."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+
+class Prices:
+    """What the provider charges: USD for 1,000 tokens, by model, from a JSON file of its own."""
+
+    def __init__(self, table: Mapping[str, Mapping[str, str]]) -> None:
+        self._nano = {
+            model: (_nano_a_token(entry["inputPer1K"]), _nano_a_token(entry["outputPer1K"]))
+            for model, entry in table.items()
+        }
+
+    @property
+    def models(self) -> Iterable[str]:
+        """Names of all models."""
+        return self._nano
+
+    def cost(self, model: str, tokens_in: int, tokens_out: int) -> int:
+        """Price a call in nano-USD, rounded up once.
+
+        Raises:
+            KeyError: no such model.
+        """
+        price_in, price_out = self._nano[model]
+        exact = price_in * tokens_in + price_out * tokens_out
+        return -(-exact.numerator // exact.denominator)
+
+
+def _nano_a_token(usd_per_1k: str) -> Fraction:
+    return Fraction(usd_per_1k) * 10**9 / 1000
+
+
+class Bill:
+    """What was charged: one JSON line a call, appended before its answer leaves."""
+
+    def __init__(self, path: Path) -> None:
+        self.calls: Counter[str] = Counter()
+        self.nano: Counter[str] = Counter()
+        if path.exists():
+            for line in path.read_text().splitlines():
+                self._count(json.loads(line))
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    def _count(self, row: Mapping[str, Any]) -> None:
+        self.calls[row["model"]] += 1
+        self.nano[row["model"]] += row["nano"]
+
+    def charge(self, model: str, tokens_in: int, tokens_out: int, nano: int) -> None:
+        """Write one call down. One write, so that a kill leaves a whole line or none."""
+        row = {"model": model, "tokensIn": tokens_in, "tokensOut": tokens_out, "nano": nano}
+        os.write(self._file, json.dumps(row).encode() + b"\n")
+        self._count(row)
+
+    def total(self) -> dict[str, Any]:
+        """Sum the bill up: amounts in nano-USD."""
+        models = {
+            model: {"calls": self.calls[model], "nano": self.nano[model]} for model in self.calls
+        }
+        return {"calls": self.calls.total(), "nano": self.nano.total(), "models": models}

@@ -1,0 +1,332 @@
+"""A provider simulator on the loopback that keeps its own bill.
+
+It speaks the OpenAI chat protocol, wants the right key, and charges by its own price table and
+arithmetic, which share nothing with the ledger: that the two agree to the nano-dollar means
+something. A call is written to the bill when it is accepted, before the first byte of the answer
+leaves, so that it counts whatever happens to the caller.
+
+The answer's length is the request's: a prompt that says "37 words" gets 37 tokens, any other one as
+many as its limit allows. A model called `NAME@MODE` costs what NAME costs and misbehaves as MODE
+says; the header `x-simulator-mode` does the same for one call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from itertools import count
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import uvloop
+
+from llmbudget.local.bill import Bill, Prices
+from llmbudget.local.http1 import Answer, Request, port_of, serve
+
+FREE_MODES: Final = ("redirect", "echo")
+"""Complete answers that charge nothing, as `status-NNN` (an error with that status) does."""
+CHARGED_MODES: Final = (
+    "",  # as it should be
+    "hang",  # accepts the call and says nothing
+    "reset",  # drops the connection before it answers
+    "cut",  # drops it in the middle of the answer
+    "garbage",  # sends what is no HTTP, or no JSON in a stream
+    "no-usage",
+    "negative-usage",
+    "absurd-usage",
+)
+WORDS: Final = ("money ", "is ", "counted ", "before ", "it ", "is ", "spent ")
+CHUNKS: Final = 8
+"""Most pieces that a streamed answer's text comes in."""
+_LENGTH = re.compile(r"\b([0-9]{1,6}) words\b")
+_STATUS = re.compile(r"status-([1-5][0-9]{2})")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One accepted call: what it is and what it will say."""
+
+    id: str
+    model: str
+    mode: str
+    stream: bool
+    include_usage: bool
+    choices: int
+    tokens_in: int
+    tokens_out: int
+
+    def usage(self) -> dict[str, int] | None:
+        """Report token counts, as wrongly as the mode wants."""
+        if self.mode == "no-usage":
+            return None
+        scale = {"negative-usage": -1, "absurd-usage": 10**12}.get(self.mode, 1)
+        tokens_in, tokens_out = self.tokens_in * scale, self.tokens_out * scale
+        return {
+            "prompt_tokens": tokens_in,
+            "completion_tokens": tokens_out,
+            "total_tokens": tokens_in + tokens_out,
+        }
+
+    def words(self) -> list[str]:
+        """Write one choice's text: a word a token."""
+        each = self.tokens_out // self.choices
+        return [WORDS[index % len(WORDS)] for index in range(each)]
+
+
+def tokens_in(body: Mapping[str, Any]) -> int:
+    """Count a request's input: a token for every 4 bytes of its messages, at least 1."""
+    return max(1, len(json.dumps(body.get("messages", ""), ensure_ascii=False).encode()) // 4)
+
+
+def tokens_out(body: Mapping[str, Any], default: int) -> int:
+    """Count one choice of the answer: what the prompt asks for, within the request's limit."""
+    limit = int(body.get("max_completion_tokens") or body.get("max_tokens") or default)
+    asked = _LENGTH.search(str(body["messages"][-1].get("content", "")))
+    return min(limit, int(asked.group(1))) if asked else limit
+
+
+class Simulator:
+    """The provider: answers calls, and writes down what they cost."""
+
+    def __init__(
+        self, prices: Prices, bill: Bill, key_file: Path, *, latency: float, output_tokens: int
+    ) -> None:
+        self._prices = prices
+        self._bill = bill
+        self._key_file = key_file
+        self._latency = latency
+        """Seconds before an answer begins, and as long again while it streams."""
+        self._output_tokens = output_tokens
+        self._ids = count(1)
+        self._keys: tuple[int, frozenset[str]] = (0, frozenset())
+        self.requests = 0
+        self.refused = 0
+
+    async def handle(self, request: Request, answer: Answer) -> None:
+        """Answer one request."""
+        if request.path == "/bill":
+            return _json(answer, {**self._bill.total(), **self._counts()})
+        self.requests += 1
+        if not self._admitted(request):
+            self.refused += 1
+            return _error(answer, HTTPStatus.UNAUTHORIZED, "Incorrect API key provided.")
+        match request.method, request.path:
+            case "GET", "/v1/models":
+                listed = [{"id": name, "object": "model"} for name in self._prices.models]
+                return _json(answer, {"object": "list", "data": listed})
+            case "POST", "/v1/chat/completions":
+                return await self._chat(request, answer)
+        return _error(answer, HTTPStatus.NOT_FOUND, "No such path.")
+
+    def _counts(self) -> dict[str, int]:
+        return {"requests": self.requests, "refused": self.refused}
+
+    def _admitted(self, request: Request) -> bool:
+        """Compare the key with those of the key file, which may be rotated at any time."""
+        stamp = self._key_file.stat().st_mtime_ns
+        if stamp != self._keys[0]:
+            self._keys = (stamp, frozenset(self._key_file.read_text().split()))
+        bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
+        plain = (request.headers.get("api-key"), request.headers.get("x-api-key"))
+        return any(key in self._keys[1] for key in (bearer, *plain))
+
+    async def _chat(self, request: Request, answer: Answer) -> None:
+        try:
+            call = self._accept(request)
+        except (ValueError, TypeError, AttributeError, LookupError) as error:
+            return _error(answer, HTTPStatus.BAD_REQUEST, f"Bad request: {error!r}")
+        if not _charged(call.mode):
+            return _refuse(call.mode, request, answer)
+        cost = self._prices.cost(call.model, call.tokens_in, call.tokens_out)
+        self._bill.charge(call.model, call.tokens_in, call.tokens_out, cost)
+        if self._latency:
+            await asyncio.sleep(self._latency)
+        if call.mode == "hang":
+            await answer.closed.wait()
+        elif call.mode == "reset":
+            answer.reset()
+        elif call.mode == "garbage" and not call.stream:
+            answer.raw(b"\x00\xff this is no HTTP \r\n\r\n")
+            answer.close()
+        elif call.stream:
+            await self._stream(call, answer)
+        else:
+            _plain(call, answer)
+        return None
+
+    def _accept(self, request: Request) -> Call:
+        body = json.loads(request.body)
+        model, _, mode = body["model"].partition("@")
+        choices = int(body.get("n") or 1)
+        mode = request.headers.get("x-simulator-mode", mode)
+        if mode not in (*CHARGED_MODES, *FREE_MODES) and not _STATUS.fullmatch(mode):
+            raise ValueError(f"no such mode: {mode}")
+        self._prices.cost(model, 0, 0)
+        return Call(
+            id=f"chatcmpl-{next(self._ids)}",
+            model=model,
+            mode=mode,
+            stream=bool(body.get("stream")),
+            include_usage=bool((body.get("stream_options") or {}).get("include_usage")),
+            choices=choices,
+            tokens_in=tokens_in(body),
+            tokens_out=choices * tokens_out(body, self._output_tokens),
+        )
+
+    async def _stream(self, call: Call, answer: Answer) -> None:
+        answer.start()
+        words = call.words()
+        size = max(1, -(-len(words) // CHUNKS))
+        pieces = ["".join(words[at : at + size]) for at in range(0, len(words), size)]
+        for number, piece in enumerate(pieces):
+            if number == len(pieces) // 2 and call.mode in ("cut", "garbage"):
+                return _spoil(call.mode, answer)
+            for choice in range(call.choices):
+                delta = {"role": "assistant", "content": piece}
+                answer.chunk(_event(call, [{"index": choice, "delta": delta}]))
+            if self._latency:
+                await asyncio.sleep(self._latency / len(pieces))
+        stops = [
+            {"index": choice, "delta": {}, "finish_reason": "stop"}
+            for choice in range(call.choices)
+        ]
+        answer.chunk(_event(call, stops))
+        if call.include_usage:
+            answer.chunk(_event(call, [], call.usage()))
+        answer.chunk(b"data: [DONE]\n\n")
+        return answer.chunk(b"")
+
+
+def _charged(mode: str) -> bool:
+    """Tell whether a call in this mode is charged: complete error answers are not."""
+    return mode in CHARGED_MODES
+
+
+def _refuse(mode: str, request: Request, answer: Answer) -> None:
+    """Answer with a complete error, which costs nothing."""
+    if mode == "redirect":
+        place = {"location": "/v1/elsewhere"}
+        return answer.send(HTTPStatus.TEMPORARY_REDIRECT, b"", headers=place)
+    if mode == "echo":
+        return _error(answer, HTTPStatus.BAD_REQUEST, f"You sent: {dict(request.headers)}")
+    status = int(mode.removeprefix("status-"))
+    wait = {"retry-after": "1"} if status == HTTPStatus.TOO_MANY_REQUESTS else {}
+    return _error(answer, status, "The simulator was asked to fail.", wait)
+
+
+def _spoil(mode: str, answer: Answer) -> None:
+    """Break a stream in its middle."""
+    if mode == "cut":
+        return answer.reset()
+    answer.chunk(b"data: {this is no JSON\n\n\xff\xfe")
+    return answer.chunk(b"")
+
+
+def _plain(call: Call, answer: Answer) -> None:
+    text = "".join(call.words())
+    choices = [
+        {
+            "index": choice,
+            "message": {"role": "assistant", "content": text},
+            "finish_reason": "stop",
+        }
+        for choice in range(call.choices)
+    ]
+    document = {**_envelope(call, "chat.completion"), "choices": choices, "usage": call.usage()}
+    if call.mode == "no-usage":
+        del document["usage"]
+    body = json.dumps(document).encode()
+    if call.mode == "cut":
+        answer.raw(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body))
+        answer.raw(body[: len(body) // 2])
+        return answer.reset()
+    return answer.send(HTTPStatus.OK, body)
+
+
+def _envelope(call: Call, kind: str) -> dict[str, Any]:
+    return {"id": call.id, "object": kind, "created": 0, "model": call.model}
+
+
+def _event(
+    call: Call, choices: list[dict[str, Any]], usage: Mapping[str, int] | None = None
+) -> bytes:
+    document = {**_envelope(call, "chat.completion.chunk"), "choices": choices}
+    if usage is not None:
+        document["usage"] = usage
+    return f"data: {json.dumps(document)}\n\n".encode()
+
+
+def _json(answer: Answer, document: Mapping[str, Any]) -> None:
+    answer.send(HTTPStatus.OK, json.dumps(document).encode())
+
+
+def _error(
+    answer: Answer, status: int, message: str, headers: Mapping[str, str] | None = None
+) -> None:
+    document = {"error": {"message": message, "type": "simulator_error", "code": None}}
+    answer.send(status, json.dumps(document).encode(), headers=headers)
+
+
+async def run(simulator: Simulator, port: int) -> None:
+    """Serve until cancelled; the first line of the output is the base URL."""
+    server = await serve(simulator.handle, port)
+    click.echo(f"http://127.0.0.1:{port_of(server)}/v1")
+    async with server:
+        await server.serve_forever()
+
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command("provider")
+@click.option("--port", default=0, show_default=True, help="Port on the loopback; 0: a free one.")
+@click.option(
+    "--prices",
+    "prices_file",
+    type=_FILE,
+    required=True,
+    help='JSON: {"MODEL": {"inputPer1K": "0.0006", "outputPer1K": "0.0006"}}, in USD.',
+)
+@click.option(
+    "--bill",
+    "bill_file",
+    type=_FILE,
+    required=True,
+    help="The bill: a JSON line a call; an existing one is continued.",
+)
+@click.option(
+    "--keys",
+    "key_file",
+    type=_FILE,
+    required=True,
+    help="The API keys that are accepted, one a line; read again when it changes.",
+)
+@click.option("--latency-ms", default=0, show_default=True, help="Time before an answer begins.")
+@click.option(
+    "--output-tokens",
+    default=64,
+    show_default=True,
+    help="Length of an answer where neither the prompt nor a limit says it.",
+)
+def command(
+    port: int,
+    prices_file: Path,
+    bill_file: Path,
+    key_file: Path,
+    latency_ms: int,
+    output_tokens: int,
+) -> None:
+    """Simulate an OpenAI-compatible provider that keeps its own bill (GET /bill)."""
+    simulator = Simulator(
+        Prices(json.loads(prices_file.read_text())),
+        Bill(bill_file),
+        key_file,
+        latency=latency_ms / 1000,
+        output_tokens=output_tokens,
+    )
+    uvloop.run(run(simulator, port))
