@@ -75,15 +75,13 @@ def lowered(
     Returns:
         The model's name; None where the ceilings leave none, or contradict each other.
     """
-    current = model
-    # Each round that changes something obeys one more ladder, unless they send a call in circles.
-    for _ in range(len(ladders) + 1):
-        before = current
-        for ladder, level in zip(ladders, levels, strict=True):
-            below = ceiling(current, ladder, level, weights)
-            if below is None:
-                return None
-            current = below
-        if current == before:
+    current: str | None = model
+    seen: set[str] = set()
+    while current is not None and current not in seen:
+        seen.add(current)
+        steps = (ceiling(current, *pair, weights) for pair in zip(ladders, levels, strict=True))
+        below = next((step for step in steps if step != current), current)
+        if below == current:
             return current
+        current = below
     return None

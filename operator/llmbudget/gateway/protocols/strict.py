@@ -71,13 +71,14 @@ def _refuse(_: str) -> NoReturn:
 
 def _check_depth(value: object) -> None:
     """Walk level by level, since recursion is what deep nesting would exhaust."""
-    level: list[object] = [value]
-    for _ in range(MAX_DEPTH + 1):
+    level = [value]
+    for _ in range(MAX_DEPTH):
         level = [
             child
             for parent in level
             if isinstance(parent, dict | list)
             for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, dict | list)
         ]
         if not level:
             return

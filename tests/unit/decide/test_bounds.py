@@ -1,0 +1,141 @@
+"""No usage within the bound's tokens costs more than the bound."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from llmbudget.api.money import Nano
+from llmbudget.contract.config import ModelConfig, Prices
+from llmbudget.decide.bounds import (
+    MESSAGE_OVERHEAD,
+    REQUEST_OVERHEAD,
+    SCHEMA_FACTOR,
+    SCHEMA_OVERHEAD,
+    Demand,
+    affordable_limit,
+    default_limit,
+    expected_cost,
+    fits,
+    input_bound,
+    plausible_tokens,
+    upper_bound,
+)
+from llmbudget.decide.prices import Usage, cost
+
+
+def model(**fields: int) -> ModelConfig:
+    sizes = {"max_context": 128_000, "max_output": 16_384, "default_max_output": 4096}
+    return ModelConfig(
+        name="m", upstream_name="m", prices=None, **(sizes | {"latency_ms": 1} | fields)
+    )
+
+
+rates = st.decimals("0", "100000", places=6, allow_nan=False, allow_infinity=False)
+all_prices = st.fixed_dictionaries(dict.fromkeys(Prices.model_fields, rates)).map(
+    Prices.model_validate
+)
+demands = st.builds(
+    Demand,
+    prompt_bytes=st.integers(0, 10**6),
+    messages=st.integers(1, 100),
+    schema_bytes=st.integers(0, 10**5),
+    choices=st.integers(1, 8),
+    limit=st.none() | st.integers(1, 10**6),
+)
+models = st.builds(
+    lambda context, most, default: model(
+        max_context=context, max_output=most, default_max_output=default
+    ),
+    st.integers(1, 10**6),
+    st.integers(1, 10**5),
+    st.integers(1, 10**5),
+)
+
+
+@given(demands, models, all_prices, st.data())
+def test_no_usage_within_the_bounds_costs_more_than_the_hold(
+    demand: Demand, found: ModelConfig, prices: Prices, data: st.DataObject
+) -> None:
+    limit = default_limit(demand, found)
+    tokens_in = data.draw(st.integers(0, input_bound(demand, found)))
+    tokens_out = data.draw(st.integers(0, limit * demand.choices))
+    cached = data.draw(st.integers(0, tokens_in))
+    cache_write = data.draw(st.integers(0, tokens_in - cached))
+    reasoning = data.draw(st.integers(0, tokens_out))
+    usage = Usage(tokens_in, tokens_out, cached, cache_write, reasoning)
+    assert cost(usage, prices) <= upper_bound(demand, found, prices, limit)
+
+
+@given(demands, models, all_prices, st.integers(0, 10**13))
+def test_the_affordable_limit_is_the_largest_that_the_balance_covers(
+    demand: Demand, found: ModelConfig, prices: Prices, left: int
+) -> None:
+    remaining = Nano(left)
+    wanted = default_limit(demand, found)
+    limit = affordable_limit(demand, found, prices, remaining)
+    if limit is None:
+        least = wanted if demand.limit else 1
+        assert upper_bound(demand, found, prices, least) > remaining
+        return
+    assert 1 <= limit <= wanted
+    assert upper_bound(demand, found, prices, limit) <= remaining
+    if limit < wanted:
+        assert demand.limit is None
+        assert upper_bound(demand, found, prices, limit + 1) > remaining
+
+
+def test_without_a_cap_the_default_limit_holds() -> None:
+    dear = Prices(**dict.fromkeys(Prices.model_fields, Decimal(10**9)))
+    assert affordable_limit(Demand(10, 1), model(), dear, None) == 4096
+
+
+def test_free_calls_fit_an_empty_balance() -> None:
+    free = Prices(**dict.fromkeys(Prices.model_fields, Decimal(0)))
+    assert affordable_limit(Demand(10, 1), model(), free, Nano(0)) == 4096
+
+
+def test_input_counts_bytes_and_what_the_provider_adds() -> None:
+    demand = Demand(prompt_bytes=100, messages=2, schema_bytes=50)
+    added = REQUEST_OVERHEAD + 2 * MESSAGE_OVERHEAD + SCHEMA_OVERHEAD + SCHEMA_FACTOR * 50
+    assert input_bound(demand, model()) == 100 + added
+
+
+def test_input_is_bounded_by_the_context() -> None:
+    assert input_bound(Demand(10**9, 1), model()) == 128_000
+
+
+@pytest.mark.parametrize(
+    ("limit", "fields", "expected"),
+    [
+        (None, {}, 4096),
+        (None, {"max_output": 1000}, 1000),
+        (7, {}, 7),
+        (100_000, {"max_output": 1000}, 100_000),
+    ],
+    ids=["default", "the model's maximum", "the caller's", "never lowered"],
+)
+def test_the_output_limit(limit: int | None, fields: dict[str, int], expected: int) -> None:
+    assert default_limit(Demand(1, 1, limit=limit), model(**fields)) == expected
+
+
+def test_fitting_counts_prompt_and_answer() -> None:
+    assert fits(Demand(3000, 1, limit=1000), model(max_context=2000))
+    assert not fits(Demand(3003, 1, limit=1000), model(max_context=2000))
+
+
+def test_the_expected_cost_compares_by_what_a_call_reads_and_writes() -> None:
+    reads = Prices(**dict.fromkeys(Prices.model_fields, Decimal(1)) | {"input": Decimal(10)})
+    writes = Prices(**dict.fromkeys(Prices.model_fields, Decimal(1)) | {"output": Decimal(10)})
+    long, short = Demand(30_000, 1, limit=10), Demand(30, 1, limit=10_000)
+    assert expected_cost(long, model(), reads) > expected_cost(long, model(), writes)
+    assert expected_cost(short, model(), reads) < expected_cost(short, model(), writes)
+
+
+@given(demands, models)
+def test_whatever_the_bounds_allow_is_plausible(demand: Demand, found: ModelConfig) -> None:
+    limit = default_limit(demand, found)
+    plausible = plausible_tokens(demand, found, limit)
+    assert plausible >= input_bound(demand, found) + limit * demand.choices

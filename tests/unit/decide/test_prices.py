@@ -1,0 +1,196 @@
+"""Costs are exact and rounded up once; list prices are the dearest that may apply."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from fractions import Fraction
+from math import ceil
+
+import pytest
+from genai_prices import data_snapshot
+from genai_prices.types import (
+    ClauseEquals,
+    ConditionalPrice,
+    ModelInfo,
+    ModelPrice,
+    Provider,
+    StartDateConstraint,
+    Tier,
+    TieredPrices,
+    TimeOfDateConstraint,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from llmbudget.api.provider import Cost, ProviderModel
+from llmbudget.contract.config import Prices
+from llmbudget.decide.prices import Usage, cost, list_prices, resolve_prices
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+ENDPOINT = "https://models.example/v1"
+
+
+def prices(base: str = "150", out: str = "600", **rates: str) -> Prices:
+    given = {name: Decimal(rate) for name, rate in rates.items()}
+    defaults = {"cached_input": base, "cache_write": base, "reasoning": out}
+    return Prices(
+        input=Decimal(base),
+        output=Decimal(out),
+        **{name: given.get(name, Decimal(rate)) for name, rate in defaults.items()},
+    )
+
+
+def test_the_cost_is_tokens_times_price() -> None:
+    assert cost(Usage(tokens_in=1000, tokens_out=100), prices()) == 150_000 + 60_000
+
+
+def test_each_kind_of_token_has_its_own_price() -> None:
+    usage = Usage(tokens_in=1000, tokens_out=100, cached=300, cache_write=200, reasoning=40)
+    rated = prices("10", "100", cached_input="1", cache_write="20", reasoning="200")
+    assert cost(usage, rated) == 500 * 10 + 300 * 1 + 200 * 20 + 60 * 100 + 40 * 200
+
+
+def test_a_cost_is_rounded_up_once_and_not_for_each_part() -> None:
+    rated = prices("0.3", "0.3")
+    assert cost(Usage(1, 1), rated) == 1
+    assert cost(Usage(2, 2), rated) == 2
+    assert cost(Usage(0, 0), rated) == 0
+
+
+amounts = st.decimals("0", "1000000", places=6, allow_nan=False, allow_infinity=False)
+counts = st.integers(0, 2**40)
+
+
+@given(counts, counts, amounts, amounts)
+def test_the_cost_is_exact_however_large(read: int, written: int, a: Decimal, b: Decimal) -> None:
+    exact = read * Fraction(a) + written * Fraction(b)
+    assert cost(Usage(read, written), prices(str(a), str(b))) == ceil(exact)
+
+
+def test_prices_of_the_resource_come_before_list_prices() -> None:
+    model = ProviderModel(
+        name="gpt-4o-mini", cost=Cost(input_per_1k="0.0006", output_per_1k="0.0012")
+    )
+    found = resolve_prices(model, "https://api.openai.com/v1", NOW)
+    assert found == prices("600", "1200")
+
+
+def test_what_the_resource_leaves_out_costs_as_its_base_rate() -> None:
+    written = Cost(
+        input_per_1k="0.003",
+        output_per_1k="0.015",
+        cached_input_per_1k="0.0003",
+        cache_write_per_1k="0.00375",
+        reasoning_per_1k="0.02",
+    )
+    found = resolve_prices(ProviderModel(name="m", cost=written), ENDPOINT, NOW)
+    expected = prices("3000", "15000", cached_input="300", cache_write="3750", reasoning="20000")
+    assert found == expected
+
+
+def test_list_prices_are_found_by_endpoint_and_upstream_name() -> None:
+    model = ProviderModel(name="small", upstream_name="openai/gpt-4o-mini")
+    found = resolve_prices(model, "https://openrouter.ai/api/v1", NOW)
+    assert found is not None
+    assert found.input > 0
+    assert found.output >= found.input
+
+
+def test_all_list_prices_are_exact_decimals() -> None:
+    for provider in data_snapshot.get_snapshot().providers:
+        for model in provider.models:
+            tables = model.prices if isinstance(model.prices, list) else [model.prices]
+            for table in tables:
+                table = table.prices if isinstance(table, ConditionalPrice) else table
+                for rate in vars(table).values():
+                    steps = (
+                        [rate.base, *(tier.price for tier in rate.tiers)]
+                        if isinstance(rate, TieredPrices)
+                        else [rate]
+                    )
+                    assert {type(step) for step in steps} <= {Decimal, type(None)}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "model"),
+    [
+        ("http://localai.llm:8080/v1", "phi-4-14b"),
+        ("https://api.openai.com/v1", "no-such-model-anywhere"),
+        ("https://api.perplexity.ai", "sonar"),
+        ("https://api.openai.com/v1", "o3-deep-research"),
+        ("https://api.openai.com/v1", "gpt-4o-mini-search-preview"),
+        ("https://api.openai.com/v1", "tts-1"),
+        ("https://api.openai.com/v1", "text-embedding-3-small"),
+    ],
+)
+def test_what_cannot_be_priced_by_token_has_no_price(endpoint: str, model: str) -> None:
+    assert list_prices(endpoint, model, NOW) is None
+
+
+@pytest.fixture
+def listed(request: pytest.FixtureRequest):
+    """Put a list of one model in the place of the package's."""
+    model = ModelInfo(id="m", match=ClauseEquals(equals="m"), prices=request.param)
+    provider = Provider(id="p", name="P", api_pattern="https://models\\.example", models=[model])
+    data_snapshot.set_custom_snapshot(
+        data_snapshot.DataSnapshot(providers=[provider], from_auto_update=False)
+    )
+    yield list_prices(ENDPOINT, "m", NOW)
+    data_snapshot.set_custom_snapshot(None)
+
+
+def table(base: str, out: str = "10", **rates: str) -> ModelPrice:
+    given = {f"{name}_mtok": Decimal(rate) for name, rate in rates.items()}
+    return ModelPrice(input_mtok=Decimal(base), output_mtok=Decimal(out), **given)
+
+
+TIERED = ModelPrice(
+    input_mtok=TieredPrices(base=Decimal(2), tiers=[Tier(start=200_000, price=Decimal(4))]),
+    output_mtok=Decimal(10),
+)
+DATED = [
+    ConditionalPrice(prices=table("9")),
+    ConditionalPrice(
+        prices=table("3"), constraint=StartDateConstraint(start_date=datetime(2026, 1, 1).date())
+    ),
+    ConditionalPrice(
+        prices=table("1"), constraint=StartDateConstraint(start_date=datetime(2027, 1, 1).date())
+    ),
+]
+HOURLY = [
+    ConditionalPrice(prices=table("2")),
+    ConditionalPrice(
+        prices=table("1"),
+        constraint=TimeOfDateConstraint(
+            start_time=datetime(2026, 1, 1, 11, tzinfo=UTC).timetz(),
+            end_time=datetime(2026, 1, 1, 13, tzinfo=UTC).timetz(),
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("listed", "expected"),
+    [
+        pytest.param(table("2"), prices("2000", "10000"), id="flat"),
+        pytest.param(TIERED, prices("4000", "10000"), id="the dearest tier"),
+        pytest.param(DATED, prices("3000", "10000"), id="in force today"),
+        pytest.param(HOURLY, prices("2000", "10000"), id="the dearest hour"),
+        pytest.param(
+            table("2", cache_read="1", cache_write="3", cache_write_1h="4", output_reasoning="11"),
+            prices("2000", "10000", cached_input="1000", cache_write="4000", reasoning="11000"),
+            id="the dearest cache write",
+        ),
+        pytest.param(
+            ModelPrice(input_mtok=Decimal(1), output_mtok=Decimal(1), requests_kcount=Decimal(5)),
+            None,
+            id="charged by request",
+        ),
+        pytest.param(ModelPrice(input_mtok=Decimal(1)), None, id="no output price"),
+    ],
+    indirect=["listed"],
+)
+def test_list_prices_are_the_dearest_in_force(
+    listed: Prices | None, expected: Prices | None
+) -> None:
+    assert listed == expected
