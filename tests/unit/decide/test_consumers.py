@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from llmbudget.contract.config import AccountConfig, ConsumerConfig, Limits
 from llmbudget.decide.consumers import Consumers, NoBudget
 

@@ -7,6 +7,7 @@ from decimal import Decimal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from llmbudget.contract.config import ModelConfig, Prices
 from llmbudget.decide.ladder import ceiling, default_ladder, lowered, weights_of
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from fractions import Fraction
 from math import ceil
@@ -22,6 +22,7 @@ from genai_prices.types import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+
 from llmbudget.api.provider import Cost, ProviderModel
 from llmbudget.contract.config import Prices
 from llmbudget.decide.prices import Usage, cost, list_prices, resolve_prices
@@ -151,10 +152,10 @@ TIERED = ModelPrice(
 DATED = [
     ConditionalPrice(prices=table("9")),
     ConditionalPrice(
-        prices=table("3"), constraint=StartDateConstraint(start_date=datetime(2026, 1, 1).date())
+        prices=table("3"), constraint=StartDateConstraint(start_date=date(2026, 1, 1))
     ),
     ConditionalPrice(
-        prices=table("1"), constraint=StartDateConstraint(start_date=datetime(2027, 1, 1).date())
+        prices=table("1"), constraint=StartDateConstraint(start_date=date(2027, 1, 1))
     ),
 ]
 HOURLY = [

@@ -20,6 +20,8 @@ from llmbudget.gateway.protocols.errors import Refusal, malformed
 MAX_TOKENS: Final = 10_000_000
 """Highest output limit: what a model's `maxOutput` may be at most."""
 MAX_CHOICES: Final = 128
+MAX_NAME: Final = 256
+"""Characters of a model's name: a provider's and a model's at their longest, and a slash."""
 
 _LIMITS: Final = ("max_completion_tokens", "max_tokens")
 _PLAIN: Final = frozenset(
@@ -104,8 +106,8 @@ def _read(document: object) -> ChatRequest:
     fields = {key: value for key, value in document.items() if value is not None}
     _check_fields(fields)
     model = fields.get("model")
-    if not isinstance(model, str) or not model:
-        raise _bad("model", "it must be a non-empty string")
+    if not isinstance(model, str) or not 1 <= len(model) <= MAX_NAME or not model.isprintable():
+        raise _bad("model", f"it must be a string of 1 to {MAX_NAME} printable characters")
     stream = _flag(fields, "stream", "stream")
     options = _stream_options(fields, stream)
     choices = _integer(fields, "n", MAX_CHOICES) or 1
@@ -286,6 +288,7 @@ def _inside(fields: Mapping[str, object]) -> bytes:
 
 
 def _bad(field: str, reason: str) -> Refusal:
-    # The name may be the caller's own invention, of any length.
+    # The name may be the caller's own invention: of any length, with any characters.
     name = field if len(field) <= 120 else f"{field[:120]}…"
-    return malformed(f"Field {name!r} is refused: {reason}.", param=name, code="unsupported_field")
+    name = name if name.isprintable() else ascii(name)
+    return malformed(f"Field {name} is refused: {reason}.", param=name, code="unsupported_field")

@@ -7,6 +7,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from llmbudget.gateway.protocols.strict import MAX_DEPTH, NotStrict, parse, serialise
 
 

@@ -1,0 +1,304 @@
+"""What OpenAI's callers may ask, what is sent for it, and what is refused by name."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmbudget.api.provider import KeyHeader, Protocol
+from llmbudget.contract.config import ModelConfig, Prices, ProviderConfig
+from llmbudget.decide.catalogue import Offer
+from llmbudget.gateway.protocols.errors import Refusal
+from llmbudget.gateway.protocols.openai import models_body, parse_chat, upstream_body
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+def body(**fields: object) -> bytes:
+    return json.dumps({"model": "gpt-4o-mini", "messages": HELLO} | fields).encode()
+
+
+def offer(name: str = "gpt-4o-mini", owner: str = "openrouter", host: str = "router.example"):
+    one = Decimal(1)
+    model = ModelConfig(
+        name=name,
+        upstream_name=f"upstream/{name}",
+        prices=Prices(input=one, output=one, cached_input=one, cache_write=one, reasoning=one),
+        max_context=128_000,
+        max_output=16_384,
+        default_max_output=4096,
+        latency_ms=1,
+    )
+    provider = ProviderConfig(
+        name=owner,
+        protocol=Protocol.OPENAI,
+        endpoint=f"https://{host}/v1",
+        allow_private=False,
+        key_header=KeyHeader.AUTHORIZATION,
+        models=(model,),
+        connect_timeout_ms=1,
+        idle_timeout_ms=1,
+        total_timeout_ms=1,
+        bills_errors=False,
+    )
+    return Offer(provider, model)
+
+
+def sent(request: bytes, limit: int = 99, host: str = "router.example") -> dict[str, object]:
+    return json.loads(upstream_body(parse_chat(request), offer(host=host), limit))
+
+
+def test_a_plain_request_is_read() -> None:
+    request = parse_chat(body())
+    assert (request.model, request.stream, request.include_usage) == ("gpt-4o-mini", False, False)
+    assert request.demand.limit is None
+    assert (request.demand.choices, request.demand.messages) == (1, 1)
+    assert request.demand.schema_bytes == 0
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_the_callers_limit_stays_in_its_field(field: str) -> None:
+    request = body(**{field: 7})
+    assert parse_chat(request).demand.limit == 7
+    upstream = sent(request, limit=7)
+    assert upstream[field] == 7
+    assert len({"max_tokens", "max_completion_tokens"} & set(upstream)) == 1
+
+
+def test_an_omitted_limit_is_set() -> None:
+    assert sent(body(), limit=4096) == {
+        "model": "upstream/gpt-4o-mini",
+        "max_tokens": 4096,
+        "messages": HELLO,
+    }
+
+
+def test_openai_gets_the_field_its_reasoning_models_take_and_the_standard_tier() -> None:
+    upstream = sent(body(), limit=5, host="api.openai.com")
+    assert upstream["max_completion_tokens"] == 5
+    assert "max_tokens" not in upstream
+    assert upstream["service_tier"] == "default"
+
+
+def test_a_stream_always_sends_its_usage() -> None:
+    request = body(stream=True, stream_options={"include_obfuscation": False})
+    assert not parse_chat(request).include_usage
+    assert sent(request)["stream_options"] == {"include_obfuscation": False, "include_usage": True}
+    assert parse_chat(body(stream=True, stream_options={"include_usage": True})).include_usage
+
+
+FIELDS = {
+    "n": 3,
+    "temperature": 0.1,
+    "top_p": 0.9,
+    "stop": ["\n", "é"],
+    "seed": -1,
+    "presence_penalty": 1,
+    "frequency_penalty": -2,
+    "logit_bias": {"50256": -100},
+    "logprobs": True,
+    "top_logprobs": 5,
+    "user": "u",
+    "metadata": {"k": "v"},
+    "reasoning_effort": "low",
+    "verbosity": "low",
+    "safety_identifier": "s",
+    "prompt_cache_key": "k",
+    "store": False,
+    "service_tier": "default",
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+    "tool_choice": "auto",
+    "parallel_tool_calls": False,
+    "functions": [{"name": "g"}],
+    "function_call": "none",
+    "response_format": {"type": "json_object"},
+}
+
+
+def test_allowed_fields_arrive_as_they_were_sent() -> None:
+    assert sent(body(**FIELDS)) == FIELDS | {
+        "model": "upstream/gpt-4o-mini",
+        "max_tokens": 99,
+        "messages": HELLO,
+    }
+
+
+def test_null_means_unset() -> None:
+    assert sent(body(n=None, store=None, tools=None, audio=None)) == sent(body())
+
+
+CONVERSATION = [
+    {"role": "developer", "content": [{"type": "text", "text": "Be brief."}]},
+    {"role": "user", "content": "東京の天気は?", "name": "n"},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+        ],
+    },
+    {"role": "tool", "tool_call_id": "1", "content": "☀"},
+    {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}], "refusal": "No."},
+]
+
+
+def test_all_text_messages_arrive_as_they_were_sent() -> None:
+    assert sent(body(messages=CONVERSATION))["messages"] == CONVERSATION
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(st.lists(texts, min_size=1), st.booleans(), texts)
+def test_the_demand_counts_every_byte_that_the_model_may_read(
+    contents: list[str], escaped: bool, described: str
+) -> None:
+    messages = [{"role": "user", "content": content} for content in contents]
+    tools = [{"type": "function", "function": {"name": "f", "description": described}}]
+    document = {"model": "m", "messages": messages, "tools": tools}
+    demand = parse_chat(json.dumps(document, ensure_ascii=escaped).encode()).demand
+    assert demand.prompt_bytes >= sum(len(content.encode()) for content in contents)
+    assert demand.schema_bytes >= len(described.encode())
+    assert demand.messages == len(contents)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"model": ""}, "model"),
+        ({"model": 5}, "model"),
+        ({"messages": []}, "messages"),
+        ({"messages": "Hello"}, "messages"),
+        ({"messages": ["Hello"]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": {}}]}, "messages[0].content"),
+        ({"messages": [{"role": "assistant", "audio": {"id": "a"}}]}, "messages[0].audio"),
+        ({"messages": [{"role": "user", "cache_control": {}}]}, "messages[0].cache_control"),
+        ({"n": 0}, "n"),
+        ({"n": 129}, "n"),
+        ({"n": True}, "n"),
+        ({"n": 1.0}, "n"),
+        ({"n": "1"}, "n"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"max_tokens": False}, "max_tokens"),
+        ({"max_tokens": 10**30}, "max_tokens"),
+        ({"max_completion_tokens": "9"}, "max_completion_tokens"),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
+        ({"stream": 1}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": []}, "stream_options"),
+        ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
+        (
+            {"stream": True, "stream_options": {"include_usage": 1}},
+            "stream_options.include_usage",
+        ),
+        ({"service_tier": "auto"}, "service_tier"),
+        ({"service_tier": "priority"}, "service_tier"),
+        ({"service_tier": ["default"]}, "service_tier"),
+        ({"store": True}, "store"),
+        ({"store": 0}, "store"),
+        ({"tools": {}}, "tools"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "cache_control": {}}]}, "tools[0].cache_control"),
+        ({"web_search_options": {}}, "web_search_options"),
+        ({"prediction": {}}, "prediction"),
+        ({"modalities": ["text"]}, "modalities"),
+        ({"audio": {}}, "audio"),
+        ({"previous_response_id": "r"}, "previous_response_id"),
+        ({"plugins": []}, "plugins"),
+        ({"provider": {}}, "provider"),
+        ({"models": []}, "models"),
+        ({"route": "fallback"}, "route"),
+        ({"transforms": []}, "transforms"),
+        ({"no_such_field": 1}, "no_such_field"),
+    ],
+)
+def test_a_refusal_names_its_field(fields: dict[str, object], param: str) -> None:
+    with pytest.raises(Refusal) as refused:
+        parse_chat(body(**fields))
+    assert (refused.value.status, refused.value.param) == (400, param)
+    assert param in refused.value.message
+
+
+@pytest.mark.parametrize("kind", ["image_url", "input_audio", "file", "video_url", "input_image"])
+def test_media_are_refused(kind: str) -> None:
+    messages = [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": kind}]}]
+    with pytest.raises(Refusal, match="send text only") as refused:
+        parse_chat(body(messages=messages))
+    assert refused.value.param == f"messages[0].content[1].{kind}"
+
+
+@pytest.mark.parametrize("part", [5, None, [], {}, {"type": []}, {"type": "text", "url": "x"}])
+def test_other_parts_are_refused(part: object) -> None:
+    with pytest.raises(Refusal):
+        parse_chat(body(messages=[{"role": "user", "content": [part]}]))
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        b"",
+        b"[]",
+        b"null",
+        b'"x"',
+        b"{}",
+        b'{"model": "m"}',
+        b'{"model":"a","model":"b","messages":[{"role":"user","content":"x"}]}',
+        b'{"model":"m","messages":[{"role":"user","content":"\\ud800"}]}',
+        b'{"model":"\\ud800","messages":[{"role":"user","content":"x"}]}',
+        b'{"model":"m","\\ud800":1,"messages":[{"role":"user","content":"x"}]}',
+        b'{"model":"m","temperature":1e999,"messages":[{"role":"user","content":"x"}]}',
+        b'{"model":"m","messages":' + b"[" * 10_000 + b"]" * 10_000 + b"}",
+        b'{"model":"m","messages":[{"role":"user","content":"x"}],"n":NaN}',
+    ],
+)
+def test_what_is_no_request_is_refused(document: bytes) -> None:
+    with pytest.raises(Refusal) as refused:
+        parse_chat(document)
+    assert refused.value.status == 400
+
+
+def test_a_refusal_never_quotes_the_prompt() -> None:
+    with pytest.raises(Refusal) as refused:
+        parse_chat(b'{"messages": [{"content": "my secret" oops')
+    assert "secret" not in refused.value.message
+
+
+def test_a_long_field_name_is_cut() -> None:
+    with pytest.raises(Refusal) as refused:
+        parse_chat(body(**{"x" * 100_000: 1}))
+    assert len(refused.value.message) < 300
+
+
+names = st.sampled_from(
+    ["model", "messages", "n", "stream", "stream_options", "max_tokens", "tools", "store", "x"]
+)
+parts = st.sampled_from(["role", "content", "type", "text", "x"])
+plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+nested = st.lists(plain, max_size=3) | st.dictionaries(parts, plain, max_size=3)
+anything = plain | nested | st.lists(st.dictionaries(parts, plain | nested, max_size=3), max_size=3)
+
+
+@given(st.binary() | st.dictionaries(names, anything).map(lambda v: json.dumps(v).encode()))
+def test_arbitrary_bytes_are_read_or_refused(document: bytes) -> None:
+    try:
+        request = parse_chat(document)
+    except Refusal as refused:
+        assert refused.status == 400
+        return
+    json.loads(upstream_body(request, offer(), 1))
+
+
+def test_the_list_of_models_names_each_once_and_providers_where_two_offer_it() -> None:
+    offers = [offer("a", "p"), offer("b", "p"), offer("a", "q")]
+    document = json.loads(models_body(offers))
+    assert document["object"] == "list"
+    listed = {entry["id"]: entry["owned_by"] for entry in document["data"]}
+    assert listed == {"a": "p", "b": "p", "p/a": "p", "q/a": "q"}
+    assert {entry["object"] for entry in document["data"]} == {"model"}
