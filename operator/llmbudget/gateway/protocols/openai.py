@@ -38,7 +38,8 @@ _SCHEMAS: Final = frozenset(
     | {"response_format"}
 )
 """Fields that a provider renders into the prompt in a notation of its own."""
-_READ: Final = frozenset({"model", "messages", "n", "stream", "stream_options", *_LIMITS})
+_WRITTEN: Final = ("n", "stream", "service_tier")
+_READ: Final = frozenset({"model", "messages", "stream_options", *_WRITTEN, *_LIMITS})
 """Fields that are read here and written anew."""
 _MESSAGE: Final = frozenset(
     {"role", "content", "name", "refusal", "reasoning_content"}
@@ -83,7 +84,7 @@ class ChatRequest:
     limit_field: str
     """The field that carries the output limit upstream."""
     head: Mapping[str, object]
-    """Fields that are written anew: n, stream, stream_options."""
+    """Fields that are written anew: n, stream, stream_options, service_tier."""
     prompt: bytes
     """The other fields, as the inside of a JSON object."""
 
@@ -260,7 +261,7 @@ def _stream_options(fields: Mapping[str, object], stream: bool) -> dict[str, boo
 def _head(
     fields: Mapping[str, object], stream: bool, options: Mapping[str, bool]
 ) -> dict[str, object]:
-    head: dict[str, object] = {key: fields[key] for key in ("n", "stream") if key in fields}
+    head: dict[str, object] = {key: fields[key] for key in _WRITTEN if key in fields}
     if stream:
         head["stream_options"] = {**options, "include_usage": True}
     return head

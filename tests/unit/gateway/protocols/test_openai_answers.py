@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -151,7 +152,7 @@ def run(
 ) -> tuple[bytes, StreamMeter]:
     meter = StreamMeter(PLAUSIBLE, include_usage=include_usage)
     borders = [0, *sorted(cut % (len(stream) + 1) for cut in cuts), len(stream)]
-    pieces = [stream[a:b] for a, b in zip(borders, borders[1:], strict=False)]
+    pieces = [stream[a:b] for a, b in pairwise(borders)]
     passed = b"".join(meter.feed(piece) for piece in pieces)
     return passed + meter.finish(), meter
 
@@ -225,7 +226,7 @@ def test_data_on_several_lines_is_one_document() -> None:
 
 
 def test_a_byte_order_mark_hides_nothing() -> None:
-    passed, meter = run(b"\xef\xbb\xbf" + event(USAGE) + DONE)
+    _, meter = run(b"\xef\xbb\xbf" + event(USAGE) + DONE)
     assert (meter.usage, meter.done) == (Usage(10, 20), True)
 
 
