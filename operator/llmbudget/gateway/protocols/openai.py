@@ -41,6 +41,7 @@ _SCHEMAS: Final = frozenset(
 _WRITTEN: Final = ("n", "stream", "service_tier")
 _READ: Final = frozenset({"model", "messages", "stream_options", *_WRITTEN, *_LIMITS})
 """Fields that are read here and written anew."""
+_APART: Final = _READ | _SCHEMAS
 _MESSAGE: Final = frozenset(
     {"role", "content", "name", "refusal", "reasoning_content"}
     | {"tool_calls", "tool_call_id", "function_call"}
@@ -113,7 +114,7 @@ def _read(document: object) -> ChatRequest:
     options = _stream_options(fields, stream)
     choices = _integer(fields, "n", MAX_CHOICES) or 1
     schemas = _inside({key: fields[key] for key in fields if key in _SCHEMAS})
-    others = _inside({key: fields[key] for key in fields if key not in _READ | _SCHEMAS})
+    others = _inside({key: fields[key] for key in fields if key not in _APART})
     messages = strict.serialise(fields["messages"])
     field, limit = _limit(fields)
     return ChatRequest(
@@ -169,11 +170,10 @@ def models_body(offers: Iterable[Offer]) -> bytes:
 
 def _check_fields(fields: Mapping[str, object]) -> None:
     for key in fields:
-        if key not in _READ and key not in _SCHEMAS and key not in _PLAIN and key not in _CHECKED:
+        if key not in _ALLOWED:
             raise _bad(key, _REASONS.get(key, _UNKNOWN))
-    for key, check in _CHECKED.items():
-        if key in fields:
-            check(fields[key])
+        if key in _CHECKED:
+            _CHECKED[key](fields[key])
     _check_messages(fields.get("messages"))
 
 
@@ -226,6 +226,9 @@ _CHECKED: Final[Mapping[str, Callable[[object], None]]] = {
     "service_tier": _check_tier,
     "store": _check_store,
 }
+
+
+_ALLOWED: Final = _READ | _SCHEMAS | _PLAIN | _CHECKED.keys()
 
 
 def _only(value: Mapping[str, object], known: frozenset[str], where: str) -> None:
@@ -285,7 +288,7 @@ def _flag(fields: Mapping[str, object], name: str, where: str) -> bool:
 
 
 def _inside(fields: Mapping[str, object]) -> bytes:
-    return strict.serialise(fields)[1:-1]
+    return strict.serialise(fields)[1:-1] if fields else b""
 
 
 def _bad(field: str, reason: str) -> Refusal:

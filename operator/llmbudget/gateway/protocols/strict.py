@@ -26,7 +26,7 @@ def parse(body: bytes) -> object:
     """
     try:
         text = body.decode("utf-8")
-        value: object = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+        value: object = _DECODER.decode(text)
     except NotStrict:
         raise
     except UnicodeDecodeError:
@@ -50,8 +50,7 @@ def serialise(value: object) -> bytes:
         NotStrict: it has a number beyond a double's range, or half of a surrogate pair.
     """
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        return text.encode("utf-8")
+        return _ENCODER.encode(value).encode("utf-8")
     except UnicodeEncodeError:
         raise NotStrict("the body has half of a surrogate pair") from None
     except ValueError:
@@ -83,3 +82,10 @@ def _check_depth(value: object) -> None:
         if not level:
             return
     raise NotStrict(f"the body is nested deeper than {MAX_DEPTH} levels")
+
+
+# Made once: json.loads and json.dumps make new ones for each call with options.
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
+_ENCODER: Final = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
+)
