@@ -1,7 +1,8 @@
 """How much a call may cost at most: the amount of its hold.
 
-Input. A byte-level tokeniser makes at most one token of a byte, so the prompt's UTF-8 bytes bound
-its tokens, and the model's context bounds them too: a longer prompt is refused by the provider.
+Input. A tokeniser makes at most one token of a byte, so the prompt's UTF-8 bytes bound its tokens,
+counted in the longest of the Unicode forms that tokenisers convert to before they cut. The model's
+context bounds them too: a longer prompt is refused by the provider.
 What the provider adds counts as well: markers around each message and a preamble, and for tools
 and output schemas their rendering, which may be indented or turned into another notation. All of
 these are counted at several times what known templates need.
@@ -20,6 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Context, Decimal, Inexact
 from typing import Final
+from unicodedata import normalize
 
 from llmbudget.api.money import Nano, round_up
 from llmbudget.contract.config import ModelConfig, Prices
@@ -43,14 +45,23 @@ class Demand:
     """What a request may make a model read and write."""
 
     prompt_bytes: int
-    """UTF-8 bytes of everything that reaches the model but schemas."""
+    """`longest_form` of everything that reaches the model but schemas."""
     messages: int
     schema_bytes: int = 0
-    """UTF-8 bytes of the tools and of the output's schema."""
+    """`longest_form` of the tools and of the output's schema."""
     choices: int = 1
     """Answers that are asked for (`n`)."""
     limit: int | None = None
     """Output limit of the request, tokens for each answer; None: the request sets none."""
+
+
+def longest_form(text: bytes) -> int:
+    """Count the bytes of valid UTF-8, in the longest of the forms that a tokeniser may give it."""
+    if text.isascii():
+        return len(text)
+    decoded = text.decode()
+    forms = (normalize("NFC", decoded), normalize("NFKC", decoded))
+    return max(len(text), *(len(form.encode()) for form in forms))
 
 
 def input_bound(demand: Demand, model: ModelConfig) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from unicodedata import normalize
 
 import pytest
 from hypothesis import given
@@ -21,6 +22,7 @@ from llmbudget.decide.bounds import (
     expected_cost,
     fits,
     input_bound,
+    longest_form,
     plausible_tokens,
     upper_bound,
 )
@@ -140,3 +142,16 @@ def test_whatever_the_bounds_allow_is_plausible(demand: Demand, found: ModelConf
     limit = default_limit(demand, found)
     plausible = plausible_tokens(demand, found, limit)
     assert plausible >= input_bound(demand, found) + limit * demand.choices
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_the_longest_form_covers_what_tokenisers_convert_to(text: str) -> None:
+    counted = longest_form(text.encode())
+    for form in (text, normalize("NFC", text), normalize("NFKC", text)):
+        assert counted >= len(form.encode())
+
+
+def test_a_character_that_grows_is_counted_as_it_will_be() -> None:
+    assert longest_form(b"abc") == 3
+    assert longest_form("\N{MUSICAL SYMBOL EIGHTH NOTE}".encode()) == 12
+    assert longest_form("\N{ARABIC LIGATURE SALLALLAHOU ALAYHE WASALLAM}".encode()) == 33

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from llmbudget.decide.bounds import Demand
+from llmbudget.decide.bounds import Demand, longest_form
 from llmbudget.decide.catalogue import Offer
 from llmbudget.gateway.protocols import strict
 from llmbudget.gateway.protocols.errors import Refusal, malformed
@@ -46,6 +46,7 @@ _MESSAGE: Final = frozenset(
     {"role", "content", "name", "refusal", "reasoning_content"}
     | {"tool_calls", "tool_call_id", "function_call"}
 )
+_CALLS: Final = ("tool_calls", "function_call")
 _PARTS: Final = {"text": frozenset({"type", "text"}), "refusal": frozenset({"type", "refusal"})}
 _TOOL: Final = frozenset({"type", "function"})
 _STREAM_OPTIONS: Final = frozenset({"include_usage", "include_obfuscation"})
@@ -99,7 +100,7 @@ def parse_chat(body: bytes) -> ChatRequest:
     try:
         return _read(strict.parse(body))
     except strict.NotStrict as error:
-        raise malformed(f"{str(error).capitalize()}.", code="invalid_json") from None
+        raise malformed(f"{error}.", code="invalid_json") from None
 
 
 def _read(document: object) -> ChatRequest:
@@ -115,23 +116,30 @@ def _read(document: object) -> ChatRequest:
     choices = _integer(fields, "n", MAX_CHOICES) or 1
     schemas = _inside({key: fields[key] for key in fields if key in _SCHEMAS})
     others = _inside({key: fields[key] for key in fields if key not in _APART})
-    messages = strict.serialise(fields["messages"])
+    messages = b'"messages":' + strict.serialise(fields["messages"])
     field, limit = _limit(fields)
     return ChatRequest(
         model=model,
         stream=stream,
         include_usage=options.get("include_usage", False),
         demand=Demand(
-            prompt_bytes=len(messages) + len(others),
+            prompt_bytes=_prompt_bytes(fields["messages"], messages, others),
             messages=len(fields["messages"]),
-            schema_bytes=len(schemas),
+            schema_bytes=longest_form(schemas),
             choices=choices,
             limit=limit,
         ),
         limit_field=field,
         head=_head(fields, stream, options),
-        prompt=b",".join(part for part in (b'"messages":' + messages, schemas, others) if part),
+        prompt=b",".join(part for part in (messages, schemas, others) if part),
     )
+
+
+def _prompt_bytes(parsed: list[dict[str, object]], messages: bytes, others: bytes) -> int:
+    """Measure the prompt. Earlier tool calls count twice: templates may space their JSON out."""
+    calls = [message[key] for message in parsed for key in _CALLS if key in message]
+    again = longest_form(strict.serialise(calls)) if calls else 0
+    return longest_form(messages) + longest_form(others) + again
 
 
 def upstream_body(request: ChatRequest, offer: Offer, limit: int) -> bytes:

@@ -30,13 +30,13 @@ def parse(body: bytes) -> object:
     except NotStrict:
         raise
     except UnicodeDecodeError:
-        raise NotStrict("the body is not UTF-8") from None
+        raise NotStrict("The body is not UTF-8") from None
     except RecursionError:
-        raise NotStrict(f"the body is nested deeper than {MAX_DEPTH} levels") from None
+        raise NotStrict(f"The body is nested deeper than {MAX_DEPTH} levels") from None
     except json.JSONDecodeError as error:
-        raise NotStrict(f"the body is no JSON: {error.msg} at character {error.pos}") from None
+        raise NotStrict(f"The body is no JSON: {error.msg} at character {error.pos}") from None
     except ValueError:
-        raise NotStrict("the body has a number with too many digits") from None
+        raise NotStrict("The body has a number with too many digits") from None
     # Counting brackets settles all but large documents, far cheaper than a walk.
     if body.count(b"{") + body.count(b"[") > MAX_DEPTH:
         _check_depth(value)
@@ -52,20 +52,20 @@ def serialise(value: object) -> bytes:
     try:
         return _ENCODER.encode(value).encode("utf-8")
     except UnicodeEncodeError:
-        raise NotStrict("the body has half of a surrogate pair") from None
+        raise NotStrict("The body has half of a surrogate pair") from None
     except ValueError:
-        raise NotStrict("the body has a number beyond the range of a double") from None
+        raise NotStrict("The body has a number beyond the range of a double") from None
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise NotStrict("the body repeats a key of an object")
+        raise NotStrict("The body repeats a key of an object")
     return found
 
 
 def _refuse(_: str) -> NoReturn:
-    raise NotStrict("the body has NaN or an infinity")
+    raise NotStrict("The body has NaN or an infinity")
 
 
 def _check_depth(value: object) -> None:
@@ -81,7 +81,7 @@ def _check_depth(value: object) -> None:
         ]
         if not level:
             return
-    raise NotStrict(f"the body is nested deeper than {MAX_DEPTH} levels")
+    raise NotStrict(f"The body is nested deeper than {MAX_DEPTH} levels")
 
 
 # Made once: json.loads and json.dumps make new ones for each call with options.

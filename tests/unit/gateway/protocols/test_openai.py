@@ -173,6 +173,13 @@ def test_the_demand_counts_every_byte_that_the_model_may_read(
     assert demand.messages == len(contents)
 
 
+def test_earlier_tool_calls_count_twice() -> None:
+    arguments = "[" + "1," * 1000 + "1]"
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    message = {"role": "assistant", "tool_calls": [call]}
+    assert parse_chat(body(messages=[message])).demand.prompt_bytes > 2 * len(arguments)
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
