@@ -1,0 +1,46 @@
+"""`llmbudget crds`: the files that are generated from the models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+from llmbudget.api.crd import KINDS, crd, file_name, to_yaml
+from llmbudget.api.reference import reference
+
+
+@click.group(name="crds")
+def command() -> None:
+    """Generate CRDs and the field reference."""
+
+
+@command.command()
+@click.option("--check", is_flag=True, help="Write nothing; exit 1 if a file differs.")
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False), default=Path())
+def generate(check: bool, directory: Path) -> None:
+    """Write crds/ and docs/reference.md below DIRECTORY, the checkout (default: here)."""
+    stale = [
+        directory / path for path, text in generated().items() if _read(directory / path) != text
+    ]
+    if check and stale:
+        names = ", ".join(str(path) for path in stale)
+        raise click.ClickException(f"{names}: not as generated, run `llmbudget crds generate`")
+    if check:
+        return
+    for path, text in generated().items():
+        target = directory / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+        click.echo(target)
+
+
+def generated() -> Mapping[str, str]:
+    """All generated files: path in the checkout → text."""
+    definitions = {f"crds/{file_name(kind)}": to_yaml(crd(kind)) for kind in KINDS}
+    return {**definitions, "docs/reference.md": reference(KINDS)}
+
+
+def _read(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.exists() else None
