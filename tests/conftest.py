@@ -1,0 +1,99 @@
+"""Fixtures that all tests share: one real control plane a run, started when it is asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmbudget.local import binaries
+from llmbudget.local.controlplane import ControlPlane
+
+REPOSITORY = Path(__file__).parent.parent
+Kubectl = Callable[..., str]
+
+
+class KubectlError(Exception):
+    """kubectl failed; the text is what it said."""
+
+
+@pytest.fixture(scope="session")
+def control_plane(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[ControlPlane]:
+    """A control plane with an audit log, that ends with this process."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+
+    def say(text: str) -> None:
+        with capture.global_and_fixture_disabled():
+            print(f"\n{text}", file=sys.stderr, flush=True)
+
+    plane = ControlPlane(tmp_path_factory.mktemp("cluster") / "plane", say=say, audit=True)
+    asyncio.run(plane.start())
+    yield plane
+    asyncio.run(plane.stop(keep_logs=True))
+
+
+@pytest.fixture(scope="session")
+def kubeconfig(control_plane: ControlPlane) -> Path:
+    """The administrator's kubeconfig."""
+    return control_plane.kubeconfig
+
+
+@pytest.fixture(scope="session")
+def kubectl(kubeconfig: Path) -> Kubectl:
+    """Run kubectl: `kubectl("get", "pods", stdin=...)` returns what it printed.
+
+    Raises KubectlError with what it printed to stderr.
+    """
+    program = binaries.find(lambda _: None).kubectl
+
+    def run(*arguments: str, stdin: str | None = None) -> str:
+        result = subprocess.run(
+            [program, f"--kubeconfig={kubeconfig}", *arguments],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if result.returncode:
+            raise KubectlError(result.stderr.strip())
+        return result.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def crds(kubectl: Kubectl) -> None:
+    """Our two resources, established."""
+    kubectl("apply", "--server-side", "-k", str(REPOSITORY / "crds"))
+    kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
+
+
+@pytest.fixture
+def namespace(kubectl: Kubectl) -> Iterator[str]:
+    """A namespace of the test's own, removed afterwards without waiting."""
+    name = f"test-{secrets.token_hex(4)}"
+    kubectl("create", "namespace", name)
+    yield name
+    kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture(scope="session")
+def get(kubectl: Kubectl) -> Callable[..., dict[str, Any]]:
+    """Read one object: `get("deployment", "name", namespace)`."""
+
+    def read(kind: str, name: str, namespace: str | None = None) -> dict[str, Any]:
+        where = ["-n", namespace] if namespace else []
+        found: dict[str, Any] = json.loads(kubectl("get", kind, name, *where, "-o", "json"))
+        return found
+
+    return read

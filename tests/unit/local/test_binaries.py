@@ -1,0 +1,104 @@
+"""The order of sources: KUBEBUILDER_ASSETS, the cache, the build."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmbudget.local import binaries
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own, and a machine without Go and kubectl."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("KUBEBUILDER_ASSETS", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    return binaries.cache_directory()
+
+
+def fill(folder: Path, *names: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_text("#!/bin/sh\n")
+        (folder / name).chmod(0o755)
+
+
+ALL = (*binaries.CONTROL_PLANE, "kubectl")
+
+
+def test_assets_come_first(
+    cache: Path, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assets = tmp_path / "assets"
+    fill(assets, *ALL)
+    fill(cache, *ALL)
+    monkeypatch.setenv("KUBEBUILDER_ASSETS", str(assets))
+    assert binaries.find(said.append).etcd == assets / "etcd"
+    assert "KUBEBUILDER_ASSETS" in said[-1]
+
+
+def test_incomplete_assets_are_named_and_the_cache_is_used(
+    cache: Path, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assets = tmp_path / "assets"
+    fill(assets, "etcd", "kube-apiserver", "kubectl")
+    fill(cache, *ALL)
+    monkeypatch.setenv("KUBEBUILDER_ASSETS", str(assets))
+    assert binaries.find(said.append).etcd == cache / "etcd"
+    assert "lacks kube-controller-manager" in said[0]
+    assert "the cache" in said[-1]
+
+
+def test_the_machines_kubectl_is_preferred(
+    cache: Path, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(cache, *binaries.CONTROL_PLANE)
+    fill(tmp_path / "bin", "kubectl")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert binaries.find(said.append).kubectl == tmp_path / "bin" / "kubectl"
+
+
+def test_a_build_compiles_what_is_missing_and_keeps_it(
+    cache: Path, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = tmp_path / "bin"
+    fill(tools, "kubectl", "go")
+    (tools / "go").write_text(
+        "#!/bin/sh\n"
+        'if [ "$1" = env ]; then echo go1.26.0; exit; fi\n'
+        'while [ "$1" != -o ]; do shift; done\n'
+        'echo binary > "$2"; /bin/chmod +x "$2"\n'
+    )
+    monkeypatch.setenv("PATH", str(tools))
+    fill(cache, "etcd")
+    found = binaries.find(said.append)
+    assert found.apiserver.read_text() == "binary\n"
+    assert [line for line in said if line.startswith("[")] == [
+        "[1/2] building kube-apiserver: about 230 s on two cores",
+        "[2/2] building kube-controller-manager: about 60 s on two cores",
+    ]
+    assert sorted(path.name for path in cache.iterdir()) == [
+        ".lock",
+        *sorted(binaries.CONTROL_PLANE),
+    ]
+
+
+def test_a_failed_build_says_where_its_log_is(
+    cache: Path, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = tmp_path / "bin"
+    fill(tools, "kubectl", "go")
+    (tools / "go").write_text(
+        '#!/bin/sh\nif [ "$1" = env ]; then echo go1.26.0; exit; fi\necho no space; exit 1\n'
+    )
+    monkeypatch.setenv("PATH", str(tools))
+    with pytest.raises(binaries.BuildFailed, match=r"etcd\.log.*\n.*no space"):
+        binaries.find(said.append)
+    assert not (cache / "etcd").exists()
