@@ -6,8 +6,8 @@ from enum import StrEnum
 from typing import Annotated, Final
 
 from pydantic import Field
-from pydantic.config import JsonDict
 
+from llmbudget.api.budget_rules import spec_rules
 from llmbudget.api.conditions import Condition
 from llmbudget.api.gateway_spec import (
     Deployment,
@@ -18,6 +18,7 @@ from llmbudget.api.gateway_spec import (
     Network,
 )
 from llmbudget.api.model import (
+    SET,
     EnvName,
     LabelName,
     LocalRef,
@@ -25,10 +26,15 @@ from llmbudget.api.model import (
     ModelName,
     ObjectName,
     Usd,
+    keyed_by,
     rules,
 )
 
 Percentage = Annotated[int, Field(ge=1, le=100)]
+
+
+ZONE: Final = r"^[A-Za-z][A-Za-z0-9+_-]*(/[A-Za-z0-9+_-]+){0,2}$"
+"""Shape of a time zone's name; whether it exists is for the operator to find out."""
 
 
 class Profile(StrEnum):
@@ -86,9 +92,7 @@ class ParentRef(Model):
 class AllowedChildren(Model):
     """Namespaces whose budgets may name this one as their parent, besides its own."""
 
-    namespaces: Annotated[
-        list[LabelName], Field(max_length=256, json_schema_extra={"x-kubernetes-list-type": "set"})
-    ]
+    namespaces: Annotated[list[LabelName], Field(max_length=256, json_schema_extra=SET)]
     """Names of namespaces."""
 
 
@@ -123,20 +127,14 @@ class Money(Model):
     monthly_cap: Usd | None = None
     """USD a month, as a decimal string. A root without profile: 20.00; a child without one is held
     by its ancestors' caps only."""
-    time_zone: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    time_zone: Annotated[str, Field(pattern=ZONE, max_length=64)] | None = None
     """IANA time zone whose months count, default UTC; roots only; a change applies from the next
     period."""
     on_exceeded: OnExceeded = OnExceeded.BLOCK
     """Block: no call goes on. Downgrade: models that cost nothing go on."""
     alert_thresholds: Annotated[
         list[AlertThreshold],
-        Field(
-            max_length=16,
-            json_schema_extra={
-                "x-kubernetes-list-type": "map",
-                "x-kubernetes-list-map-keys": ["percentage"],
-            },
-        ),
+        Field(max_length=16, json_schema_extra=keyed_by("percentage")),
     ] = []
     """Actions at shares of the cap, each percentage once."""
     rollover: Rollover | None = None
@@ -156,6 +154,15 @@ class Routing(Model):
 
 class Downgrade(Model):
     """The way down as money runs out."""
+
+    model_config = {
+        "json_schema_extra": rules(
+            (
+                "self.ladder.all(step, self.ladder.exists_one(other, other == step))",
+                "the ladder names a model twice: name each step once, dearest first",
+            ),
+        )
+    }
 
     ladder: Annotated[list[ModelName], Field(min_length=1, max_length=16)]
     """Models, dearest first; default: the providers' models by price. `downgrade_models` takes one
@@ -181,7 +188,7 @@ class Consumer(Model):
     service_accounts: (
         Annotated[
             list[ObjectName],
-            Field(max_length=64, min_length=1, json_schema_extra={"x-kubernetes-list-type": "set"}),
+            Field(max_length=64, min_length=1, json_schema_extra=SET),
         ]
         | None
     ) = None
@@ -234,85 +241,10 @@ class Notifications(Model):
     onCall: apprise URLs, one a line."""
 
 
-GATEWAY_FIELDS: Final = (
-    "identity",
-    "deployment",
-    "highAvailability",
-    "globalDistribution",
-    "ledger",
-    "network",
-    "monitoring",
-)
-"""Fields that shape a gateway: a child budget has none of its own."""
-
-_POSTGRES: Final = "has(self.ledger) && has(self.ledger.postgres)"
-_IS_ROOT: Final = "!has(self.parentRef)"
-_PROFILED: Final = "has(self.profile) && self.profile in ['enterprise', 'global']"
-
-
-def _rules() -> JsonDict:
-    """Rules on the whole spec. Immutability stands here so that removal is caught too."""
-    replicas = (
-        "has(self.deployment) && has(self.deployment.replicas)"
-        f" ? self.deployment.replicas > 1 : ({_PROFILED})"
-    )
-    scaling = (
-        "has(self.highAvailability) && has(self.highAvailability.enabled)"
-        " ? self.highAvailability.enabled : (has(self.profile) && self.profile == 'enterprise')"
-    )
-    regions = (
-        "has(self.globalDistribution) && has(self.globalDistribution.regions)"
-        " ? size(self.globalDistribution.regions) > 0"
-        " : (has(self.profile) && self.profile == 'global')"
-    )
-    gateway = " || ".join(f"has(self.{field})" for field in GATEWAY_FIELDS)
-    child = "a child budget has no gateway of its own"
-    return rules(
-        (
-            "has(self.parentRef) == has(oldSelf.parentRef) && "
-            "(!has(self.parentRef) || self.parentRef == oldSelf.parentRef)",
-            "parentRef is immutable: delete the budget and create it elsewhere;"
-            " its ledger account stays",
-        ),
-        (
-            f"{_POSTGRES} || !({_IS_ROOT}) || !({replicas})",
-            "several replicas need a PostgreSQL ledger: set ledger.postgres or deployment.replicas"
-            " to 1",
-        ),
-        (
-            f"{_POSTGRES} || !({_IS_ROOT}) || !({scaling})",
-            "autoscaling needs a PostgreSQL ledger: set ledger.postgres or"
-            " highAvailability.enabled to false",
-        ),
-        (
-            f"{_POSTGRES} || !({_IS_ROOT}) || !({regions})",
-            "regions need a PostgreSQL ledger: set ledger.postgres or"
-            " globalDistribution.regions to []",
-        ),
-        (
-            f"{_IS_ROOT} || !({gateway})",
-            f"{child}: identity, deployment, highAvailability, globalDistribution, ledger, network"
-            " and monitoring belong to its root",
-        ),
-        (
-            f"{_IS_ROOT} || !has(self.budget) || !has(self.budget.timeZone)",
-            f"{child}: timeZone belongs to its root",
-        ),
-        (
-            f"!({_IS_ROOT}) || (has(self.providers) && size(self.providers) > 0)",
-            "a root budget needs at least one provider",
-        ),
-        (
-            f"!({_IS_ROOT}) || !has(self.budget) || !has(self.budget.borrowing)",
-            "a root budget has no siblings to borrow from: remove budget.borrowing",
-        ),
-    )
-
-
 class BudgetSpec(Model):
     """What a platform team says about one team's money."""
 
-    model_config = {"json_schema_extra": _rules()}
+    model_config = {"json_schema_extra": spec_rules()}
 
     profile: Profile | None = None
     """The 371OS guide's production file whose values are the defaults of everything below."""
@@ -324,13 +256,7 @@ class BudgetSpec(Model):
     """The money."""
     providers: Annotated[
         list[LocalRef],
-        Field(
-            max_length=32,
-            json_schema_extra={
-                "x-kubernetes-list-type": "map",
-                "x-kubernetes-list-map-keys": ["name"],
-            },
-        ),
+        Field(max_length=32, json_schema_extra=keyed_by("name")),
     ] = []
     """LLMProviders that may be called, in order of preference. A root's are in its namespace; a
     child chooses among its root's by name, default all."""
@@ -434,25 +360,13 @@ class BudgetStatus(Model):
     """Step of the ladder that is the ceiling now; 0: none."""
     thresholds: Annotated[
         list[FiredThreshold],
-        Field(
-            max_length=16,
-            json_schema_extra={
-                "x-kubernetes-list-type": "map",
-                "x-kubernetes-list-map-keys": ["percentage"],
-            },
-        ),
+        Field(max_length=16, json_schema_extra=keyed_by("percentage")),
     ] = []
     """Thresholds crossed in this period."""
     changed_targets: Annotated[list[ChangedTarget], Field(max_length=256)] = []
     """Deployments that are moved to a cheaper model now."""
     conditions: Annotated[
         list[Condition],
-        Field(
-            max_length=16,
-            json_schema_extra={
-                "x-kubernetes-list-type": "map",
-                "x-kubernetes-list-map-keys": ["type"],
-            },
-        ),
+        Field(max_length=16, json_schema_extra=keyed_by("type")),
     ] = []
     """Ready, Reconciling, Stalled, LedgerAvailable, WithinBudget, Downgraded."""

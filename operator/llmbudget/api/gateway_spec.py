@@ -7,9 +7,9 @@ from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import Field
-from pydantic.config import JsonDict
 
 from llmbudget.api.model import (
+    SET,
     Fraction,
     LabelName,
     Model,
@@ -18,10 +18,9 @@ from llmbudget.api.model import (
     Rate,
     SecretKeyRef,
     Url,
+    keyed_by,
     rules,
 )
-
-_SET: JsonDict = {"x-kubernetes-list-type": "set"}
 
 
 class ResourceAmounts(Model):
@@ -35,6 +34,21 @@ class ResourceAmounts(Model):
 
 class Resources(Model):
     """Requests and limits of the gateway's container."""
+
+    model_config = {
+        "json_schema_extra": rules(
+            *(
+                (
+                    f"!has(self.requests) || !has(self.limits) || !has(self.requests.{name})"
+                    f" || !has(self.limits.{name}) || quantity(self.requests.{name})"
+                    f".compareTo(quantity(self.limits.{name})) <= 0",
+                    f"requests.{name} must not be above limits.{name}: raise the limit or lower"
+                    " the request",
+                )
+                for name in ("cpu", "memory")
+            )
+        )
+    }
 
     requests: ResourceAmounts = ResourceAmounts(cpu="100m", memory="256Mi")
     """What the scheduler sets aside."""
@@ -51,6 +65,23 @@ class SecretDelivery(StrEnum):
 
 class Toleration(Model):
     """A taint that the gateway's pods tolerate."""
+
+    model_config = {
+        "json_schema_extra": rules(
+            (
+                "!has(self.operator) || self.operator != 'Exists' || !has(self.value)",
+                "operator Exists compares no value: remove value or set operator to Equal",
+            ),
+            (
+                "has(self.key) || (has(self.operator) && self.operator == 'Exists')",
+                "operator Equal needs a key: set key, or operator to Exists for all taints",
+            ),
+            (
+                "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+                "tolerationSeconds is for effect NoExecute: set it or remove tolerationSeconds",
+            ),
+        )
+    }
 
     key: Annotated[str, Field(max_length=317)] | None = None
     """Taint key; omitted with operator Exists: all."""
@@ -113,10 +144,11 @@ class HighAvailability(Model):
     model_config = {
         "json_schema_extra": rules(
             (
-                "!has(self.autoScaling) || !has(self.autoScaling.minReplicas)"
-                " || !has(self.autoScaling.maxReplicas)"
-                " || self.autoScaling.minReplicas <= self.autoScaling.maxReplicas",
-                "autoScaling.minReplicas must not be above maxReplicas",
+                "!has(self.autoScaling)"
+                " || (has(self.autoScaling.minReplicas) ? self.autoScaling.minReplicas : 3)"
+                " <= (has(self.autoScaling.maxReplicas) ? self.autoScaling.maxReplicas : 10)",
+                "autoScaling.minReplicas (3 if omitted) must not be above maxReplicas (10 if"
+                " omitted): raise maxReplicas or lower minReplicas",
             ),
         )
     }
@@ -148,13 +180,7 @@ class GlobalDistribution(Model):
 
     regions: Annotated[
         list[Region],
-        Field(
-            max_length=16,
-            json_schema_extra={
-                "x-kubernetes-list-type": "map",
-                "x-kubernetes-list-map-keys": ["name"],
-            },
-        ),
+        Field(max_length=16, json_schema_extra=keyed_by("name")),
     ] = []
     """Regions; empty: one gateway, anywhere."""
     traffic_manager: LabelName | None = None
@@ -163,6 +189,26 @@ class GlobalDistribution(Model):
 
 class SqliteLedger(Model):
     """The embedded ledger: one pod, one file, on a volume that outlives the budget."""
+
+    model_config = {
+        "json_schema_extra": rules(
+            (
+                "!has(self.storage) || quantity(self.storage).isGreaterThan(quantity('0'))",
+                "storage must be more than 0: the ledger needs a volume, such as 10Gi",
+            ),
+            (
+                "!has(self.storage) || !has(oldSelf.storage)"
+                " || !quantity(self.storage).isLessThan(quantity(oldSelf.storage))",
+                "storage can't shrink, a volume only grows: keep the size or raise it",
+            ),
+            (
+                "has(self.storageClassName) == has(oldSelf.storageClassName)"
+                " && (!has(self.storageClassName)"
+                " || self.storageClassName == oldSelf.storageClassName)",
+                "storageClassName is immutable, as the volume's: keep it",
+            ),
+        )
+    }
 
     storage: Quantity = "10Gi"
     """Size of the PersistentVolumeClaim."""
@@ -184,7 +230,7 @@ class LedgerSpec(Model):
         "json_schema_extra": rules(
             (
                 "!has(self.sqlite) || !has(self.postgres)",
-                "choose one ledger: sqlite or postgres",
+                "choose one ledger: remove sqlite or postgres",
             ),
             (
                 "!has(self.mode) || has(self.postgres)",
@@ -213,11 +259,11 @@ class Egress(StrEnum):
 class Network(Model):
     """What the gateway's NetworkPolicy allows."""
 
-    ingress_namespaces: Annotated[list[LabelName], Field(max_length=32, json_schema_extra=_SET)] = [
+    ingress_namespaces: Annotated[list[LabelName], Field(max_length=32, json_schema_extra=SET)] = [
         "monitoring"
     ]
     """Namespaces that may connect besides the consumers' and the operator's."""
-    egress_namespaces: Annotated[list[LabelName], Field(max_length=32, json_schema_extra=_SET)] = [
+    egress_namespaces: Annotated[list[LabelName], Field(max_length=32, json_schema_extra=SET)] = [
         "external-apis"
     ]
     """Namespaces that the gateway may connect to on TCP 443."""
@@ -243,13 +289,13 @@ class PostHog(Model):
         "json_schema_extra": rules(
             (
                 "!has(self.enabled) || !self.enabled || has(self.apiKeySecretRef)",
-                "posthog needs apiKeySecretRef when it is enabled",
+                "posthog needs a key when it is enabled: set apiKeySecretRef, or enabled to false",
             ),
         )
     }
 
     enabled: bool = False
-    """Whether events are sent."""
+    """Whether events are sent. Enabled by a profile, it stays off until a key is named."""
     host: Url = "https://us.i.posthog.com"
     """PostHog's API."""
     sample_rate: Fraction = "1.0"
@@ -261,8 +307,17 @@ class PostHog(Model):
 class Datadog(Model):
     """Metrics to Datadog."""
 
+    model_config = {
+        "json_schema_extra": rules(
+            (
+                "!has(self.enabled) || !self.enabled || has(self.apiKeySecretRef)",
+                "datadog needs a key when it is enabled: set apiKeySecretRef, or enabled to false",
+            ),
+        )
+    }
+
     enabled: bool = False
-    """Whether metrics are sent."""
+    """Whether metrics are sent. Enabled by a profile, it stays off until a key is named."""
     site: Annotated[str, Field(pattern=r"^[a-z0-9.-]+$", max_length=253)] = "datadoghq.com"
     """Datadog site."""
     api_key_secret_ref: SecretKeyRef | None = None
@@ -285,13 +340,7 @@ class Monitoring(Model):
 
     endpoints: Annotated[
         list[Endpoint],
-        Field(
-            max_length=2,
-            json_schema_extra={
-                "x-kubernetes-list-type": "map",
-                "x-kubernetes-list-map-keys": ["path"],
-            },
-        ),
+        Field(max_length=2, json_schema_extra=keyed_by("path")),
     ] = [
         Endpoint(path="/metrics", auth_required=True, rate_limit="100/min"),
         Endpoint(path="/health", auth_required=False, rate_limit="60/min"),

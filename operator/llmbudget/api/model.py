@@ -7,10 +7,11 @@ resolves the effective value from what the user wrote, the profile, and then the
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
+from pydantic.config import JsonDict
 
 from llmbudget.api.money import CAP_PATTERN, PRICE_PATTERN
 
@@ -30,11 +31,20 @@ class Model(BaseModel):
     )
 
 
-def rules(*pairs: tuple[str, str]) -> dict[str, Any]:
+def rules(*pairs: tuple[str, str]) -> JsonDict:
     """Build a schema extra with CEL rules from pairs of (rule, message)."""
     return {
         "x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in pairs]
     }
+
+
+SET: Final[JsonDict] = {"x-kubernetes-list-type": "set"}
+"""Schema extra of a list whose items are unique."""
+
+
+def keyed_by(field: str) -> JsonDict:
+    """Schema extra of a list of objects that one field identifies: no two have the same."""
+    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [field]}
 
 
 Usd = Annotated[str, Field(pattern=CAP_PATTERN, max_length=20)]

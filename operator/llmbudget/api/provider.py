@@ -6,7 +6,6 @@ from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
-from pydantic.config import JsonDict
 
 from llmbudget.api.conditions import Condition
 from llmbudget.api.model import (
@@ -18,6 +17,7 @@ from llmbudget.api.model import (
     Price,
     SecretKeyRef,
     Url,
+    keyed_by,
     rules,
 )
 
@@ -77,7 +77,7 @@ class Credentials(Model):
         "json_schema_extra": rules(
             (
                 "has(self.secretKeyRef) != has(self.vault)",
-                "exactly one credential source is needed: secretKeyRef or vault",
+                "exactly one credential source is needed: set secretKeyRef or vault, not both",
             ),
         )
     }
@@ -109,6 +109,22 @@ class Cost(Model):
 class ProviderModel(Model):
     """A model that the provider offers."""
 
+    model_config = {
+        "json_schema_extra": rules(
+            (
+                "!has(self.defaultMaxOutput) || self.defaultMaxOutput"
+                " <= (has(self.maxOutput) ? self.maxOutput : 16384)",
+                "defaultMaxOutput must not be above maxOutput (16384 if omitted): lower it or raise"
+                " maxOutput",
+            ),
+            (
+                "!has(self.maxOutput) || !has(self.maxContext)"
+                " || self.maxOutput <= self.maxContext",
+                "maxOutput must not be above maxContext: lower it",
+            ),
+        )
+    }
+
     name: ModelName
     """Name by which callers ask for it."""
     upstream_name: ModelName | None = None
@@ -136,20 +152,22 @@ class Timeouts(Model):
     """For the whole call."""
 
 
-_LIST_BY_NAME: JsonDict = {
-    "x-kubernetes-list-type": "map",
-    "x-kubernetes-list-map-keys": ["name"],
-}
-
-
 class ProviderSpec(Model):
     """What a platform team says about one upstream API."""
 
     model_config = {
         "json_schema_extra": rules(
             (
-                "self.endpoint.startsWith('https://') || (has(self.allowPrivate) && self.allowPrivate)",
+                "self.endpoint.startsWith('https://')"
+                " || (has(self.allowPrivate) && self.allowPrivate)",
                 "endpoint must be https: a key never travels in clear, unless allowPrivate is true",
+            ),
+            (
+                "!has(self.credentials.vault)"
+                " || self.credentials.vault.address.startsWith('https://')"
+                " || (has(self.allowPrivate) && self.allowPrivate)",
+                "the address of Vault must be https: a key never travels in clear, unless"
+                " allowPrivate is true",
             ),
         )
     }
@@ -167,7 +185,7 @@ class ProviderSpec(Model):
     """Where the key comes from."""
     models: Annotated[
         list[ProviderModel],
-        Field(min_length=1, max_length=64, json_schema_extra=_LIST_BY_NAME),
+        Field(min_length=1, max_length=64, json_schema_extra=keyed_by("name")),
     ]
     """Models that may be called."""
     timeouts: Timeouts = Timeouts()
@@ -185,12 +203,6 @@ class ProviderStatus(Model):
     """Number of models that have a price."""
     conditions: Annotated[
         list[Condition],
-        Field(
-            max_length=16,
-            json_schema_extra={
-                "x-kubernetes-list-type": "map",
-                "x-kubernetes-list-map-keys": ["type"],
-            },
-        ),
+        Field(max_length=16, json_schema_extra=keyed_by("type")),
     ] = []
     """Ready, Reconciling, Stalled."""
