@@ -1,0 +1,290 @@
+"""The pod of a rendered gateway Deployment, run as a process on this machine.
+
+Everything that the process gets comes from the API server, as it would through a kubelet: its
+arguments and variables, the ConfigMaps and Secrets in its volumes, and the pod's own ServiceAccount
+token. The pod is bound to a node of its own and is Ready when the process says so. A changed pod
+template makes a new pod, which makes a new process; a claim is a folder that outlives both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+import signal
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import httpx
+import yaml
+
+from llmbudget.clients.cluster import DEPLOYMENTS, ApiError, Cluster
+from llmbudget.local.node import PODS, Node, is_ready
+from llmbudget.local.pods import Mounts, arguments, environment
+from llmbudget.local.process import free_port, spawn, stop
+from llmbudget.local.volumes import NotReady, Volumes
+
+Manifest = Mapping[str, Any]
+
+PERIOD: Final = 0.5
+"""Seconds between two looks at the Deployment's pods, its volumes and the process."""
+RESTART_WAIT: Final = 1.0
+"""Seconds before a process that ended by itself is started again."""
+TRANSIENT: Final = (ApiError, OSError, NotReady)
+"""What the next turn may find mended."""
+
+
+class PodTokens:
+    """Tokens of the pod's ServiceAccount, bound to the pod, renewed when most of their life is
+    over."""
+
+    def __init__(self, cluster: Cluster, pod: Manifest) -> None:
+        self._cluster = cluster
+        self._pod = pod
+        self._known: dict[str | None, tuple[str, float]] = {}
+
+    async def token(self, audience: str | None, seconds: int) -> str:
+        """Return a token that is good for a while yet."""
+        known = self._known.get(audience)
+        if known is not None and time.time() < known[1]:
+            return known[0]
+        metadata = self._pod["metadata"]
+        token, expires = await self._cluster.create_token(
+            metadata["namespace"],
+            self._pod["spec"].get("serviceAccountName", "default"),
+            audience,
+            seconds,
+            pod=(metadata["name"], metadata["uid"]),
+        )
+        life = _timestamp(expires) - time.time()
+        self._known[audience] = (token, time.time() + 0.8 * life)
+        return token
+
+
+def _timestamp(moment: datetime | str) -> float:
+    parsed = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
+    return parsed.timestamp()
+
+
+class PodProcess:
+    """One pod and its process."""
+
+    def __init__(
+        self, cluster: Cluster, server: str, pod: Manifest, port: int, state: Path
+    ) -> None:
+        self.pod = pod
+        self.uid: str = pod["metadata"]["uid"]
+        self.restarts = 0
+        self.process: asyncio.subprocess.Process | None = None
+        self._cluster = cluster
+        self._server = server
+        self._port = port
+        self._folder = state / "pods" / self.uid
+        self._volumes = Volumes(
+            cluster, pod, PodTokens(cluster, pod), self._folder, state / "claims"
+        )
+        self._container: Manifest = pod["spec"]["containers"][0]
+
+    async def keep(self) -> None:
+        """Refresh the volumes and see that the process runs.
+
+        Raises:
+            NotReady: something that the pod needs does not exist yet.
+        """
+        await self._volumes.refresh()
+        if self.process is not None and self.process.returncode is None:
+            return
+        if self.process is not None:
+            self.restarts += 1
+            click.echo(f"gateway ended with {self.process.returncode}: starting it again", err=True)
+            await asyncio.sleep(RESTART_WAIT)
+        mounts = Mounts(self.pod, self._container, self._volumes)
+        variables = await environment(
+            self._cluster, self.pod, self._container, mounts, self._server
+        )
+        command = arguments(self._container, mounts, self._port)
+        self.process = await spawn(command, environment=variables)
+
+    async def ready(self) -> bool:
+        """Ask the process as the kubelet would: its readiness probe."""
+        probe = self._container.get("readinessProbe", {}).get("httpGet", {}).get("path", "/readyz")
+        try:
+            async with httpx.AsyncClient(trust_env=False, timeout=2) as client:
+                answer = await client.get(f"http://127.0.0.1:{self._port}{probe}")
+        except httpx.TransportError:
+            return False
+        return answer.is_success
+
+    async def stop(self) -> None:
+        """End the process and forget its volumes, but for the claims."""
+        if self.process is not None:
+            await stop(self.process)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class LocalGateway:
+    """Runs the Deployment's pods, one after the other, on one port."""
+
+    def __init__(
+        self, cluster: Cluster, server: str, node: Node, deployment: str, port: int, state: Path
+    ) -> None:
+        self._cluster = cluster
+        self._server = server
+        self._node = node
+        self._namespace, self._name = deployment.split("/")
+        self._port = port
+        self._state = state
+        self._current: PodProcess | None = None
+        self._selector: str | None = None
+        self._complaint = ""
+
+    async def run(self, announcement: Path) -> None:
+        """Keep the pod running until cancelled; `announcement` tells the operator where it is."""
+        try:
+            while True:
+                try:
+                    await self._turn()
+                    self._complain("")
+                except TRANSIENT as error:
+                    self._complain(str(error))
+                self._announce(announcement)
+                await asyncio.sleep(PERIOD)
+        finally:
+            _forget(announcement)
+            await self._drop()
+
+    def _complain(self, message: str) -> None:
+        if message and message != self._complaint:
+            click.echo(f"waiting: {message}", err=True)
+        self._complaint = message
+
+    def _announce(self, path: Path) -> None:
+        """Write where the gateway is, once its process runs; its id is for those who test kills."""
+        process = self._current and self._current.process
+        if not process:
+            return
+        content = json.dumps({"url": f"http://127.0.0.1:{self._port}", "pid": process.pid})
+        if not path.exists() or path.read_text() != content:
+            fresh = path.with_suffix(".tmp")
+            fresh.write_text(content)
+            fresh.rename(path)
+
+    async def _turn(self) -> None:
+        pods = await self._pods()
+        living = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+        if self._current and self._current.uid not in {pod["metadata"]["uid"] for pod in living}:
+            await self._drop()
+        for pod in pods:
+            if pod not in living:
+                await self._node.remove(pod)
+        if self._current is None and living:
+            self._current = await self._take(living[0])
+        if self._current is not None:
+            seen = next(pod for pod in living if pod["metadata"]["uid"] == self._current.uid)
+            await self._keep(self._current, seen)
+
+    async def _pods(self) -> list[dict[str, Any]]:
+        if self._selector is None:
+            deployment = await self._cluster.get(DEPLOYMENTS, self._namespace, self._name)
+            if deployment is None:
+                raise NotReady(f"Deployment {self._namespace}/{self._name} does not exist yet")
+            labels = deployment["spec"]["selector"]["matchLabels"]  # immutable
+            self._selector = ",".join(f"{key}={value}" for key, value in labels.items())
+        pods, _ = await self._cluster.list(PODS, self._namespace, label_selector=self._selector)
+        return sorted(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
+
+    async def _take(self, pod: Manifest) -> PodProcess:
+        if not pod["spec"].get("nodeName"):
+            await self._node.bind(pod)
+        return PodProcess(self._cluster, self._server, pod, self._port, self._state)
+
+    async def _keep(self, current: PodProcess, seen: Manifest) -> None:
+        await current.keep()
+        ready = await current.ready()
+        statuses = seen.get("status", {}).get("containerStatuses") or [{}]
+        restarts = statuses[0].get("restartCount")
+        if (ready, current.restarts) != (is_ready(seen), restarts):
+            await self._node.report(seen, ready=ready, restarts=current.restarts)
+
+    async def _drop(self) -> None:
+        if self._current is not None:
+            await self._current.stop()
+            self._current = None
+
+
+def _forget(announcement: Path) -> None:
+    announcement.unlink(missing_ok=True)
+
+
+def server_of(kubeconfig: Path) -> str:
+    """Read the API server's URL from a kubeconfig's current context.
+
+    Raises:
+        click.ClickException: there is none.
+    """
+    try:
+        config = yaml.safe_load(kubeconfig.read_text())
+        context = _named(config["contexts"], config["current-context"])["context"]
+        return str(_named(config["clusters"], context["cluster"])["cluster"]["server"])
+    except (OSError, KeyError, TypeError, StopIteration, yaml.YAMLError) as error:
+        raise click.ClickException(f"{kubeconfig} is no usable kubeconfig: {error!r}") from None
+
+
+def _named(items: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    return next(item for item in items if item["name"] == name)
+
+
+async def run(kubeconfig: Path, budget: str, port: int, state: Path) -> None:
+    """Run the gateway of the root budget NAMESPACE/NAME until cancelled."""
+    namespace, name = budget.split("/")
+    async with contextlib.AsyncExitStack() as stack:
+        cluster = await stack.enter_async_context(Cluster.from_kubeconfig(kubeconfig))
+        node = Node(cluster, f"local-{namespace}-{name}")
+        await stack.enter_async_context(node.registered())
+        server = server_of(kubeconfig)
+        gateway = LocalGateway(cluster, server, node, f"{budget}-gateway", port, state)
+        await gateway.run(state / f"{namespace}_{name}.json")
+
+
+async def _until_told(work: asyncio.Task[None]) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, work.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await work
+
+
+@click.command("gateway")
+@click.argument("budget", metavar="NAMESPACE/NAME")
+@click.option("--port", default=0, help="Port on the loopback; 0: a free one.")
+@click.option(
+    "--kubeconfig",
+    envvar="KUBECONFIG",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    required=True,
+    help="The cluster; default: $KUBECONFIG.",
+)
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder for volumes, claims and NAMESPACE_NAME.json, which `llmbudget operator"
+    " --local-gateways` reads.",
+)
+def command(budget: str, port: int, kubeconfig: Path, state: Path) -> None:
+    """Run the gateway of a root budget as a process on this machine."""
+    if budget.count("/") != 1:
+        raise click.BadParameter("write NAMESPACE/NAME", param_hint="NAMESPACE/NAME")
+    chosen = port or free_port()
+    folder = state.resolve()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    async def main() -> None:
+        await _until_told(asyncio.ensure_future(run(kubeconfig, budget, chosen, folder)))
+
+    asyncio.run(main())
