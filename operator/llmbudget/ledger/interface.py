@@ -158,7 +158,7 @@ class BudgetExceeded(LedgerError):
         self.cap = cap
         self.period = period
         self.only_held = only_held
-        """Whether there is room beside what is spent: only holds are in the way, so waiting helps."""
+        """Whether there is room beside what is spent: only holds are in the way; waiting helps."""
 
 
 class AwaitingApproval(LedgerError):

@@ -1,0 +1,116 @@
+"""Following the accounts: a snapshot first, then changes, coalesced for slow readers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+
+from llmbudget.contract.events import ActionEvent, BalanceEvent
+from llmbudget.ledger.interface import ActionRow, Balance
+
+
+class Feed:
+    """What is known of the accounts, and who follows it. Belongs to one event loop.
+
+    `seq` grows with every event. It starts at the owner's epoch times 2**32, so that it grows
+    across restarts too.
+    """
+
+    def __init__(self, epoch: int) -> None:
+        self._seq = epoch << 32
+        self._generation = 0
+        self._balances: dict[str, Balance] = {}
+        self._actions: dict[str, ActionRow] = {}
+        self._readers: set[_Reader] = set()
+
+    @property
+    def balances(self) -> Mapping[str, Balance]:
+        """Where all accounts stand."""
+        return self._balances
+
+    def replace(self, balances: Mapping[str, Balance], *, generation: int) -> None:
+        """Take over all balances: those of accounts that are gone are dropped."""
+        self._generation = generation
+        for gone in self._balances.keys() - balances.keys():
+            del self._balances[gone]
+        self.update(balances)
+
+    def update(self, balances: Mapping[str, Balance]) -> None:
+        """Take over changed balances."""
+        self._balances.update(balances)
+        for reader in self._readers:
+            reader.accounts.update(dict.fromkeys(balances))
+            reader.wake.set()
+
+    def act(self, actions: Iterable[ActionRow]) -> None:
+        """Take over new or acknowledged actions."""
+        for action in actions:
+            self._actions[action.id] = action
+            for reader in self._readers:
+                reader.actions[action.id] = action
+                reader.wake.set()
+        periods = {balance.period.name for balance in self._balances.values()}
+        for done in [row for row in self._actions.values() if row.acknowledged]:
+            if done.period not in periods:
+                del self._actions[done.id]
+
+    async def follow(self) -> AsyncIterator[BalanceEvent | ActionEvent]:
+        """See `Ledger.subscribe`."""
+        reader = _Reader(self._balances, self._actions)
+        self._readers.add(reader)
+        try:
+            while True:
+                await reader.wake.wait()
+                reader.wake.clear()
+                # What changes meanwhile waits for the next round, so that actions get their turn.
+                names, reader.accounts = reader.accounts, {}
+                for name in names:
+                    if name in self._balances:
+                        yield self._balance_event(self._balances[name])
+                actions, reader.actions = reader.actions, {}
+                for action in actions.values():
+                    yield self._action_event(action)
+        finally:
+            self._readers.discard(reader)
+
+    def _balance_event(self, balance: Balance) -> BalanceEvent:
+        self._seq += 1
+        return BalanceEvent(
+            account=balance.account,
+            period=balance.period.name,
+            period_start=balance.period.start.isoformat(),
+            period_end=balance.period.end.isoformat(),
+            cap_nano=balance.cap,
+            spent_nano=balance.spent,
+            held_nano=balance.held,
+            lent_nano=0,
+            level=balance.level,
+            awaiting_approval=balance.awaiting_approval,
+            config_generation=self._generation,
+            seq=self._seq,
+        )
+
+    def _action_event(self, row: ActionRow) -> ActionEvent:
+        self._seq += 1
+        return ActionEvent(
+            id=row.id,
+            account=row.account,
+            period=row.period,
+            percentage=row.percentage,
+            action=row.action,
+            spent_nano=row.spent,
+            cap_nano=row.cap,
+            fired_at=row.fired_at.isoformat(),
+            acknowledged=row.acknowledged,
+            seq=self._seq,
+        )
+
+
+class _Reader:
+    """What one follower has not seen yet."""
+
+    def __init__(self, balances: Iterable[str], actions: Mapping[str, ActionRow]) -> None:
+        self.accounts: dict[str, None] = dict.fromkeys(balances)
+        self.actions = dict(actions)
+        self.wake = asyncio.Event()
+        self.wake.set()

@@ -1,0 +1,323 @@
+"""Reading and writing the rows, each statement in one place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import apsw
+
+from llmbudget.api.budget import Action
+from llmbudget.api.money import Nano
+from llmbudget.contract.config import Threshold
+from llmbudget.ledger.interface import ActionRow, Entry, Outcome, Status
+from llmbudget.ledger.sqlite.records import (
+    Account,
+    Changes,
+    EntryRow,
+    Figures,
+    Header,
+    KeyRow,
+    OpenHold,
+)
+
+Row = tuple[Any, ...]
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+
+class Rows:
+    """What a book reads from the file, by a connection."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
+
+    def _one(self, statement: str, *values: object) -> Row | None:
+        found: Row | None = self._connection.execute(statement, values).fetchone()
+        return found
+
+    def _all(self, statement: str, *values: object) -> Iterator[Row]:
+        return iter(self._connection.execute(statement, values))
+
+    def header(self) -> Header:
+        """Read the ledger's own row."""
+        row = self._one("SELECT epoch, generation, period, time_zone, next_time_zone FROM ledger")
+        assert row is not None
+        return Header(row[0], row[1], row[2], row[3] or "UTC", row[4] or "UTC")
+
+    def accounts(self) -> list[Account]:
+        """Read all accounts, left-out ones among them."""
+        return [
+            Account(
+                name=row[0],
+                parent=row[1],
+                cap=row[2],
+                blocks=bool(row[3]),
+                thresholds=tuple(
+                    Threshold(percentage=percentage, action=action)
+                    for percentage, action in json.loads(row[4])
+                ),
+                steps=row[5],
+                approved_period=row[6],
+                active=bool(row[7]),
+                revision=row[8],
+            )
+            for row in self._all("SELECT * FROM accounts")
+        ]
+
+    def holds(self) -> list[OpenHold]:
+        """Read the open holds."""
+        return [
+            OpenHold(row[0], tuple(row[1].split(" ")), *row[2:])
+            for row in self._all("SELECT * FROM holds")
+        ]
+
+    def last_seq(self) -> int:
+        """Tell the highest `seq` of an entry; 0: there is none."""
+        row = self._one("SELECT coalesce(max(seq), 0) FROM entries")
+        assert row is not None
+        return int(row[0])
+
+    def figures(self, account: str, period: str) -> Figures | None:
+        """Find an account's sums in a period."""
+        row = self._one(
+            "SELECT spent, overage, debit, held, carried, closed, closing_cap "
+            "FROM account_periods WHERE account = ? AND period = ?",
+            account,
+            period,
+        )
+        if row is None:
+            return None
+        spent, overage, debit, held, carried, closed, closing_cap = row
+        return Figures(spent, overage, debit, held, carried, bool(closed), closing_cap)
+
+    def accounts_in(self, period: str) -> list[str]:
+        """List the accounts that have sums in a period."""
+        rows = self._all("SELECT account FROM account_periods WHERE period = ?", period)
+        return [row[0] for row in rows]
+
+    def entry(self, entry_id: str) -> EntryRow | None:
+        """Find an entry by its id."""
+        row = self._one("SELECT * FROM entries WHERE id = ?", entry_id)
+        return None if row is None else _entry(row)
+
+    def entries(self, after: int, limit: int) -> list[Entry]:
+        """Read entries in the order of their `seq`."""
+        rows = self._all("SELECT * FROM entries WHERE seq > ? ORDER BY seq LIMIT ?", after, limit)
+        return [_entry(row).entry for row in rows]
+
+    def key(self, consumer: str, key: str) -> KeyRow | None:
+        """Find a used idempotency key."""
+        row = self._one("SELECT * FROM idempotency WHERE consumer = ? AND key = ?", consumer, key)
+        return None if row is None else KeyRow(*row)
+
+    def action(self, action_id: str) -> ActionRow | None:
+        """Find a crossed threshold."""
+        row = self._one("SELECT * FROM actions WHERE id = ?", action_id)
+        return None if row is None else _action(row)
+
+    def actions(self, period: str | None) -> list[ActionRow]:
+        """Read a period's actions and all that are not acknowledged."""
+        rows = self._all(
+            "SELECT * FROM actions WHERE period = ? OR NOT acknowledged "
+            "ORDER BY fired_at, percentage",
+            period,
+        )
+        return [_action(row) for row in rows]
+
+    def cursor(self, name: str) -> int:
+        """Read a cursor; 0 where it was never stored."""
+        row = self._one("SELECT seq FROM cursors WHERE name = ?", name)
+        return 0 if row is None else int(row[0])
+
+
+def write(connection: apsw.Connection, header: Header, changes: Changes) -> None:
+    """Write what a transaction changed: each table once, however many operations it ran."""
+    if changes.header:
+        connection.execute(
+            "UPDATE ledger SET epoch = ?, generation = ?, period = ?, time_zone = ?, "
+            "next_time_zone = ?",
+            (
+                header.epoch,
+                header.generation,
+                header.period,
+                header.time_zone,
+                header.next_time_zone,
+            ),
+        )
+    if changes.keys_before is not None:
+        connection.execute("DELETE FROM idempotency WHERE period < ?", (changes.keys_before,))
+    for statement, rows in _batches(changes):
+        if rows:
+            connection.executemany(statement, rows)
+
+
+def _batches(changes: Changes) -> Iterator[tuple[str, Sequence[Row]]]:
+    yield (
+        "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [_account_row(account) for account in changes.accounts.values()],
+    )
+    yield (
+        "INSERT OR REPLACE INTO account_periods VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [_figures_row(*key, figures) for key, figures in changes.figures.items()],
+    )
+    yield (
+        "INSERT INTO holds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [_hold_row(hold) for hold in changes.opened.values()],
+    )
+    yield "DELETE FROM holds WHERE id = ?", [(hold_id,) for hold_id in changes.closed]
+    yield (
+        "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [_entry_row(row) for row in changes.entries.values()],
+    )
+    yield (
+        "UPDATE entries SET tokens_in = ?, tokens_out = ?, cost = ?, status = ?, outcome = ? "
+        "WHERE seq = ?",
+        [
+            (found.tokens_in, found.tokens_out, found.cost, found.status, found.outcome, found.seq)
+            for found in (row.entry for row in changes.corrected.values())
+        ],
+    )
+    yield "DELETE FROM idempotency WHERE consumer = ? AND key = ?", changes.freed
+    yield (
+        "INSERT INTO idempotency VALUES (?, ?, ?, ?, ?)",
+        [
+            (key.consumer, key.key, key.entry, key.fingerprint, key.period)
+            for key in changes.keys.values()
+        ],
+    )
+    yield (
+        "INSERT INTO actions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT (id) DO UPDATE SET acknowledged = excluded.acknowledged",
+        [_action_row(action) for action in changes.actions.values()],
+    )
+    yield "INSERT OR REPLACE INTO cursors VALUES (?, ?)", list(changes.cursors.items())
+
+
+def to_microseconds(instant: datetime) -> int:
+    """Convert an instant to whole microseconds since 1970, as the file holds it."""
+    return (instant - _EPOCH) // _MICROSECOND
+
+
+def from_microseconds(microseconds: int) -> datetime:
+    """Convert what the file holds to an instant in UTC."""
+    return _EPOCH + microseconds * _MICROSECOND
+
+
+def _account_row(account: Account) -> Row:
+    thresholds = [[found.percentage, found.action] for found in account.thresholds]
+    return (
+        account.name,
+        account.parent,
+        account.cap,
+        int(account.blocks),
+        json.dumps(thresholds),
+        account.steps,
+        account.approved_period,
+        int(account.active),
+        account.revision,
+    )
+
+
+def _figures_row(account: str, period: str, figures: Figures) -> Row:
+    return (
+        account,
+        period,
+        figures.spent,
+        figures.overage,
+        figures.debit,
+        figures.held,
+        figures.carried,
+        int(figures.closed),
+        figures.closing_cap,
+    )
+
+
+def _hold_row(hold: OpenHold) -> Row:
+    return (
+        hold.id,
+        " ".join(hold.path),
+        hold.period,
+        hold.amount,
+        hold.provider,
+        hold.model,
+        hold.agent,
+        hold.task_id,
+        hold.epoch,
+        hold.consumer,
+        hold.idempotency_key,
+    )
+
+
+def _entry_row(row: EntryRow) -> Row:
+    entry = row.entry
+    return (
+        entry.seq,
+        entry.id,
+        to_microseconds(entry.ts),
+        " ".join(row.path),
+        entry.period,
+        entry.provider,
+        entry.model,
+        entry.tokens_in,
+        entry.tokens_out,
+        entry.cost,
+        entry.held,
+        entry.task_id,
+        entry.agent,
+        entry.status,
+        entry.outcome,
+    )
+
+
+def _entry(row: Row) -> EntryRow:
+    path = tuple(row[3].split(" "))
+    entry = Entry(
+        seq=row[0],
+        id=row[1],
+        ts=from_microseconds(row[2]),
+        account=path[0],
+        period=row[4],
+        provider=row[5],
+        model=row[6],
+        tokens_in=row[7],
+        tokens_out=row[8],
+        cost=Nano(row[9]),
+        held=Nano(row[10]),
+        task_id=row[11],
+        agent=row[12],
+        status=Status(row[13]),
+        outcome=Outcome(row[14]),
+    )
+    return EntryRow(entry, path)
+
+
+def _action_row(action: ActionRow) -> Row:
+    return (
+        action.id,
+        action.account,
+        action.period,
+        action.percentage,
+        action.action,
+        action.spent,
+        action.cap,
+        to_microseconds(action.fired_at),
+        int(action.acknowledged),
+    )
+
+
+def _action(row: Row) -> ActionRow:
+    return ActionRow(
+        id=row[0],
+        account=row[1],
+        period=row[2],
+        percentage=row[3],
+        action=Action(row[4]),
+        spent=Nano(row[5]),
+        cap=Nano(row[6]),
+        fired_at=from_microseconds(row[7]),
+        acknowledged=bool(row[8]),
+    )

@@ -1,0 +1,147 @@
+"""Group commit: one thread runs whatever has queued up as one transaction.
+
+While it commits, the next group gathers, so that the cost of an fsync is shared by all the calls
+that waited for it. A call is answered after the commit that holds its operation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, Final
+
+from llmbudget.ledger.interface import ActionRow, Balance, LedgerError, LedgerUnavailable
+from llmbudget.ledger.sqlite.book import Book
+from llmbudget.ledger.sqlite.store import Store
+
+GROUP: Final = 512
+"""Most operations in one transaction."""
+IDLE_SECONDS: Final = 1.0
+"""How often an idle ledger looks whether the period has turned."""
+
+
+@dataclass(slots=True)
+class Operation:
+    """One thing to do to the book, and who waits for its result."""
+
+    run: Callable[[Book], object]
+    durable: bool
+    future: asyncio.Future[Any]
+    result: object = None
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a commit changed, for those who follow."""
+
+    balances: dict[str, Balance]
+    actions: Sequence[ActionRow]
+    generation: int
+    reconfigured: bool
+
+
+class Writer(Thread):
+    """The thread that owns the store."""
+
+    def __init__(
+        self,
+        store: Store,
+        path: Path,
+        loop: asyncio.AbstractEventLoop,
+        publish: Callable[[Committed], None],
+    ) -> None:
+        super().__init__(name=f"ledger {path}", daemon=True)
+        self.commits = 0
+        """Transactions so far."""
+        self._store = store
+        self._path = path
+        self._loop = loop
+        self._publish = publish
+        self._queue: SimpleQueue[Operation | None] = SimpleQueue()
+
+    def submit(self, operation: Operation) -> None:
+        """Queue an operation; its future is resolved in the event loop."""
+        self._queue.put(operation)
+
+    def stop(self) -> None:
+        """Let the thread end when everything that is queued now is committed."""
+        self._queue.put(None)
+
+    def run(self) -> None:
+        """Commit group after group until told to stop."""
+        going = True
+        while going:
+            group, going = self._gather()
+            self._commit(group)
+        self._store.close()
+
+    def _gather(self) -> tuple[list[Operation], bool]:
+        """Wait for work, and take what else is there; an empty group when it is time to look
+        whether the period has turned."""
+        group: list[Operation] = []
+        try:
+            operation = self._queue.get(timeout=IDLE_SECONDS)
+            while operation is not None:
+                group.append(operation)
+                if len(group) == GROUP:
+                    return group, True
+                operation = self._queue.get_nowait()
+        except Empty:
+            return group, True
+        return group, False
+
+    def _commit(self, group: list[Operation]) -> None:
+        committed: Committed | None = None
+        try:
+            committed = self._transact(group)
+        except Exception as error:
+            # The edge of the thread: a fault in one group must not end the ledger. Nothing of
+            # the group was committed.
+            unavailable = error if isinstance(error, LedgerUnavailable) else None
+            for operation in group:
+                operation.error = unavailable or LedgerUnavailable(f"{self._path}: {error!r}")
+        if (group or committed is not None) and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._answer, group, committed)
+
+    def _transact(self, group: list[Operation]) -> Committed | None:
+        with self._store.transaction(durable=any(found.durable for found in group)) as book:
+            for operation in group:
+                try:
+                    operation.result = operation.run(book)
+                except (LedgerError, ValueError) as error:
+                    operation.error = error
+            committed = _outcome(book)
+        self.commits += 1
+        return committed
+
+    def _answer(self, group: list[Operation], committed: Committed | None) -> None:
+        if committed is not None:
+            self._publish(committed)
+        for operation in group:
+            if operation.future.done():
+                continue
+            if operation.error is not None:
+                operation.future.set_exception(operation.error)
+            else:
+                operation.future.set_result(operation.result)
+
+
+def _outcome(book: Book) -> Committed | None:
+    """Say what a transaction changed for those who follow; None: nothing."""
+    if book.header.period is None:
+        return None
+    changes = book.changes
+    names = book.changed_accounts()
+    if not (names or changes.actions or changes.header):
+        return None
+    return Committed(
+        balances={name: book.balance(name) for name in names},
+        actions=list(changes.actions.values()),
+        generation=book.header.generation,
+        reconfigured=changes.header,
+    )
