@@ -106,7 +106,8 @@ class Entry:
     held: Nano
     task_id: str | None
     agent: str | None
-    status: Status
+    status: str | None
+    """A `Status`, or whatever the 371OS guide's interface was given."""
     outcome: Outcome
 
 

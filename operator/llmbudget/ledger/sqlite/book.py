@@ -70,6 +70,9 @@ class Shelf(Protocol):
     def action(self, action_id: str) -> ActionRow | None:
         """Find a crossed threshold."""
 
+    def cursor(self, name: str) -> int:
+        """Read how far a consumer of the rows has come."""
+
     def actions(self, period: str | None) -> Sequence[ActionRow]:
         """List a period's crossed thresholds and all that are not acknowledged."""
 
@@ -329,6 +332,22 @@ class Book:
             self.changes.freed.append(name)
         return self._resolve(hold, 0, Outcome.RELEASED, Settlement(cost=Nano(0), status=status))
 
+    def record(self, account: str, period: str, draft: Entry) -> None:
+        """Charge a call that had no hold, as the 371OS guide's interface does; `draft` lacks its
+        `seq`."""
+        self._last_seq += 1
+        self._check_cost(checked(draft.cost, "cost"), self._read(account, period))
+        self.changes.entries[draft.id] = EntryRow(replace(draft, seq=self._last_seq), (account,))
+        self._changing(account, period).spent += draft.cost
+
+    def spent(self, account: str, period: str) -> Nano:
+        """Tell what an account spent in a period."""
+        return Nano(self._read(account, period).total)
+
+    def cursor(self, name: str) -> int:
+        """Tell how far a consumer of the rows has come."""
+        return self.changes.cursors.get(name) or self._shelf.cursor(name)
+
     def sweep(self) -> None:
         """Charge the holds of earlier owners of the file: nobody knows what became of them."""
         orphans = [hold for hold in self.holds.values() if hold.epoch < self.header.epoch]
@@ -382,9 +401,13 @@ class Book:
         self._evaluate(path)
 
     def _check_room(self, path: Sequence[str], period: str, cost: int) -> None:
-        for _, figures in self._standing(path, period):
-            if figures.total + cost >= LIMIT:
-                raise ValueError("cost is beyond what the ledger counts")
+        for name in path:
+            self._check_cost(cost, self._read(name, period))
+
+    @staticmethod
+    def _check_cost(cost: int, figures: Figures) -> None:
+        if figures.total + cost >= LIMIT:
+            raise ValueError("cost is beyond what the ledger counts")
 
     # Thresholds
 

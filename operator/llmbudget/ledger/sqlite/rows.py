@@ -12,7 +12,7 @@ import apsw
 from llmbudget.api.budget import Action
 from llmbudget.api.money import Nano
 from llmbudget.contract.config import Threshold
-from llmbudget.ledger.interface import ActionRow, Entry, Outcome, Status
+from llmbudget.ledger.interface import ActionRow, Entry, Outcome
 from llmbudget.ledger.sqlite.records import (
     Account,
     Changes,
@@ -289,7 +289,7 @@ def _entry(row: Row) -> EntryRow:
         held=Nano(row[10]),
         task_id=row[11],
         agent=row[12],
-        status=Status(row[13]),
+        status=row[13],
         outcome=Outcome(row[14]),
     )
     return EntryRow(entry, path)

@@ -1,0 +1,49 @@
+"""`llmbudget usage`: the ledger's rows for people and other programs."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import click
+
+from llmbudget.ledger.export import Format, export, replacing
+from llmbudget.ledger.interface import LedgerError
+
+_STDOUT = Path("-")
+
+
+@click.group(name="usage")
+def command() -> None:
+    """Export the ledger's rows."""
+
+
+@command.command("export")
+@click.option(
+    "--ledger",
+    required=True,
+    type=click.Path(path_type=Path, exists=True),
+    help="The ledger's directory or file; a gateway may have it open.",
+)
+@click.option("--format", "form", type=click.Choice(["json", "csv"]), default="json")
+@click.option("--period", help="Only one month, such as 2026-11.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Default: llm_usage.json or llm_usage.csv in this directory; - is standard output.",
+)
+def export_rows(ledger: Path, form: Format, period: str | None, output: Path | None) -> None:
+    """Write llm_usage.json in the 371OS guide's form, or the same rows as CSV."""
+    if period is not None and not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", period, re.ASCII):
+        raise click.BadParameter("write a month such as 2026-11", param_hint="--period")
+    target = output or Path(f"llm_usage.{form}")
+    try:
+        if target == _STDOUT:
+            export(ledger, sys.stdout, form, period)
+            return
+        with replacing(target) as file:
+            count = export(ledger, file, form, period)
+    except (LedgerError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{count} rows written to {target}", err=True)
