@@ -15,7 +15,6 @@ import shutil
 import signal
 import time
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,8 +22,9 @@ import click
 import httpx
 import yaml
 
-from llmbudget.clients.cluster import DEPLOYMENTS, ApiError, Cluster
-from llmbudget.local.node import PODS, Node, is_ready
+from llmbudget.clients.cluster import ApiError, Cluster
+from llmbudget.clients.kinds import DEPLOYMENTS, PODS
+from llmbudget.local.node import Node, is_ready
 from llmbudget.local.pods import Mounts, arguments, environment
 from llmbudget.local.process import free_port, spawn, stop
 from llmbudget.local.volumes import NotReady, Volumes
@@ -61,14 +61,9 @@ class PodTokens:
             seconds,
             pod=(metadata["name"], metadata["uid"]),
         )
-        life = _timestamp(expires) - time.time()
+        life = expires.timestamp() - time.time()
         self._known[audience] = (token, time.time() + 0.8 * life)
         return token
-
-
-def _timestamp(moment: datetime | str) -> float:
-    parsed = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
-    return parsed.timestamp()
 
 
 class PodProcess:

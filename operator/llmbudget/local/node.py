@@ -12,13 +12,11 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from llmbudget.clients.cluster import ApiError, Cluster, Kind
+from llmbudget.clients.cluster import ApiError, Cluster
+from llmbudget.clients.kinds import NODES, PODS
 
 Manifest = Mapping[str, Any]
 
-NODES: Final = Kind("", "v1", "nodes", "Node", namespaced=False)
-PODS: Final = Kind("", "v1", "pods", "Pod")
-BINDINGS: Final = Kind("", "v1", "bindings", "Binding")
 PERIOD: Final = 0.2
 """Seconds between two looks at the pods."""
 _CAPACITY: Final = {"cpu": "1000", "memory": "1000Gi", "pods": "1000"}

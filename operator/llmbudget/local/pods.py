@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from llmbudget.clients.cluster import CONFIG_MAPS, SECRETS, Cluster
+from llmbudget.clients.cluster import Cluster
+from llmbudget.clients.kinds import CONFIG_MAPS, SECRETS
 from llmbudget.local.volumes import NotReady, Volumes, field, read_data
 
 Manifest = Mapping[str, Any]

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from llmbudget.clients.cluster import CONFIG_MAPS, SECRETS, Cluster, Kind
+from llmbudget.clients.cluster import Cluster
+from llmbudget.clients.kinds import CONFIG_MAPS, SECRETS, Kind
 
 Manifest = Mapping[str, Any]
 Files = dict[str, bytes]

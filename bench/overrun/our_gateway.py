@@ -1,0 +1,195 @@
+"""Our gateway, as a pod would run it: its configuration in a ConfigMap of a real API server, which
+also reviews the callers' tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import httpx
+import yaml
+from load import Outcome, Scenario, fire
+
+from llmbudget.api.meta import AUDIENCE
+from llmbudget.api.money import parse_price
+from llmbudget.api.provider import KeyHeader, Protocol
+from llmbudget.contract.config import (
+    CONFIG_KEY,
+    AccountConfig,
+    ConsumerConfig,
+    GatewayConfig,
+    ModelConfig,
+    Prices,
+    ProviderConfig,
+)
+from llmbudget.ledger.sqlite.schema import FILE_NAME, connect_reading
+from llmbudget.local.process import free_port, spawn, stop
+from llmbudget.local.stage import PROGRAM, Stage, write_private
+
+NAMESPACE: Final = "bench"
+ACCOUNT: Final = f"{NAMESPACE}/bench"
+CALLER: Final = "caller"
+GATEWAY: Final = "bench-gateway"
+START_SECONDS: Final = 30
+
+
+def configuration(scenario: Scenario, provider: str) -> GatewayConfig:
+    """Build what the operator would render."""
+    models = tuple(
+        ModelConfig(
+            name=name,
+            upstream_name=name,
+            prices=_prices(price["inputPer1K"], price["outputPer1K"]),
+            max_context=128_000,
+            max_output=16_384,
+            default_max_output=4096,
+            latency_ms=100,
+        )
+        for name, price in scenario.prices.items()
+    )
+    upstream = ProviderConfig(
+        name="simulator",
+        protocol=Protocol.OPENAI,
+        endpoint=provider,
+        allow_private=True,
+        key_header=KeyHeader.AUTHORIZATION,
+        models=models,
+        connect_timeout_ms=5_000,
+        idle_timeout_ms=60_000,
+        total_timeout_ms=600_000,
+        bills_errors=False,
+    )
+    account = AccountConfig(
+        name=ACCOUNT,
+        cap_nano=scenario.cap,
+        providers=("simulator",),
+        consumers=(ConsumerConfig(namespace=NAMESPACE, service_accounts=(CALLER,)),),
+    )
+    return GatewayConfig(
+        generation=1,
+        root=ACCOUNT,
+        operator=f"{NAMESPACE}/nobody",
+        accounts=(account,),
+        providers=(upstream,),
+        endpoints=(),
+    )
+
+
+def _prices(per_1k_in: str, per_1k_out: str) -> Prices:
+    input_, output = parse_price(per_1k_in), parse_price(per_1k_out)
+    return Prices(
+        input=input_, output=output, cached_input=input_, cache_write=input_, reasoning=output
+    )
+
+
+def objects(config: GatewayConfig) -> list[dict[str, Any]]:
+    """List what the gateway needs in the cluster: accounts, rights, configuration."""
+    subject = {"kind": "ServiceAccount", "name": GATEWAY, "namespace": NAMESPACE}
+    rbac = "rbac.authorization.k8s.io"
+    rule = {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list", "watch"]}
+
+    def named(api: str, kind: str, name: str) -> dict[str, Any]:
+        return {
+            "apiVersion": api,
+            "kind": kind,
+            "metadata": {"name": name, "namespace": NAMESPACE},
+        }
+
+    def binding(kind: str, role: str) -> dict[str, Any]:
+        return {"subjects": [subject], "roleRef": {"apiGroup": rbac, "kind": kind, "name": role}}
+
+    return [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
+        named("v1", "ServiceAccount", CALLER),
+        named("v1", "ServiceAccount", GATEWAY),
+        named("v1", "ConfigMap", GATEWAY) | {"data": {CONFIG_KEY: config.to_json()}},
+        named(f"{rbac}/v1", "Role", GATEWAY) | {"rules": [rule]},
+        named(f"{rbac}/v1", "RoleBinding", GATEWAY) | binding("Role", GATEWAY),
+        {
+            "apiVersion": f"{rbac}/v1",
+            "kind": "ClusterRoleBinding",
+            "metadata": {"name": GATEWAY},
+            **binding("ClusterRole", "system:auth-delegator"),
+        },
+    ]
+
+
+async def run(scenario: Scenario, provider: str, key: str, folder: Path, stage: Stage) -> Outcome:
+    """Put a scenario through the gateway; `folder` takes its ledger, keys and log."""
+    manifests = yaml.safe_dump_all(objects(configuration(scenario, provider)))
+    await stage.kubectl("apply", "--server-side", "-f", "-", stdin=manifests)
+    token = await stage.token(NAMESPACE, CALLER, AUDIENCE)
+    await _identity(stage, folder)
+    for name in ("keys", "ca", "ledger"):
+        (folder / name).mkdir()
+    write_private(folder / "keys" / "simulator", key)
+    port = free_port()
+    with (folder / "gateway.log").open("wb") as log:
+        process = await spawn(
+            [
+                PROGRAM,
+                "gateway",
+                f"--config-map={NAMESPACE}/{GATEWAY}",
+                f"--keys={folder / 'keys'}",
+                f"--ca={folder / 'ca'}",
+                f"--ledger={folder / 'ledger'}",
+                f"--service-account={folder / 'account'}",
+                f"--posthog-key={folder / 'none'}",
+                f"--listen=127.0.0.1:{port}",
+            ],
+            environment=_server(stage),
+            output=log,
+        )
+        try:
+            await _ready(process, port, folder)
+            started = time.monotonic()
+            answers = await fire(scenario, f"http://127.0.0.1:{port}/v1", token)
+            seconds = time.monotonic() - started
+        finally:
+            await stop(process)
+    async with httpx.AsyncClient(trust_env=False) as client:
+        bill = (await client.get(f"{provider.removesuffix('/v1')}/bill")).json()
+    return Outcome("LLM Budget", answers, seconds, bill["nano"], _recorded(folder / "ledger"))
+
+
+async def _identity(stage: Stage, folder: Path) -> None:
+    """Lay the gateway's ServiceAccount folder out as in a pod."""
+    account = folder / "account"
+    account.mkdir()
+    write_private(account / "token", await stage.token(NAMESPACE, GATEWAY))
+    (account / "namespace").write_text(NAMESPACE)
+    bundle = await stage.get("configmap", "default", "kube-root-ca.crt")
+    (account / "ca.crt").write_text(bundle["data"]["ca.crt"])
+
+
+def _server(stage: Stage) -> dict[str, str]:
+    config = yaml.safe_load(stage.kubeconfig.read_text())
+    url = urlsplit(config["clusters"][0]["cluster"]["server"])
+    return {
+        "KUBERNETES_SERVICE_HOST": str(url.hostname),
+        "KUBERNETES_SERVICE_PORT": str(url.port),
+    }
+
+
+async def _ready(process: asyncio.subprocess.Process, port: int, folder: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    async with httpx.AsyncClient(trust_env=False) as client:
+        while process.returncode is None and time.monotonic() < deadline:
+            try:
+                if (await client.get(f"http://127.0.0.1:{port}/readyz")).is_success:
+                    return
+            except httpx.TransportError:
+                pass
+            await asyncio.sleep(0.1)
+    raise SystemExit(f"the gateway did not start: see {folder / 'gateway.log'}")
+
+
+def _recorded(ledger: Path) -> int:
+    connection = connect_reading(ledger / FILE_NAME)
+    try:
+        return int(next(connection.execute("SELECT coalesce(sum(cost), 0) FROM entries"))[0])
+    finally:
+        connection.close()
