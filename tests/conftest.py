@@ -83,6 +83,7 @@ def namespace(kubectl: Kubectl) -> Iterator[str]:
     """A namespace of the test's own, removed afterwards without waiting."""
     name = f"test-{secrets.token_hex(4)}"
     kubectl("create", "namespace", name)
+    kubectl("wait", "--for=create", "--timeout=30s", "serviceaccount/default", "-n", name)
     yield name
     kubectl("delete", "namespace", name, "--wait=false")
 
