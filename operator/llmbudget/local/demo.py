@@ -35,7 +35,7 @@ from llmbudget.local.http1 import port_of, serve
 from llmbudget.local.node import Node
 from llmbudget.local.process import spawn, stop
 from llmbudget.local.screen import BOLD, CYAN, DIM, GREEN, Screen
-from llmbudget.local.stage import ROOT, Stage, StageError, until, write_private
+from llmbudget.local.stage import ROOT, Stage, StageError, write_private
 
 EXAMPLE: Final = ROOT / "examples" / "demo"
 NAMESPACE, NAME = "llm-platform", "team-a"
@@ -76,14 +76,12 @@ class Demo:
         sink = await stack.enter_async_context(await serve(self._show.notice, 0))
         ports = {PROVIDER_AT: host, NOTICES_AT: f"127.0.0.1:{port_of(sink)}"}
         await self._apply(ports)
-        screen.step(
-            "kubectl apply -k examples/demo", f"{BUDGET}: $1.00 a month, and who may spend it"
-        )
+        screen.step("examples/demo", f"applied: {BUDGET} is $1.00 a month, for {APPLICATION}")
         node = Node(self._cluster, "local")
         await stack.enter_async_context(node.registered())
         stack.enter_context(_background(node.run_pods([APPLICATION_NAMESPACE])))
         self._url = await stage.gateway(BUDGET)
-        await until("the budget", self._ready)
+        await self._stage.until("the budget", self._ready)
         screen.step("gateway", f"{self._url}, holds the key; the budget is Ready")
 
     async def _apply(self, ports: Mapping[str, str]) -> None:
@@ -117,7 +115,7 @@ class Demo:
             try:
                 with _background(self._show.follow_cluster()):
                     await asyncio.wait_for(self._show.follow_client(client.stdout), PATIENCE)
-                    await until("the last figures and the rollout", self._settled, 15)
+                    await self._stage.until("the last figures and the rollout", self._settled, 15)
             except TimeoutError:
                 raise StageError(f"the money was not spent within {PATIENCE:.0f} s") from None
             finally:

@@ -19,7 +19,7 @@ from llmbudget.clients.cluster import Cluster
 from llmbudget.clients.kinds import BUDGETS, DEPLOYMENTS
 from llmbudget.local.demo_client import MODEL
 from llmbudget.local.http1 import Answer, Request
-from llmbudget.local.screen import DIM, Screen
+from llmbudget.local.screen import Screen
 
 PERIOD: Final = 0.2
 """Seconds between two looks at the cluster."""
@@ -113,7 +113,7 @@ class Show:
             share = parse_usd(status["spent"]) * 1000 // parse_usd(status["cap"])
             calls = ", ".join(f"{count} × {model}" for model, count in self.seen.calls.items())
             text = f"${status['spent']} of ${status['cap']}, held ${status.get('held', '0')}"
-            self._screen.bar(share, f"{text}  {self._screen.paint(calls, DIM)}")
+            self._screen.bar(share, f"{text}  {calls}")
 
     def _show_deployment(self, deployment: Mapping[str, Any]) -> None:
         model = _model(deployment)

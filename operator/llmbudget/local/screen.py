@@ -10,6 +10,10 @@ from typing import Final, TextIO
 
 WIDTH: Final = 30
 """Cells of the bar."""
+NAME: Final = 19
+"""Columns for what a step is about."""
+NAME: Final = 19
+"""Columns for what a step is about."""
 LINE_PERIOD: Final = 1.0
 """Seconds between two bars where the output is no terminal and can't be redrawn."""
 
@@ -44,7 +48,7 @@ class Screen:
     def step(self, text: str, detail: str = "") -> None:
         """Report something done."""
         mark = self.paint("✔", GREEN)
-        self.line(f"  {mark} {text}" + (f"  {self.paint(detail, DIM)}" if detail else ""))
+        self.line(f"  {mark} {text:<{NAME}} {self.paint(detail, DIM)}".rstrip())
 
     def news(self, text: str, *details: str) -> None:
         """Report something that happened, with the time since the start."""
@@ -66,20 +70,11 @@ class Screen:
         filled = min(WIDTH, share * WIDTH // 1000)
         colour = RED if share >= 950 else YELLOW if share >= 800 else GREEN
         cells = self.paint("█" * filled, colour) + self.paint("░" * (WIDTH - filled), DIM)
-        line = f"  {cells} {share // 10:3d}%  {text}"
+        room = shutil.get_terminal_size().columns - WIDTH - 10 if self._terminal else len(text)
+        line = f"  {cells} {share // 10:3d}%  {text[: max(0, room)]}"
         self._clear()
-        if self._terminal:
-            width = shutil.get_terminal_size().columns
-            plain = 2 + WIDTH + 6
-            print(
-                f"  {cells} {share // 10:3d}%  {text[: max(0, width - plain - 1)]}",
-                end="",
-                file=self._out,
-                flush=True,
-            )
-            self._live = True
-        else:
-            print(line, file=self._out, flush=True)
+        print(line, end="" if self._terminal else "\n", file=self._out, flush=True)
+        self._live = self._terminal
 
     def _clear(self) -> None:
         if self._live:

@@ -48,6 +48,7 @@ class Stage:
         self.kubectl_program = kubectl
         self.gateways = folder / "gateways"
         self._stack = contextlib.AsyncExitStack()
+        self._parts: dict[str, asyncio.subprocess.Process] = {}
 
     async def __aenter__(self) -> Stage:
         self.gateways.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -90,7 +91,31 @@ class Stage:
         log = self._stack.enter_context(self.log(name).open("ab"))
         process = await spawn([PROGRAM, *arguments], output=log)
         self._stack.push_async_callback(stop, process)
+        self._parts[name] = process
         return process
+
+    async def until(
+        self, what: str, ask: Callable[[], Awaitable[Result | None]], seconds: float = WAIT
+    ) -> Result:
+        """Ask again until there is an answer.
+
+        Raises:
+            StageError: there was none in time, or a part ended.
+        """
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            answer = await ask()
+            if answer is not None:
+                return answer
+            self._check()
+            await asyncio.sleep(0.2)
+        raise StageError(f"{what}: not ready after {seconds:.0f} seconds")
+
+    def _check(self) -> None:
+        for name, process in self._parts.items():
+            if process.returncode is not None:
+                end = self.log(name).read_text(errors="replace").strip().splitlines()[-3:]
+                raise StageError("\n    ".join([f"{name} ended ({process.returncode}):", *end]))
 
     def log(self, name: str) -> Path:
         """Name the log of a part."""
@@ -106,6 +131,13 @@ class Stage:
             "wait", "--for=condition=Established", "crd/llmbudgets.llmbudget.io",
             "crd/llmproviders.llmbudget.io", "--timeout=30s",
         )  # fmt: skip
+
+    async def allow_namespace(self, namespace: str) -> None:
+        """Let the operator manage gateways in a namespace, which is made where it is missing."""
+        manifest = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
+        await self.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(manifest))
+        role = ROOT / "manifests" / "namespace"
+        await self.kubectl("apply", "--server-side", "-n", namespace, "-k", str(role))
 
     async def token(self, namespace: str, account: str, audience: str | None = None) -> str:
         """Make a token of a ServiceAccount."""
@@ -141,7 +173,7 @@ class Stage:
 
     async def gateway(self, budget: str) -> str:
         """Start the gateway of a root budget; return its URL once its process runs."""
-        process = await self.start(
+        await self.start(
             f"gateway-{budget.replace('/', '_')}",
             *("local", "gateway", budget),
             *("--kubeconfig", self.kubeconfig),
@@ -150,13 +182,10 @@ class Stage:
         announcement = self.gateways / f"{budget.replace('/', '_')}.json"
 
         async def announced() -> str | None:
-            if process.returncode is not None:
-                raise StageError(f"the gateway ended: see {self.log('gateway')}")
-            return (
-                str(json.loads(announcement.read_text())["url"]) if announcement.exists() else None
-            )
+            known = announcement.exists()
+            return str(json.loads(announcement.read_text())["url"]) if known else None
 
-        return await until("the gateway's process", announced)
+        return await self.until("the gateway's process", announced)
 
     async def provider(
         self, prices: Mapping[str, Mapping[str, str]], key: str, *, latency_ms: int
@@ -180,20 +209,3 @@ def write_private(path: Path, text: str) -> None:
     """Write a file that only its owner may read."""
     path.touch(mode=0o600)
     path.write_text(text)
-
-
-async def until(
-    what: str, ask: Callable[[], Awaitable[Result | None]], seconds: float = WAIT
-) -> Result:
-    """Ask again until there is an answer.
-
-    Raises:
-        StageError: there was none in time.
-    """
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        answer = await ask()
-        if answer is not None:
-            return answer
-        await asyncio.sleep(0.2)
-    raise StageError(f"{what}: not ready after {seconds:.0f} seconds")
