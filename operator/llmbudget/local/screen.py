@@ -12,8 +12,6 @@ WIDTH: Final = 30
 """Cells of the bar."""
 NAME: Final = 19
 """Columns for what a step is about."""
-NAME: Final = 19
-"""Columns for what a step is about."""
 LINE_PERIOD: Final = 1.0
 """Seconds between two bars where the output is no terminal and can't be redrawn."""
 
