@@ -235,11 +235,7 @@ class _Start:
 
 
 def _begin(store: Store) -> _Start:
-    """Take over from an earlier owner: a new epoch, in which holds of older ones are charged."""
-    with store.transaction() as book:
-        book.header.epoch += 1
-        book.changes.header = True
-        book.sweep()
+    store.take_over()
     with store.transaction() as book:
         book.changes.header = True
         return _Start(book, book.actions())

@@ -62,6 +62,17 @@ class Store:
             raise
         self._lost.clear()
 
+    def take_over(self) -> None:
+        """Begin a new epoch as the file's owner, and charge the holds of earlier ones.
+
+        Raises:
+            LedgerUnavailable: the file can't be used.
+        """
+        with self.transaction() as book:
+            book.header.epoch += 1
+            book.changes.header = True
+            book.sweep()
+
     def _connected(self) -> apsw.Connection:
         if self._connection is None:
             self._connection = connect(self._path)
