@@ -227,6 +227,9 @@ def _background(work: Coroutine[Any, Any, None]) -> Iterator[None]:
 
 async def tell(folder: Path, screen: Screen, *, keep: bool) -> int:
     """Run the demo and return its exit code."""
+    current = asyncio.current_task()
+    assert current is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, current.cancel)
     screen.line(screen.paint("LLM Budget: a dollar, thirty workers, and no way past it", BOLD))
     screen.title("Starting")
     found = await asyncio.to_thread(find, lambda text: screen.step("binaries", text))
@@ -248,7 +251,8 @@ async def tell(folder: Path, screen: Screen, *, keep: bool) -> int:
             screen.line(f"  {screen.paint('✔ ' + verdict, GREEN, BOLD)}")
         if keep:
             demo.invite()
-            await asyncio.Event().wait()
+            with contextlib.suppress(asyncio.CancelledError):  # Ctrl-C is how it is meant to end
+                await asyncio.Event().wait()
         return 1 if faults else 0
 
 
@@ -258,13 +262,11 @@ def command(keep: bool) -> None:
     """Spend a budget of one dollar through a gateway on this machine, and check every nano."""
     screen = Screen()
     folder = Path(tempfile.mkdtemp(prefix="llmbudget-demo-"))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = asyncio.run(tell(folder, screen, keep=keep))
-    except KeyboardInterrupt:
-        screen.line()
-        screen.line("  ended, and cleaned up")
-        code = 0 if keep else 130
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        screen.line("  ended before its time, and cleaned up")
+        code = 130
     except (StageError, NotStarted, BuildFailed, ApiError, OSError) as error:
         screen.bad(f"{error}")
         screen.line(f"    {screen.paint(f'logs: {folder}', DIM)}")

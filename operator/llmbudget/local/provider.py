@@ -321,7 +321,12 @@ def command(
     latency_ms: int,
     output_tokens: int,
 ) -> None:
-    """Simulate an OpenAI-compatible provider that keeps its own bill (GET /bill)."""
+    """Simulate an OpenAI-compatible provider that keeps its own bill (GET /bill).
+
+    A model called NAME@MODE, or the header x-simulator-mode, makes it misbehave: hang, reset, cut,
+    garbage, no-usage, negative-usage, absurd-usage (all charged), redirect, echo, status-NNN (not
+    charged).
+    """
     simulator = Simulator(
         Prices(json.loads(prices_file.read_text())),
         Bill(bill_file),
