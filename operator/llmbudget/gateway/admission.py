@@ -1,0 +1,154 @@
+"""Money for calls: holds that wait their turn, and resolutions that are never forgotten.
+
+Where only other calls' holds are in the way, a call waits in line: the oldest tries again when a
+hold is resolved. Where what is spent leaves no room, nobody waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Final
+
+from llmbudget.api.money import Nano
+from llmbudget.ledger.interface import (
+    BudgetExceeded,
+    Hold,
+    HoldRequest,
+    Ledger,
+    LedgerUnavailable,
+    Settlement,
+    Status,
+)
+
+WAIT_SECONDS: Final = 5.0
+"""How long a call waits for others' holds."""
+_RETRY_SECONDS: Final = (0.1, 5.0)
+
+log = logging.getLogger(__name__)
+
+
+class HeldCall:
+    """One hold, resolved once: settled, released, or, at the end of the block, charged in full."""
+
+    def __init__(self, admission: Admission, hold: Hold) -> None:
+        self._admission = admission
+        self.hold = hold
+        self.resolved = False
+
+    async def settle(self, settlement: Settlement) -> None:
+        """Charge it."""
+        self.resolved = True
+        await self._admission.resolve(self.hold, settlement)
+
+    async def release(self) -> None:
+        """Give it back: the provider certainly charged nothing."""
+        self.resolved = True
+        await self._admission.resolve(self.hold, None)
+
+
+class Admission:
+    """Takes and resolves holds on one ledger."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._line: deque[asyncio.Future[None]] = deque()
+        self._unresolved: set[asyncio.Task[None]] = set()
+
+    @contextlib.asynccontextmanager
+    async def held(self, request: HoldRequest) -> AsyncIterator[HeldCall]:
+        """Hold money for the block. A block that does not resolve it leaves it charged.
+
+        Raises:
+            LedgerError: as `Ledger.hold`; BudgetExceeded.only_held after waiting in vain.
+        """
+        call = HeldCall(self, await self._hold(request))
+        try:
+            yield call
+        finally:
+            if not call.resolved:
+                # A task of its own: the block may be ending because it was cancelled.
+                unknown = Settlement(cost=None, status=Status.ERROR)
+                await asyncio.shield(asyncio.create_task(call.settle(unknown)))
+
+    async def _hold(self, request: HoldRequest) -> Hold:
+        deadline = asyncio.get_running_loop().time() + WAIT_SECONDS
+        at_the_front = False
+        while True:
+            try:
+                hold = await self._ledger.hold(request)
+            except BudgetExceeded as error:
+                if not error.only_held or not await self._turn(deadline, at_the_front):
+                    raise
+                at_the_front = True
+            else:
+                if at_the_front:
+                    # There may be room for one more.
+                    self._wake_next()
+                return hold
+
+    async def _turn(self, deadline: float, at_the_front: bool) -> bool:
+        """Wait in line until a hold is resolved; False: the time is up."""
+        loop = asyncio.get_running_loop()
+        turn = loop.create_future()
+        if at_the_front:
+            self._line.appendleft(turn)
+        else:
+            self._line.append(turn)
+        try:
+            async with asyncio.timeout_at(deadline):
+                await turn
+        except TimeoutError:
+            return False
+        finally:
+            if not turn.done() or turn.cancelled():
+                with contextlib.suppress(ValueError):
+                    self._line.remove(turn)
+        return True
+
+    def _wake_next(self) -> None:
+        while self._line:
+            turn = self._line.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+
+    async def resolve(self, hold: Hold, settlement: Settlement | None) -> None:
+        """Settle, or release where there is no settlement. What the ledger can't take now is
+        brought to it again until it can."""
+        try:
+            await self._resolve(hold.id, settlement)
+        except LedgerUnavailable as error:
+            log.warning("settle delayed", extra={"fields": {"entry": hold.id, "why": str(error)}})
+            task = asyncio.create_task(self._insist(hold.id, settlement))
+            self._unresolved.add(task)
+            task.add_done_callback(self._unresolved.discard)
+        else:
+            self._wake_next()
+
+    async def _resolve(self, hold_id: str, settlement: Settlement | None) -> None:
+        if settlement is None:
+            await self._ledger.release(hold_id)
+        else:
+            await self._ledger.settle(hold_id, settlement)
+
+    async def _insist(self, hold_id: str, settlement: Settlement | None) -> None:
+        pause, longest = _RETRY_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                await self._resolve(hold_id, settlement)
+            except LedgerUnavailable:
+                pause = min(pause * 2, longest)
+            else:
+                self._wake_next()
+                return
+
+    def left_beside_spent(self, accounts: tuple[str, ...]) -> Nano | None:
+        """Tell what is left on the tightest account of a path when all holds are let go."""
+        balances = [self._ledger.balance(account) for account in accounts]
+        lefts = [b.cap - b.spent for b in balances if b.cap is not None]
+        return Nano(max(0, min(lefts))) if lefts else None

@@ -1,0 +1,95 @@
+"""Who calls: a ServiceAccount token, reviewed by the API server.
+
+A review's answer is kept for at most ten seconds, as long as the API server itself keeps it; a
+refusal is not kept. Reviews of one token at one time are one review. An address whose tokens are
+refused again and again is held off before it reaches the API server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable
+from typing import Final
+
+from llmbudget.clients.cluster import ApiError, Cluster, TokenIdentity
+from llmbudget.gateway.limits import ClientLimits
+from llmbudget.gateway.protocols.errors import malformed, unavailable, unidentified
+
+CACHE_SECONDS: Final = 10.0
+_MOST_CACHED: Final = 20_000
+_MOST_TOKEN_BYTES: Final = 8192
+_REFUSED_PER_MINUTE: Final = 60
+"""Tokens of one address that may be refused in a minute."""
+REVIEW_SECONDS: Final = 10.0
+
+_Digest = bytes
+
+
+class Identities:
+    """Reviews tokens for one audience; None: the API server's own."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        audience: str | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cluster = cluster
+        self._audience = audience
+        self._clock = clock
+        self._known: dict[_Digest, tuple[TokenIdentity, float]] = {}
+        self._under_way: dict[_Digest, asyncio.Task[TokenIdentity | None]] = {}
+        self._refused = ClientLimits(_REFUSED_PER_MINUTE, clock)
+
+    async def identify(self, token: str, client: str) -> TokenIdentity:
+        """Find out whose token it is.
+
+        Raises:
+            Refusal: 400, 401, 429 or, where the API server is away, 503.
+        """
+        if len(token) > _MOST_TOKEN_BYTES or not token.isascii():
+            raise malformed("The token is none of Kubernetes'.")
+        digest = hashlib.blake2b(token.encode(), digest_size=20).digest()
+        known = self._known.get(digest)
+        if known is not None and self._clock() < known[1]:
+            return known[0]
+        self._refused.check(client)
+        identity = await self._review(digest, token)
+        if identity is None:
+            self._refused.count(client)
+            wanted = f" for the audience {self._audience}" if self._audience else ""
+            raise unidentified(
+                f"The API server doesn't accept this token{wanted}: it may have expired, or was"
+                " made for another audience."
+            )
+        return identity
+
+    async def _review(self, digest: _Digest, token: str) -> TokenIdentity | None:
+        task = self._under_way.get(digest)
+        if task is None:
+            task = asyncio.create_task(self._ask(digest, token))
+            self._under_way[digest] = task
+            task.add_done_callback(lambda _: self._under_way.pop(digest, None))
+        try:
+            # Shielded: a caller that goes away must not take the others' answer along.
+            return await asyncio.wait_for(asyncio.shield(task), REVIEW_SECONDS)
+        except (ApiError, TimeoutError):
+            raise unavailable("The API server can't review tokens now.") from None
+
+    async def _ask(self, digest: _Digest, token: str) -> TokenIdentity | None:
+        asked = self._clock()
+        identity = await self._cluster.review_token(token, self._audience)
+        if identity is not None:
+            if len(self._known) >= _MOST_CACHED:
+                self._forget()
+            self._known[digest] = (identity, asked + CACHE_SECONDS)
+        return identity
+
+    def _forget(self) -> None:
+        """Drop what has expired, or everything where nothing has."""
+        now = self._clock()
+        self._known = {key: value for key, value in self._known.items() if now < value[1]}
+        if len(self._known) >= _MOST_CACHED:
+            self._known.clear()

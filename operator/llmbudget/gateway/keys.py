@@ -1,0 +1,74 @@
+"""The providers' keys: read from the volume or the environment, and never told to anyone.
+
+The kubelet swaps a volume's content when a Secret changes, so a file is read again when it is
+another one; at most once a second, since a stat costs more than a dict.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+from llmbudget.contract.config import ProviderConfig
+
+CHECK_SECONDS: Final = 1.0
+_MOST_BYTES: Final = 16 * 1024
+MASK: Final = b"[masked]"
+
+
+class Keys:
+    """The keys of all providers."""
+
+    def __init__(self, directory: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._directory = directory
+        self._clock = clock
+        self._read: dict[str, tuple[float, tuple[int, int] | None, str | None]] = {}
+
+    def get(self, provider: ProviderConfig) -> str | None:
+        """Return a provider's key; None: there is none."""
+        if provider.key_env is not None:
+            return _clean(os.environ.get(provider.key_env, ""))
+        now = self._clock()
+        checked, version, key = self._read.get(provider.name, (-CHECK_SECONDS, None, None))
+        if now - checked >= CHECK_SECONDS:
+            path = self._directory / provider.name
+            found = _version(path)
+            if found != version:
+                version, key = found, _read(path)
+            self._read[provider.name] = (now, version, key)
+        return key
+
+    def missing(self, providers: Iterable[ProviderConfig]) -> tuple[str, ...]:
+        """Name the providers that have no key."""
+        return tuple(provider.name for provider in providers if self.get(provider) is None)
+
+
+def mask(data: bytes, key: str) -> bytes:
+    """Take a key out of what goes back to a caller."""
+    secret = key.encode()
+    return data.replace(secret, MASK) if secret in data else data
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _read(path: Path) -> str | None:
+    try:
+        content = path.read_bytes()[:_MOST_BYTES]
+    except OSError:
+        return None
+    return _clean(content.decode("ascii", errors="replace"))
+
+
+def _clean(text: str) -> str | None:
+    """Accept what can stand in a header, without the newline that many a Secret ends with."""
+    key = text.strip()
+    return key if key and key.isascii() and key.isprintable() else None

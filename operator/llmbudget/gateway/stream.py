@@ -1,0 +1,103 @@
+"""A streamed answer, relayed as it comes and metered on the way.
+
+When the caller goes away the provider's answer is still read to its end, within bounds, since only
+its end says what it cost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from llmbudget.api.money import format_usd
+from llmbudget.decide.prices import cost
+from llmbudget.gateway.keys import mask
+from llmbudget.gateway.protocols.openai_answers import StreamMeter, cost_comment
+from llmbudget.gateway.upstream import Answer, Doubtful
+from llmbudget.gateway.wire import Exchange, Transport
+from llmbudget.ledger.interface import Settlement, Status
+
+if TYPE_CHECKING:
+    from llmbudget.gateway.call import Attempt
+
+DRAIN_SECONDS: Final = 60.0
+DRAIN_BYTES: Final = 8 * 1024 * 1024
+"""Bounds of reading on for a caller that is gone."""
+
+
+class _Listener:
+    """The caller, who may be gone."""
+
+    def __init__(self, transport: Transport, key: str) -> None:
+        self._transport = transport
+        self._key = key
+        self.gone = False
+
+    async def send(self, data: bytes) -> None:
+        if data and not self.gone:
+            try:
+                await self._transport.send_bytes(mask(data, self._key))
+            except RuntimeError:
+                # The server's error for a closed connection.
+                self.gone = True
+
+
+async def relay(
+    attempt: Attempt,
+    answer: Answer,
+    include_usage: bool,
+    key: str,
+    exchange: Exchange,
+    count_tokens: Callable[[int], None],
+) -> None:
+    """Send a stream on, charge it, and end it with what it cost."""
+    hold = attempt.held.hold
+    headers = [*attempt.headers, ("content-type", "text/event-stream; charset=utf-8")]
+    headers += [("cache-control", "no-store"), ("x-llmbudget-cost-usd", format_usd(hold.amount))]
+    listener = _Listener(exchange.response_stream(200, headers), key)
+    meter = StreamMeter(attempt.plausible, include_usage=include_usage)
+    why = await _pump(attempt, answer, meter, listener)
+    await listener.send(meter.finish())
+    usage = meter.usage if meter.done and not meter.failed else None
+    if usage is None:
+        settlement = Settlement(None, status=Status.ERROR if why else attempt.status)
+    else:
+        charged = cost(usage, attempt.prices)
+        settlement = Settlement(charged, usage.tokens_in, usage.tokens_out, attempt.status)
+        count_tokens(usage.tokens_in + usage.tokens_out)
+    total = await attempt.charge(settlement)
+    why = why or (None if usage else "no usage")
+    attempt.record.end(settlement.status, total, usage, why)
+    if meter.last_event:
+        await listener.send(cost_comment(hold.id, format_usd(total)) + meter.last_event)
+
+
+async def _pump(
+    attempt: Attempt, answer: Answer, meter: StreamMeter, listener: _Listener
+) -> str | None:
+    """Relay until the end; return what went wrong, if anything did."""
+    drained = 0
+    first = True
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(None) as drain:
+            while not meter.done:
+                try:
+                    chunk = await answer.read_chunk()
+                except Doubtful as error:
+                    return str(error)
+                if chunk is None:
+                    return None if meter.done else "the stream ended early"
+                if first:
+                    attempt.record.first_chunk()
+                    first = False
+                await listener.send(meter.feed(chunk))
+                if listener.gone:
+                    drained += len(chunk)
+                    if drained > DRAIN_BYTES:
+                        return "the caller left, and the rest is too long to read"
+                    if drain.when() is None:
+                        drain.reschedule(asyncio.get_running_loop().time() + DRAIN_SECONDS)
+            return None
+    return "the caller left, and the rest took too long to come"

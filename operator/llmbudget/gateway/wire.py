@@ -1,0 +1,141 @@
+"""HTTP as the gateway sees it: the server's interface (RSGI), typed, and a request's hygiene."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from typing import Final, Protocol
+
+from llmbudget.gateway.protocols.errors import malformed, too_large, unidentified
+
+MAX_BODY: Final = 10 * 1024 * 1024
+"""Bytes of the largest request body."""
+_MAX_DRAIN: Final = 8 * MAX_BODY
+"""Bytes that are read and dropped of a body that is too large: a client that is still sending
+would see a broken connection instead of the answer."""
+_ONCE: Final = frozenset(
+    {"authorization", "x-api-key", "content-length", "content-type", "host", "idempotency-key"}
+    | {"transfer-encoding", "x-llmbudget-budget", "x-llmbudget-task-id"}
+)
+"""Headers that mean something here, so that two of them mean nothing."""
+
+Headers = list[tuple[str, str]]
+
+
+class RawHeaders(Protocol):
+    """The server's header map; names are lower-case."""
+
+    def items(self) -> Iterable[tuple[str, str]]:
+        """All headers, repeated ones too."""
+
+
+class Scope(Protocol):
+    """What the server says of a request."""
+
+    @property
+    def proto(self) -> str:
+        """`http`, or `ws` for a WebSocket."""
+
+    @property
+    def method(self) -> str:
+        """Such as GET."""
+
+    @property
+    def path(self) -> str:
+        """Decoded path."""
+
+    @property
+    def client(self) -> str:
+        """Address and port of the caller."""
+
+    @property
+    def headers(self) -> RawHeaders:
+        """Headers."""
+
+
+class Transport(Protocol):
+    """A response under way."""
+
+    async def send_bytes(self, data: bytes) -> None:
+        """Send; raises when the caller is gone."""
+
+
+class Exchange(Protocol):
+    """The server's side of one request."""
+
+    async def __call__(self) -> bytes:
+        """Read the whole body."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Read the body in chunks."""
+
+    async def client_disconnect(self) -> None:
+        """Return when the caller goes away."""
+
+    def response_bytes(self, status: int, headers: Headers, body: bytes) -> None:
+        """Answer at once."""
+
+    def response_stream(self, status: int, headers: Headers) -> Transport:
+        """Answer bit by bit."""
+
+
+class Request:
+    """A request with its headers checked. `client` is the caller's address without port."""
+
+    __slots__ = ("_exchange", "client", "headers", "method", "path")
+
+    def __init__(self, scope: Scope, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self.method = scope.method
+        self.path = scope.path
+        self.client = scope.client.rsplit(":", 1)[0]
+        self.headers = _single(scope.headers.items())
+
+    @property
+    def token(self) -> str:
+        """The caller's token.
+
+        Raises:
+            Refusal: 401 where there is none, 400 where there are two that differ.
+        """
+        scheme, _, bearer = self.headers.get("authorization", "").partition(" ")
+        bearer = bearer.strip() if scheme.lower() == "bearer" else ""
+        key = self.headers.get("x-api-key", "")
+        if bearer and key and bearer != key:
+            raise malformed("Authorization and x-api-key differ: send one of them.")
+        if not (bearer or key):
+            raise unidentified(
+                "No token: send a ServiceAccount token with the audience llmbudget as"
+                " Authorization: Bearer TOKEN or as x-api-key."
+            )
+        return bearer or key
+
+    async def body(self) -> bytes:
+        """Read the body.
+
+        Raises:
+            Refusal: 413.
+        """
+        length = self.headers.get("content-length", "")
+        if length.isdigit() and int(length) <= MAX_BODY:
+            return await self._exchange()
+        read, chunks = 0, []
+        async for chunk in self._exchange:
+            read += len(chunk)
+            if read <= MAX_BODY:
+                chunks.append(chunk)
+            elif read > _MAX_DRAIN:
+                break
+        if read > MAX_BODY:
+            raise too_large(MAX_BODY)
+        return b"".join(chunks)
+
+
+def _single(items: Iterable[tuple[str, str]]) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for name, value in items:
+        if name in headers and name in _ONCE:
+            raise malformed(f"Header {name} is sent more than once.")
+        headers[name] = value
+    if "content-length" in headers and "transfer-encoding" in headers:
+        raise malformed("Content-Length and Transfer-Encoding exclude each other.")
+    return headers
