@@ -57,7 +57,7 @@ def test_workflow_ends_in_a_hard_stop(file):
     assert ledger.get_total_cost_for_current_month() == 1.0, "ten dimes are exactly a dollar"
     assert budget.is_budget_exceeded()
     assert budget.get_remaining_budget_percentage() == 0.0
-    with pytest.raises(BudgetExceededError, match="1.0"):
+    with pytest.raises(BudgetExceededError, match=r"\$1\.0 has been"):
         budget.check_budget()
 
 

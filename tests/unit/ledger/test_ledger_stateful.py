@@ -29,8 +29,8 @@ from llmbudget.ledger.sqlite.store import Store
 ROOT, TEAM, APP = "llm/org", "llm/team", "app/app"
 PATHS = {ROOT: (ROOT,), TEAM: (TEAM, ROOT), APP: (APP, TEAM, ROOT)}
 ZONES = ("UTC", "America/New_York", "Pacific/Auckland")
-AMOUNTS = st.integers(0, 60)
-CAPS = st.none() | st.integers(0, 200)
+AMOUNTS = st.integers(0, 30)
+CAPS = st.integers(20, 120) | st.integers(0, 20) | st.none()
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.open_holds())
     @rule(
         data=st.data(),
-        kind=st.sampled_from(["below", "at", "above", "unknown", "released"]),
+        kind=st.sampled_from(["above", "at", "unknown", "below", "released"]),
         beyond=st.integers(1, 100),
     )
     def settle(self, data, kind, beyond):
@@ -203,7 +203,7 @@ class LedgerMachine(RuleBasedStateMachine):
         for id in self.open_holds():
             self.resolve(id, self.charges[id].held, unknown=True)
 
-    @rule(days=st.sampled_from([-40, -1, 1, 10, 31, 70]), hours=st.integers(0, 23))
+    @rule(days=st.sampled_from([-40, 1, 20, 31, 70]), hours=st.integers(0, 23))
     def move_clock(self, days, hours):
         earliest = datetime(2026, 11, 2, tzinfo=UTC)
         self.clock.now = max(earliest, self.clock.now + timedelta(days=days, hours=hours))
@@ -266,7 +266,7 @@ def test_ledger_against_a_model():
     run_state_machine_as_test(
         LedgerMachine,
         settings=settings(
-            max_examples=100,
+            max_examples=200,
             stateful_step_count=30,
             deadline=None,
             derandomize=True,

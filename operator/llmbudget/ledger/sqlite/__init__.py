@@ -1,8 +1,9 @@
 """The ledger in one SQLite file, owned by one process.
 
 Bottom up: `schema` is the file, `records` the rows as Python sees them, `rows` reads and writes
-them, `book` moves the money in memory, `store` makes a book's changes one transaction of the file,
-`engine` queues operations and commits them in groups.
+them, `pages` knows what is in memory and how months end, `book` moves the money, `store` makes a
+book's changes one transaction of the file, `writer` commits operations in groups, `engine` is the
+ledger for an event loop.
 """
 
 from llmbudget.ledger.sqlite.engine import SqliteLedger

@@ -29,7 +29,8 @@ from llmbudget.ledger.interface import (
     Status,
     UnknownAccount,
 )
-from llmbudget.ledger.sqlite.book import Book, Clock
+from llmbudget.ledger.sqlite.book import Book
+from llmbudget.ledger.sqlite.pages import Clock
 from llmbudget.ledger.sqlite.rows import Rows
 from llmbudget.ledger.sqlite.schema import connect_reading
 from llmbudget.ledger.sqlite.store import Ownership, Store

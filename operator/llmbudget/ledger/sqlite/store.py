@@ -17,7 +17,8 @@ from typing import IO
 import apsw
 
 from llmbudget.ledger.interface import LedgerUnavailable
-from llmbudget.ledger.sqlite.book import Book, Clock
+from llmbudget.ledger.sqlite.book import Book
+from llmbudget.ledger.sqlite.pages import Clock
 from llmbudget.ledger.sqlite.records import Changes
 from llmbudget.ledger.sqlite.rows import Rows, write
 from llmbudget.ledger.sqlite.schema import connect
