@@ -245,7 +245,7 @@ class LedgerSpec(Model):
     """A database that many gateways share."""
     mode: LedgerMode = LedgerMode.CENTRAL
     """Central: every hold goes to the database. Slices: gateways are funded in advance."""
-    retention: Annotated[str, Field(pattern=r"^[0-9]{1,3}(mo|y)$", max_length=8)] = "24mo"
+    retention: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,2}(mo|y)$", max_length=8)] = "24mo"
     """How long single rows are kept before they are compacted into monthly totals."""
 
 

@@ -50,7 +50,7 @@ def keyed_by(field: str) -> JsonDict:
 Usd = Annotated[str, Field(pattern=CAP_PATTERN, max_length=20)]
 Price = Annotated[str, Field(pattern=PRICE_PATTERN, max_length=20)]
 Fraction = Annotated[str, Field(pattern=r"^(0(\.[0-9]{1,6})?|1(\.0{1,6})?)$", max_length=8)]
-Duration = Annotated[str, Field(pattern=r"^[0-9]{1,6}(ms|s|m|h)$", max_length=8)]
+Duration = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5}(ms|s|m|h)$", max_length=8)]
 Rate = Annotated[str, Field(pattern=r"^[0-9]{1,6}/(s|min|h)$", max_length=12)]
 Quantity = Annotated[
     str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$", max_length=24)
