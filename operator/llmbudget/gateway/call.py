@@ -10,20 +10,19 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from llmbudget.api.budget import OnExceeded
 from llmbudget.api.money import Nano, format_usd
 from llmbudget.api.provider import Protocol
-from llmbudget.contract.config import Prices
 from llmbudget.decide.bounds import affordable_limit, default_limit, plausible_tokens, upper_bound
 from llmbudget.decide.catalogue import Catalogue, Offer
 from llmbudget.decide.consumers import Consumer
-from llmbudget.decide.prices import cost
 from llmbudget.decide.routing import NoRoute, Route, free_route, route
-from llmbudget.gateway.admission import Admission, HeldCall
+from llmbudget.gateway.admission import Admission
+from llmbudget.gateway.attempt import Attempt
 from llmbudget.gateway.keys import Keys, mask
 from llmbudget.gateway.observe import CallRecord
 from llmbudget.gateway.protocols import errors
@@ -32,7 +31,7 @@ from llmbudget.gateway.protocols.openai import ChatRequest, parse_chat, upstream
 from llmbudget.gateway.protocols.openai_answers import usage_of
 from llmbudget.gateway.routes import Routes
 from llmbudget.gateway.stream import relay
-from llmbudget.gateway.upstream import Answer, Doubtful, NotSent
+from llmbudget.gateway.upstream import Answer, Doubtful, NotSent, Upstream
 from llmbudget.gateway.wire import Exchange, Headers, Request
 from llmbudget.ledger.interface import (
     AwaitingApproval,
@@ -41,7 +40,6 @@ from llmbudget.ledger.interface import (
     Ledger,
     LedgerError,
     RepeatedCall,
-    Settlement,
     Status,
 )
 
@@ -50,8 +48,8 @@ _DOUBTFUL_STATUSES: Final = frozenset({408, 499, 502, 504, *range(520, 530)})
 """Errors of something between here and the provider: it may have worked on the call."""
 _CALLERS_FAULT: Final = frozenset({400, 405, 406, 409, 410, 411, 413, 414, 415, 416, 422})
 """Errors that another provider would answer too: they go back to the caller."""
-_MOST_TASK_ID: Final = 256
-_MOST_KEY: Final = 256
+_MOST_HEADER: Final = 256
+"""Characters of an idempotency key or a task id."""
 
 
 @dataclass(slots=True)
@@ -62,32 +60,23 @@ class Failed:
 
 
 @dataclass(slots=True)
-class Attempt:
-    """One attempt under way."""
-
-    held: HeldCall
-    offer: Offer
-    prices: Prices
-    record: CallRecord
-    plausible: int
-    """Highest token count of the provider's answer that is believed."""
-    status: Status
-    headers: Headers
-
-    async def charge(self, settlement: Settlement) -> Nano:
-        """Settle, and tell what it cost."""
-        await self.held.settle(settlement)
-        return self.held.hold.amount if settlement.cost is None else settlement.cost
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who calls, and what its headers ask."""
+class Call:
+    """One call under way."""
 
     consumer: Consumer
+    chat: ChatRequest
+    catalogue: Catalogue
+    upstreams: Mapping[str, Upstream]
+    exchange: Exchange
+    count_tokens: Callable[[int], None]
     task_id: str | None
     idempotency_key: str | None
     fingerprint: str | None
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """Accounts that are charged, root first."""
+        return tuple(account.name for account in self.catalogue.path)
 
 
 class ChatCalls:
@@ -106,41 +95,41 @@ class ChatCalls:
         exchange: Exchange,
         count_tokens: Callable[[int], None],
     ) -> None:
-        """Answer one call.
+        """Answer one call; `count_tokens` is told what it used.
 
         Raises:
-            Refusal: nothing was answered yet.
+            Refusal, LedgerError: nothing was answered yet.
         """
         body = await request.body()
-        chat = parse_chat(body)
-        caller = _caller(consumer, request, body)
-        catalogue = routes.catalogues[consumer.account.name]
-        found = self._route(catalogue, chat)
+        key, task_id = _checked_headers(request)
+        call = Call(
+            consumer=consumer,
+            chat=parse_chat(body),
+            catalogue=routes.catalogues[consumer.account.name],
+            upstreams=routes.upstreams,
+            exchange=exchange,
+            count_tokens=count_tokens,
+            task_id=task_id,
+            idempotency_key=key,
+            fingerprint=hashlib.sha256(body).hexdigest() if key is not None else None,
+        )
         try:
-            await self._attempts(routes, catalogue, caller, chat, found, exchange, count_tokens)
+            await self._attempts(call, self._route(call))
         except BudgetExceeded as error:
-            free = _goes_on_free(catalogue, chat, error)
+            free = _goes_on_free(call, error)
             if free is None:
                 raise
-            await self._attempts(routes, catalogue, caller, chat, free, exchange, count_tokens)
+            await self._attempts(call, free)
 
-    def _route(self, catalogue: Catalogue, chat: ChatRequest) -> Route:
-        levels = {a.name: self._ledger.balance(a.name).level for a in catalogue.path}
+    def _route(self, call: Call) -> Route:
+        levels = {account: self._ledger.balance(account).level for account in call.path}
+        chat = call.chat
         try:
-            return route(catalogue, chat.model, Protocol.OPENAI, chat.demand, levels)
+            return route(call.catalogue, chat.model, Protocol.OPENAI, chat.demand, levels)
         except NoRoute as error:
             raise errors.no_route(error) from None
 
-    async def _attempts(
-        self,
-        routes: Routes,
-        catalogue: Catalogue,
-        caller: Caller,
-        chat: ChatRequest,
-        found: Route,
-        exchange: Exchange,
-        count_tokens: Callable[[int], None],
-    ) -> None:
+    async def _attempts(self, call: Call, found: Route) -> None:
         """Try the offers in order until one answers."""
         last: Refusal | None = None
         status = Status.OK
@@ -150,147 +139,77 @@ class ChatCalls:
                 name = offer.provider.name
                 last = last or errors.unavailable(f"The gateway has no key for provider {name}.")
                 continue
-            failed = await self._attempt(
-                routes, catalogue, caller, chat, offer, found, key, status, exchange, count_tokens
-            )
+            failed = await self._attempt(call, offer, found, key, status)
             if failed is None:
                 return
             last, status = failed.refusal, Status.FALLBACK
-            # A repeated attempt of one call must not look like a repetition by the caller.
-            caller = Caller(caller.consumer, caller.task_id, None, None)
+            # The first attempt has claimed the key: the next ones are the same call.
+            call.idempotency_key = call.fingerprint = None
         raise last or errors.unavailable("No provider can answer now.")
 
     async def _attempt(
-        self,
-        routes: Routes,
-        catalogue: Catalogue,
-        caller: Caller,
-        chat: ChatRequest,
-        offer: Offer,
-        found: Route,
-        key: str,
-        status: Status,
-        exchange: Exchange,
-        count_tokens: Callable[[int], None],
+        self, call: Call, offer: Offer, found: Route, key: str, status: Status
     ) -> Failed | None:
-        assert offer.prices is not None  # Routing leaves the others out.
-        path = tuple(account.name for account in catalogue.path)
-        left = self._admission.left_beside_spent(path)
-        limit = affordable_limit(chat.demand, offer.model, offer.prices, left)
-        # One that doesn't fit is refused by the ledger, which knows whose cap it is.
-        limit = limit or default_limit(chat.demand, offer.model)
-        amount = upper_bound(chat.demand, offer.model, offer.prices, limit)
-        entry_id = new_entry_id()
-        consumer = caller.consumer
-        hold_request = HoldRequest(
-            id=entry_id,
-            account=consumer.account.name,
-            amount=amount,
-            provider=offer.provider.name,
-            model=offer.name,
-            agent=consumer.agent,
-            task_id=caller.task_id,
-            consumer=consumer.name,
-            idempotency_key=caller.idempotency_key,
-            fingerprint=caller.fingerprint,
+        """Hold, send, and bring the answer back; None: the caller has its answer."""
+        if offer.prices is None:
+            raise AssertionError("routing leaves out what has no price")
+        demand = call.chat.demand
+        left = self._admission.left_beside_spent(call.path)
+        # A limit that doesn't fit is refused by the ledger, which knows whose cap it is.
+        limit = affordable_limit(demand, offer.model, offer.prices, left) or default_limit(
+            demand, offer.model
         )
-        async with self._admission.held(hold_request) as held:
+        amount = upper_bound(demand, offer.model, offer.prices, limit)
+        async with self._admission.held(_hold_request(call, offer, amount)) as held:
             attempt = Attempt(
                 held=held,
                 offer=offer,
                 prices=offer.prices,
-                record=CallRecord(entry_id, consumer.account.name, consumer.agent, offer),
-                plausible=plausible_tokens(chat.demand, offer.model, limit),
+                record=CallRecord(
+                    held.hold.id, call.consumer.account.name, call.consumer.agent, offer
+                ),
+                plausible=plausible_tokens(demand, offer.model, limit),
                 status=status,
-                headers=_answer_headers(entry_id, offer, found),
+                key=key,
+                headers=_answer_headers(held.hold.id, offer, found),
             )
-            if chat.demand.limit is None:
+            if demand.limit is None:
                 attempt.headers.append(("x-llmbudget-output-limit", str(limit)))
-            upstream = routes.upstreams[offer.provider.name]
-            body = upstream_body(chat, offer, limit)
-            attempt.record.sent = time.monotonic()
+            body = upstream_body(call.chat, offer, limit)
             try:
-                async with upstream.post(PATH, body, key) as answer:
-                    return await self._answer(
-                        attempt, answer, chat, key, path, exchange, count_tokens
-                    )
+                async with call.upstreams[offer.provider.name].post(PATH, body, key) as answer:
+                    return await self._answer(call, attempt, answer)
             except NotSent as error:
                 await held.release()
                 attempt.record.end(Status.ERROR, Nano(0), None, str(error))
                 name = offer.provider.name
                 return Failed(errors.upstream_failed(502, f"Provider {name}: {error}.", 1))
             except Doubtful as error:
-                return await self._doubt(attempt, str(error))
+                return await _doubt(attempt, str(error))
 
-    async def _answer(
-        self,
-        attempt: Attempt,
-        answer: Answer,
-        chat: ChatRequest,
-        key: str,
-        path: Sequence[str],
-        exchange: Exchange,
-        count_tokens: Callable[[int], None],
-    ) -> Failed | None:
+    async def _answer(self, call: Call, attempt: Attempt, answer: Answer) -> Failed | None:
         """Bring the provider's answer to the caller, and charge it."""
         if answer.status != 200:
-            return await self._error_answer(attempt, answer, key, exchange)
+            return await _error_answer(call, attempt, answer)
         if answer.content_type.startswith("text/event-stream"):
-            attempt.headers += self._left(attempt, path)
-            await relay(attempt, answer, chat.include_usage, key, exchange, count_tokens)
+            attempt.headers += self._left(call, attempt)
+            await relay(attempt, answer, call.exchange, call.count_tokens, call.chat.include_usage)
             return None
         body = await answer.read()
         usage = usage_of(body, attempt.plausible)
-        charged = await attempt.charge(
-            Settlement(None, status=attempt.status)
-            if usage is None
-            else Settlement(
-                cost(usage, attempt.prices), usage.tokens_in, usage.tokens_out, attempt.status
-            )
-        )
+        charged = await attempt.charge(usage)
         if usage is not None:
-            count_tokens(usage.tokens_in + usage.tokens_out)
-        headers = attempt.headers + self._left(attempt, path)
-        headers.append(("x-llmbudget-cost-usd", format_usd(charged)))
-        headers.append(("content-type", _content_type(answer)))
+            call.count_tokens(usage.tokens_in + usage.tokens_out)
         attempt.record.end(attempt.status, charged, usage, None if usage else "no usage")
-        exchange.response_bytes(200, headers, mask(body, key))
+        headers = attempt.headers + self._left(call, attempt)
+        headers += [("x-llmbudget-cost-usd", format_usd(charged))]
+        headers += [("content-type", _content_type(answer))]
+        call.exchange.response_bytes(200, headers, mask(body, attempt.key))
         return None
 
-    async def _error_answer(
-        self, attempt: Attempt, answer: Answer, key: str, exchange: Exchange
-    ) -> Failed | None:
-        """Charge what an error may have cost; send it on where it is the caller's own."""
-        certain = answer.status >= 400 and answer.status not in _DOUBTFUL_STATUSES
-        if not certain or attempt.offer.provider.bills_errors:
-            return await self._doubt(attempt, f"status {answer.status}")
-        body = await answer.read()
-        await attempt.held.release()
-        attempt.record.end(Status.ERROR, Nano(0), None, f"status {answer.status}")
-        if answer.status in _CALLERS_FAULT:
-            headers = [*attempt.headers, ("content-type", _content_type(answer))]
-            headers += [("x-llmbudget-cost-usd", "0.00"), ("x-should-retry", "false")]
-            exchange.response_bytes(answer.status, headers, mask(body, key))
-            return None
-        name = attempt.offer.provider.name
-        if answer.status == 429:
-            wait = _seconds(answer.retry_after)
-            return Failed(errors.rate_limited(f"Provider {name} limits its rate.", wait))
-        message = f"Provider {name} answered with status {answer.status}."
-        return Failed(errors.upstream_failed(502, message, 1))
-
-    async def _doubt(self, attempt: Attempt, why: str) -> Failed:
-        """Charge in full: the provider may have done the work."""
-        unknown = Settlement(cost=None, status=Status.ERROR)
-        charged = await attempt.charge(unknown)
-        attempt.record.end(Status.ERROR, charged, None, why)
-        name = attempt.offer.provider.name
-        message = f"Provider {name}: {why}. The call was charged {format_usd(charged)} USD."
-        return Failed(errors.upstream_failed(502, message))
-
-    def _left(self, attempt: Attempt, path: Sequence[str]) -> Headers:
+    def _left(self, call: Call, attempt: Attempt) -> Headers:
         """Tell what is left on the path, in dollars and in tokens of the model."""
-        balances = [self._ledger.balance(account) for account in path]
+        balances = [self._ledger.balance(account) for account in call.path]
         lefts = [left for left in (balance.remaining for balance in balances) if left is not None]
         if not lefts:
             return []
@@ -300,6 +219,37 @@ class ChatCalls:
         if rate:
             headers.append(("x-llmbudget-remaining-tokens", str(int(left // rate))))
         return headers
+
+
+async def _error_answer(call: Call, attempt: Attempt, answer: Answer) -> Failed | None:
+    """Charge what an error may have cost; send it on where it is the caller's own."""
+    certain = answer.status >= 400 and answer.status not in _DOUBTFUL_STATUSES
+    if not certain or attempt.offer.provider.bills_errors:
+        return await _doubt(attempt, f"status {answer.status}")
+    body = await answer.read()
+    await attempt.held.release()
+    attempt.record.end(Status.ERROR, Nano(0), None, f"status {answer.status}")
+    if answer.status in _CALLERS_FAULT:
+        headers = [*attempt.headers, ("content-type", _content_type(answer))]
+        headers += [("x-llmbudget-cost-usd", format_usd(0)), ("x-should-retry", "false")]
+        call.exchange.response_bytes(answer.status, headers, mask(body, attempt.key))
+        return None
+    name = attempt.offer.provider.name
+    if answer.status == 429:
+        wait = _seconds(answer.retry_after)
+        return Failed(errors.rate_limited(f"Provider {name} limits its rate.", wait))
+    message = f"Provider {name} answered with status {answer.status}."
+    return Failed(errors.upstream_failed(502, message, 1))
+
+
+async def _doubt(attempt: Attempt, why: str) -> Failed:
+    """Charge in full: the provider may have done the work."""
+    attempt.status = Status.ERROR
+    charged = await attempt.charge(None)
+    attempt.record.end(Status.ERROR, charged, None, why)
+    name = attempt.offer.provider.name
+    message = f"Provider {name}: {why}. The call was charged {format_usd(charged)} USD."
+    return Failed(errors.upstream_failed(502, message))
 
 
 def refusal_of(error: LedgerError) -> Refusal:
@@ -331,8 +281,9 @@ def new_entry_id() -> str:
     return f"call-{time.time_ns() // 1_000_000:011x}-{secrets.token_hex(8)}"
 
 
-def _goes_on_free(catalogue: Catalogue, chat: ChatRequest, error: BudgetExceeded) -> Route | None:
+def _goes_on_free(call: Call, error: BudgetExceeded) -> Route | None:
     """Find what costs nothing, where the spent budget goes on with that."""
+    catalogue, chat = call.catalogue, call.chat
     exceeded = next((a for a in catalogue.path if a.name == error.account), None)
     if error.only_held or exceeded is None or exceeded.on_exceeded is not OnExceeded.DOWNGRADE:
         return None
@@ -342,15 +293,29 @@ def _goes_on_free(catalogue: Catalogue, chat: ChatRequest, error: BudgetExceeded
         return None
 
 
-def _caller(consumer: Consumer, request: Request, body: bytes) -> Caller:
-    key = request.headers.get("idempotency-key")
-    task_id = request.headers.get("x-llmbudget-task-id")
-    if key is not None and not 0 < len(key) <= _MOST_KEY:
-        raise errors.malformed(f"Idempotency-Key must have 1 to {_MOST_KEY} characters.")
-    if task_id is not None and not 0 < len(task_id) <= _MOST_TASK_ID:
-        raise errors.malformed(f"x-llmbudget-task-id must have 1 to {_MOST_TASK_ID} characters.")
-    fingerprint = hashlib.sha256(body).hexdigest() if key is not None else None
-    return Caller(consumer, task_id, key, fingerprint)
+def _hold_request(call: Call, offer: Offer, amount: Nano) -> HoldRequest:
+    consumer = call.consumer
+    return HoldRequest(
+        id=new_entry_id(),
+        account=consumer.account.name,
+        amount=amount,
+        provider=offer.provider.name,
+        model=offer.name,
+        agent=consumer.agent,
+        task_id=call.task_id,
+        consumer=consumer.name,
+        idempotency_key=call.idempotency_key,
+        fingerprint=call.fingerprint,
+    )
+
+
+def _checked_headers(request: Request) -> tuple[str | None, str | None]:
+    """Read the caller's idempotency key and task id."""
+    values = [request.headers.get(name) for name in ("idempotency-key", "x-llmbudget-task-id")]
+    for name, value in zip(("Idempotency-Key", "x-llmbudget-task-id"), values, strict=True):
+        if value is not None and not 0 < len(value) <= _MOST_HEADER:
+            raise errors.malformed(f"{name} must have 1 to {_MOST_HEADER} characters.")
+    return values[0], values[1]
 
 
 def _answer_headers(entry_id: str, offer: Offer, found: Route) -> Headers:

@@ -9,18 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from llmbudget.api.money import format_usd
-from llmbudget.decide.prices import cost
+from llmbudget.gateway.attempt import Attempt
 from llmbudget.gateway.keys import mask
 from llmbudget.gateway.protocols.openai_answers import StreamMeter, cost_comment
 from llmbudget.gateway.upstream import Answer, Doubtful
 from llmbudget.gateway.wire import Exchange, Transport
-from llmbudget.ledger.interface import Settlement, Status
-
-if TYPE_CHECKING:
-    from llmbudget.gateway.call import Attempt
+from llmbudget.ledger.interface import Status
 
 DRAIN_SECONDS: Final = 60.0
 DRAIN_BYTES: Final = 8 * 1024 * 1024
@@ -47,31 +44,27 @@ class _Listener:
 async def relay(
     attempt: Attempt,
     answer: Answer,
-    include_usage: bool,
-    key: str,
     exchange: Exchange,
     count_tokens: Callable[[int], None],
+    include_usage: bool,
 ) -> None:
     """Send a stream on, charge it, and end it with what it cost."""
     hold = attempt.held.hold
     headers = [*attempt.headers, ("content-type", "text/event-stream; charset=utf-8")]
     headers += [("cache-control", "no-store"), ("x-llmbudget-cost-usd", format_usd(hold.amount))]
-    listener = _Listener(exchange.response_stream(200, headers), key)
+    listener = _Listener(exchange.response_stream(200, headers), attempt.key)
     meter = StreamMeter(attempt.plausible, include_usage=include_usage)
     why = await _pump(attempt, answer, meter, listener)
     await listener.send(meter.finish())
-    usage = meter.usage if meter.done and not meter.failed else None
-    if usage is None:
-        settlement = Settlement(None, status=Status.ERROR if why else attempt.status)
-    else:
-        charged = cost(usage, attempt.prices)
-        settlement = Settlement(charged, usage.tokens_in, usage.tokens_out, attempt.status)
+    usage = None if why or meter.failed else meter.usage
+    if why or meter.failed:
+        attempt.status = Status.ERROR
+    charged = await attempt.charge(usage)
+    if usage is not None:
         count_tokens(usage.tokens_in + usage.tokens_out)
-    total = await attempt.charge(settlement)
-    why = why or (None if usage else "no usage")
-    attempt.record.end(settlement.status, total, usage, why)
+    attempt.record.end(attempt.status, charged, usage, why or (None if usage else "no usage"))
     if meter.last_event:
-        await listener.send(cost_comment(hold.id, format_usd(total)) + meter.last_event)
+        await listener.send(cost_comment(hold.id, format_usd(charged)) + meter.last_event)
 
 
 async def _pump(

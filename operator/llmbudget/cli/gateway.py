@@ -1,0 +1,73 @@
+"""`llmbudget gateway`: serve one root budget's calls. The operator renders these options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import uvloop
+
+from llmbudget.contract.config import (
+    CA_DIRECTORY,
+    GATEWAY_PORT,
+    KEYS_DIRECTORY,
+    POSTHOG_KEY_FILE,
+    TOKEN_DIRECTORY,
+)
+from llmbudget.gateway.server import Settings, run
+from llmbudget.ledger.interface import LedgerUnavailable
+from llmbudget.telemetry import logs
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.option("--config-map", required=True, metavar="NS/NAME", help="Configuration to follow.")
+@click.option("--keys", type=_PATH, default=KEYS_DIRECTORY, help="One file a provider.")
+@click.option("--ca", type=_PATH, default=CA_DIRECTORY, help="CA bundles of providers.")
+@click.option("--ledger", type=_PATH, help="Folder of the embedded ledger; none: no calls.")
+@click.option("--service-account", type=_PATH, default=TOKEN_DIRECTORY, help="Own token and CA.")
+@click.option("--posthog-key", type=_PATH, default=POSTHOG_KEY_FILE, help="PostHog's project key.")
+@click.option("--tls", type=_PATH, help="Folder with tls.crt and tls.key; none: plain HTTP.")
+@click.option("--listen", default=f"0.0.0.0:{GATEWAY_PORT}", show_default=True)
+@click.option("--grace", default=25.0, show_default=True, help="Seconds for calls to end.")
+@click.option("--log-level", default="INFO", show_default=True)
+def command(
+    config_map: str,
+    keys: Path,
+    ca: Path,
+    ledger: Path | None,
+    service_account: Path,
+    posthog_key: Path,
+    tls: Path | None,
+    listen: str,
+    grace: float,
+    log_level: str,
+) -> None:
+    """Serve one root budget's calls, as a pod of its Deployment does."""
+    namespace, slash, name = config_map.partition("/")
+    host, colon, port = listen.rpartition(":")
+    if not (namespace and slash and name):
+        raise click.BadParameter("write NAMESPACE/NAME", param_hint="--config-map")
+    if not (colon and port.isdigit()):
+        raise click.BadParameter("write HOST:PORT", param_hint="--listen")
+    logs.set_up(log_level)
+    settings = Settings(
+        namespace=namespace,
+        config_map=name,
+        keys=keys,
+        ca=ca,
+        ledger=ledger,
+        service_account=service_account,
+        posthog_key=posthog_key,
+        tls=tls,
+        host=host,
+        port=int(port),
+        grace_seconds=grace,
+    )
+    try:
+        uvloop.run(run(settings))
+    except KeyError as error:
+        raise click.ClickException(f"the environment lacks {error}: is this a pod?") from None
+    except (LedgerUnavailable, OSError) as error:
+        raise click.ClickException(str(error)) from None

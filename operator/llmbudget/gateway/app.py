@@ -1,0 +1,218 @@
+"""The paths of the gateway, and what stands between a request and each of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+from urllib.parse import unquote
+
+from llmbudget.api.budget import IdentityMode
+from llmbudget.api.meta import AUDIENCE
+from llmbudget.api.provider import Protocol
+from llmbudget.clients.cluster import TokenIdentity
+from llmbudget.contract.config import GatewayConfig
+from llmbudget.contract.events import ACTIONS_PATH, BALANCES_PATH, CALLS_PATH
+from llmbudget.decide.consumers import Consumer, NoBudget
+from llmbudget.gateway.call import ChatCalls, refusal_of
+from llmbudget.gateway.clock import ClockCheck
+from llmbudget.gateway.configuration import Configuration
+from llmbudget.gateway.identity import Identities
+from llmbudget.gateway.keys import Keys
+from llmbudget.gateway.ledger_api import entry_document, stream_balances
+from llmbudget.gateway.limits import ConsumerLimits
+from llmbudget.gateway.probes import JSON, Monitoring
+from llmbudget.gateway.protocols import errors
+from llmbudget.gateway.protocols.errors import Refusal
+from llmbudget.gateway.protocols.openai import models_body
+from llmbudget.gateway.routes import Routes
+from llmbudget.gateway.wire import Exchange, Request, Scope
+from llmbudget.ledger.interface import Ledger, LedgerError
+from llmbudget.telemetry import metrics
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Request, Exchange], Awaitable[None]]
+_BUDGET_HEADER: Final = "x-llmbudget-budget"
+
+
+class App:
+    """Answers every request; nothing goes upstream but from a handler of this table."""
+
+    def __init__(
+        self,
+        *,
+        configuration: Configuration,
+        ledger: Ledger,
+        keys: Keys,
+        calls: ChatCalls,
+        consumers: Identities,
+        operators: Callable[[str], Identities],
+        monitoring: Monitoring,
+        limits: ConsumerLimits,
+        clock: ClockCheck,
+    ) -> None:
+        self._configuration = configuration
+        self._ledger = ledger
+        self._keys = keys
+        self._calls = calls
+        self._consumers = consumers
+        self._operators = operators
+        self._monitoring = monitoring
+        self._limits = limits
+        self._clock = clock
+        self.stopping = False
+        """No new calls are taken."""
+        self.calls_running = 0
+        """Calls under way."""
+        self._handlers: Mapping[tuple[str, str], Handler] = {
+            ("POST", "/v1/chat/completions"): self._chat,
+            ("GET", "/v1/models"): self._models,
+            ("GET", BALANCES_PATH): self._balances,
+            ("GET", "/livez"): self._livez,
+            ("GET", "/readyz"): self._readyz,
+            ("GET", "/health"): self._health,
+            ("GET", "/metrics"): self._metrics,
+        }
+        self._methods = {path: method for method, path in self._handlers}
+
+    async def __rsgi__(self, scope: Scope, exchange: Exchange) -> None:
+        """Answer one request of the server."""
+        try:
+            await self._answer(scope, exchange)
+        except Refusal as refusal:
+            metrics.REFUSALS.labels(refusal.code).inc()
+            spoken = Protocol.ANTHROPIC if scope.path == "/v1/messages" else Protocol.OPENAI
+            exchange.response_bytes(*errors.render(refusal, spoken))
+        except Exception:
+            # The edge: whatever is wrong with one request must not end the server, nor be told.
+            log.exception("request failed")
+            body = (
+                b'{"error":{"message":"Internal error.","type":"server_error","code":"internal"}}'
+            )
+            exchange.response_bytes(500, [*JSON, ("x-should-retry", "false")], body)
+
+    async def _answer(self, scope: Scope, exchange: Exchange) -> None:
+        request = Request(scope, exchange)
+        handler = self._handlers.get((request.method, request.path))
+        if handler is None:
+            handler = self._by_prefix(request)
+        try:
+            await handler(request, exchange)
+        except LedgerError as error:
+            refusal = refusal_of(error)
+            if refusal.status == 503:
+                log.error("ledger", extra={"fields": {"why": str(error)}})
+            raise refusal from None
+
+    def _by_prefix(self, request: Request) -> Handler:
+        method, path = request.method, request.path
+        if method == "GET" and path.startswith(f"{CALLS_PATH}/"):
+            return self._call
+        if method == "POST" and path.startswith(f"{ACTIONS_PATH}/") and path.endswith("/ack"):
+            return self._acknowledge
+        allowed = self._methods.get(path)
+        if allowed is not None:
+            message = f"{path} takes {allowed} only."
+            raise Refusal(405, "method_not_allowed", message)
+        raise Refusal(404, "not_found", f"There is nothing at {method} {path[:200]}.")
+
+    async def _chat(self, request: Request, exchange: Exchange) -> None:
+        routes = self._serving()
+        consumer = await self._consumer(request, routes)
+        with self._limits.admitted(consumer) as count_tokens:
+            self.calls_running += 1
+            try:
+                await self._calls.serve(routes, consumer, request, exchange, count_tokens)
+            finally:
+                self.calls_running -= 1
+
+    async def _models(self, request: Request, exchange: Exchange) -> None:
+        routes = self._serving()
+        consumer = await self._consumer(request, routes)
+        offers = routes.catalogues[consumer.account.name].speaking(Protocol.OPENAI)
+        exchange.response_bytes(200, JSON, models_body(offers))
+
+    async def _call(self, request: Request, exchange: Exchange) -> None:
+        routes = self._serving()
+        consumer = await self._consumer(request, routes)
+        entry_id = request.path.removeprefix(f"{CALLS_PATH}/")
+        entry = await self._ledger.entry(entry_id)
+        # Another budget's call is as unknown as one that never was.
+        if entry is None or entry.account != consumer.account.name:
+            raise Refusal(404, "not_found", "No call of yours has this id, or it is under way.")
+        exchange.response_bytes(200, JSON, entry_document(entry))
+
+    async def _balances(self, request: Request, exchange: Exchange) -> None:
+        await self._operator(request)
+        await stream_balances(self._ledger, self._keys, self._configured, exchange)
+
+    async def _acknowledge(self, request: Request, exchange: Exchange) -> None:
+        await self._operator(request)
+        action_id = request.path.removeprefix(f"{ACTIONS_PATH}/").removesuffix("/ack")
+        await self._ledger.acknowledge(unquote(action_id))
+        exchange.response_bytes(200, JSON, b"{}")
+
+    async def _livez(self, request: Request, exchange: Exchange) -> None:
+        exchange.response_bytes(200, JSON, b'{"status":"ok"}')
+
+    async def _readyz(self, request: Request, exchange: Exchange) -> None:
+        reason = self._not_serving()
+        body = json.dumps({"status": "ok"} if reason is None else {"status": reason}).encode()
+        exchange.response_bytes(200 if reason is None else 503, JSON, body)
+
+    async def _health(self, request: Request, exchange: Exchange) -> None:
+        await self._monitoring.admit(request, self._configured())
+        await self._readyz(request, exchange)
+
+    async def _metrics(self, request: Request, exchange: Exchange) -> None:
+        await self._monitoring.admit(request, self._configured())
+        headers, body = self._monitoring.metrics()
+        exchange.response_bytes(200, headers, body)
+
+    def _configured(self) -> GatewayConfig | None:
+        routes = self._configuration.routes
+        return routes.config if routes is not None else None
+
+    def _not_serving(self) -> str | None:
+        """Tell why no call is taken; None: calls are."""
+        routes = self._configuration.routes
+        if self.stopping:
+            return "The gateway is shutting down."
+        if routes is None:
+            return "The gateway has no configuration yet."
+        if self._clock.wrong:
+            return "The gateway's clock is off by more than a minute."
+        if routes.config.ledger != "sqlite":
+            return "This gateway has only the embedded ledger, and its budget asks for PostgreSQL."
+        if routes.config.identity_mode is not IdentityMode.TOKEN_REVIEW:
+            return "This gateway can't verify tokens offline yet: set identity.mode to TokenReview."
+        return None
+
+    def _serving(self) -> Routes:
+        reason = self._not_serving()
+        routes = self._configuration.routes
+        if reason is not None or routes is None:
+            raise errors.unavailable(reason or "The gateway has no configuration yet.")
+        return routes
+
+    async def _consumer(self, request: Request, routes: Routes) -> Consumer:
+        identity = await self._consumers.identify(request.token, request.client)
+        account = identity.service_account
+        if account is None:
+            raise errors.unidentified(f"The token's audience is {AUDIENCE}, but not its owner's.")
+        try:
+            return routes.consumers.match(*account, request.headers.get(_BUDGET_HEADER))
+        except NoBudget as error:
+            raise errors.no_budget(error) from None
+
+    async def _operator(self, request: Request) -> TokenIdentity:
+        config = self._configured()
+        if config is None:
+            raise errors.unavailable("The gateway has no configuration yet.")
+        identity = await self._operators(config.root).identify(request.token, request.client)
+        account = identity.service_account
+        if account is None or "/".join(account) != config.operator:
+            raise errors.forbidden("Only the operator may read this.", "forbidden")
+        return identity

@@ -1,0 +1,40 @@
+"""One physical attempt at a provider, with the money that is held for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmbudget.api.money import Nano
+from llmbudget.contract.config import Prices
+from llmbudget.decide.catalogue import Offer
+from llmbudget.decide.prices import Usage, cost
+from llmbudget.gateway.admission import HeldCall
+from llmbudget.gateway.observe import CallRecord
+from llmbudget.gateway.wire import Headers
+from llmbudget.ledger.interface import Settlement, Status
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One attempt under way."""
+
+    held: HeldCall
+    offer: Offer
+    prices: Prices
+    record: CallRecord
+    plausible: int
+    """Highest token count of the provider's answer that is believed."""
+    status: Status
+    key: str
+    """The provider's key, to be masked in what goes back."""
+    headers: Headers
+    """Headers of the answer so far."""
+
+    async def charge(self, usage: Usage | None) -> Nano:
+        """Settle by what was used, or in full where nobody knows, and tell what it cost."""
+        if usage is None:
+            await self.held.settle(Settlement(None, status=self.status))
+            return self.held.hold.amount
+        charged = cost(usage, self.prices)
+        await self.held.settle(Settlement(charged, usage.tokens_in, usage.tokens_out, self.status))
+        return charged

@@ -1,0 +1,162 @@
+"""The gateway's process: what it is made of, how it starts and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from granian.constants import HTTPModes, Interfaces
+from granian.server.embed import Server
+
+from llmbudget.api.meta import AUDIENCE, operator_audience
+from llmbudget.clients.cluster import Cluster
+from llmbudget.gateway.admission import Admission
+from llmbudget.gateway.analytics import Analytics
+from llmbudget.gateway.app import App
+from llmbudget.gateway.call import ChatCalls
+from llmbudget.gateway.clock import ClockCheck
+from llmbudget.gateway.configuration import Configuration
+from llmbudget.gateway.identity import Identities
+from llmbudget.gateway.keys import Keys
+from llmbudget.gateway.limits import ConsumerLimits
+from llmbudget.gateway.probes import Monitoring
+from llmbudget.ledger.interface import Ledger
+from llmbudget.ledger.sqlite import SqliteLedger
+from llmbudget.ledger.unavailable import UnavailableLedger
+
+log = logging.getLogger(__name__)
+
+LEDGER_FILE: Final = "ledger.db"
+_BACKLOG: Final = 1024
+_POLL_SECONDS: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where everything is: the command's options."""
+
+    namespace: str
+    config_map: str
+    keys: Path
+    ca: Path
+    ledger: Path | None
+    """Folder of the embedded ledger; None: the budget asks for another engine."""
+    service_account: Path
+    posthog_key: Path
+    tls: Path | None
+    host: str
+    port: int
+    grace_seconds: float
+
+
+async def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then end in order.
+
+    Raises:
+        LedgerUnavailable: the ledger can't be opened.
+        KeyError, OSError: this is no pod, or a folder is missing.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with contextlib.AsyncExitStack() as stack:
+        ledger = await stack.enter_async_context(_opened(settings))
+        cluster = await stack.enter_async_context(Cluster.in_cluster(settings.service_account))
+        app = _assemble(settings, cluster, ledger, stack)
+        server = _server(settings, app)
+        serving = asyncio.create_task(server.serve())
+        log.info("serving", extra={"fields": {"address": f"{settings.host}:{settings.port}"}})
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            serving.result()
+            raise OSError(f"the server on port {settings.port} ended by itself")
+        await _finish(app, settings.grace_seconds)
+        server.stop()
+        await serving
+
+
+@contextlib.asynccontextmanager
+async def _opened(settings: Settings) -> AsyncIterator[Ledger]:
+    ledger: Ledger
+    if settings.ledger is None:
+        ledger = UnavailableLedger("this gateway was given no ledger")
+    else:
+        ledger = await SqliteLedger.open(settings.ledger / LEDGER_FILE)
+    try:
+        yield ledger
+    finally:
+        await ledger.close()
+
+
+def _assemble(
+    settings: Settings, cluster: Cluster, ledger: Ledger, stack: contextlib.AsyncExitStack
+) -> App:
+    """Put the parts together, and start those that follow something."""
+    keys = Keys(settings.keys)
+    configuration = Configuration(
+        cluster, ledger, settings.namespace, settings.config_map, settings.ca
+    )
+    clock = ClockCheck(cluster)
+    analytics = Analytics(ledger, configuration, settings.posthog_key)
+    followers = [configuration.follow(), clock.follow(), analytics.follow()]
+    for follower in followers:
+        task = asyncio.create_task(follower)
+        task.add_done_callback(_end_with)
+        stack.callback(task.cancel)
+    operators: dict[str, Identities] = {}
+
+    def operators_of(root: str) -> Identities:
+        return operators.setdefault(root, Identities(cluster, operator_audience(root)))
+
+    return App(
+        configuration=configuration,
+        ledger=ledger,
+        keys=keys,
+        calls=ChatCalls(ledger, Admission(ledger), keys),
+        consumers=Identities(cluster, AUDIENCE),
+        operators=operators_of,
+        monitoring=Monitoring(cluster, ledger),
+        limits=ConsumerLimits(asyncio.get_running_loop().time),
+        clock=clock,
+    )
+
+
+def _end_with(task: asyncio.Task[None]) -> None:
+    """A follower that dies takes the process along: half a gateway is none."""
+    if not task.cancelled() and task.exception() is not None:
+        log.critical("a follower ended", exc_info=task.exception())
+        signal.raise_signal(signal.SIGTERM)
+
+
+def _server(settings: Settings, app: App) -> Server:
+    tls = settings.tls
+    return Server(
+        app,
+        address=settings.host,
+        port=settings.port,
+        interface=Interfaces.RSGI,
+        http=HTTPModes.http1,
+        websockets=False,
+        backlog=_BACKLOG,
+        log_enabled=False,
+        ssl_cert=tls / "tls.crt" if tls else None,
+        ssl_key=tls / "tls.key" if tls else None,
+    )
+
+
+async def _finish(app: App, grace_seconds: float) -> None:
+    """Take no new calls, and let those under way end."""
+    app.stopping = True
+    log.info("stopping", extra={"fields": {"calls": app.calls_running}})
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + grace_seconds
+    while app.calls_running and loop.time() < deadline:
+        await asyncio.sleep(_POLL_SECONDS)
