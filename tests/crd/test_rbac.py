@@ -1,4 +1,4 @@
-"""The operator's RBAC is enough: every object it writes, by its identity, on the real API server."""
+"""The RBAC of the operator is enough: all that it writes, on the real API server."""
 
 from __future__ import annotations
 
