@@ -179,11 +179,12 @@ class SqliteLedger:
         if self._closed:
             return
         self._closed = True
-        self._writer.stop()
-        await asyncio.to_thread(self._writer.join)
         await asyncio.to_thread(self._reading.shutdown)
         if self._reader is not None:
             self._reader.close()
+        # Last, since the file's last connection brings the log back into it.
+        self._writer.stop()
+        await asyncio.to_thread(self._writer.join)
         self._ownership.give_up()
         # The last group's answers were queued by the writer before it ended.
         await asyncio.sleep(0)

@@ -10,7 +10,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -103,10 +103,12 @@ class Store:
 
     def close(self) -> None:
         """Let go of the file."""
-        if self._connection is not None:
-            # Rolls back what is under way.
-            self._connection.close(True)
-            self._connection = None
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            # It rolls back what is under way. On a disk that fails, closing fails too, and
+            # whatever is committed is in the file all the same.
+            with suppress(apsw.Error):
+                connection.close(True)
 
 
 class Ownership:
