@@ -77,18 +77,18 @@ class Admission:
     async def _hold(self, request: HoldRequest) -> Hold:
         deadline = asyncio.get_running_loop().time() + WAIT_SECONDS
         at_the_front = False
-        while True:
-            try:
-                hold = await self._ledger.hold(request)
-            except BudgetExceeded as error:
-                if not error.only_held or not await self._turn(deadline, at_the_front):
-                    raise
-                at_the_front = True
-            else:
-                if at_the_front:
-                    # There may be room for one more.
-                    self._wake_next()
-                return hold
+        try:
+            while True:
+                try:
+                    return await self._ledger.hold(request)
+                except BudgetExceeded as error:
+                    if not error.only_held or not await self._turn(deadline, at_the_front):
+                        raise
+                    at_the_front = True
+        finally:
+            if at_the_front:
+                # Whatever became of this turn: there may be room for one more, or an answer.
+                self._wake_next()
 
     async def _turn(self, deadline: float, at_the_front: bool) -> bool:
         """Wait in line until a hold is resolved; False: the time is up."""
