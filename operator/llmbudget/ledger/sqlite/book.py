@@ -147,6 +147,8 @@ class Book(Pages):
 
     def _refuse_unapproved(self, path: Sequence[Account]) -> None:
         for account in path:
+            if not account.thresholds:
+                continue
             reached = crossed(account.thresholds, self._now(account.name).total, account.cap)
             if awaiting_approval(reached, account.approved_period, self.period):
                 raise AwaitingApproval(account.name, self._current())

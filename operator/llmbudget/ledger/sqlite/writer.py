@@ -7,6 +7,7 @@ that waited for it. A call is answered after the commit that holds its operation
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any, Final
 from llmbudget.ledger.interface import ActionRow, Balance, LedgerError, LedgerUnavailable
 from llmbudget.ledger.sqlite.book import Book
 from llmbudget.ledger.sqlite.store import Store
+
+logger = logging.getLogger(__name__)
 
 GROUP: Final = 512
 """Most operations in one transaction."""
@@ -103,6 +106,8 @@ class Writer(Thread):
             # The edge of the thread: a fault in one group must not end the ledger. Nothing of
             # the group was committed.
             unavailable = error if isinstance(error, LedgerUnavailable) else None
+            if unavailable is None:
+                logger.exception("%s: a group of operations failed", self._path)
             for operation in group:
                 operation.error = unavailable or LedgerUnavailable(f"{self._path}: {error!r}")
         if (group or committed is not None) and not self._loop.is_closed():
