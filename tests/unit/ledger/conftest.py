@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from ledger_helpers import Clock
+from tests.unit.ledger.ledger_helpers import Clock
 
 from llmbudget.ledger.sqlite import SqliteLedger
 

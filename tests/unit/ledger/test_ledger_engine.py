@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import apsw
 import pytest
-from ledger_helpers import account, ask, reading
+from tests.unit.ledger.ledger_helpers import account, ask, reading
 
 from llmbudget.api.budget import Action, OnExceeded
 from llmbudget.api.money import Nano

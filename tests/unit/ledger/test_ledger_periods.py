@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 import pytest
-from ledger_helpers import account, ask, count
+from tests.unit.ledger.ledger_helpers import account, ask, count
 
 from llmbudget.api.budget import Action
 from llmbudget.api.money import Nano

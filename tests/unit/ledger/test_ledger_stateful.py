@@ -18,7 +18,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from ledger_helpers import Clock, account, ask
+from tests.unit.ledger.ledger_helpers import Clock, account, ask
 
 from llmbudget.api.budget import Action
 from llmbudget.api.money import Nano

@@ -4,7 +4,7 @@ import csv
 import json
 
 from click.testing import CliRunner
-from ledger_helpers import account, ask
+from tests.unit.ledger.ledger_helpers import account, ask
 
 from llmbudget.api.money import Nano
 from llmbudget.cli.usage import command
