@@ -19,9 +19,7 @@ def crossed(thresholds: Iterable[Threshold], spent: int, cap: int | None) -> tup
     """Select the thresholds that settled spend has reached, in nano-USD; none without a cap."""
     if cap is None:
         return ()
-    return tuple(
-        threshold for threshold in thresholds if spent * 100 >= threshold.percentage * cap
-    )
+    return tuple(threshold for threshold in thresholds if spent * 100 >= threshold.percentage * cap)
 
 
 def downgrade_level(reached: Iterable[Threshold], steps: int) -> int:
