@@ -1,0 +1,107 @@
+"""Which budgets are parts of which, and which claims to be a part are not accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from llmbudget.api.conditions import Reason
+from llmbudget.decide.world import Budget
+
+MAX_DEPTH: Final = 8
+"""Budgets on the longest path, root included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why a budget is no part of a tree."""
+
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forest:
+    """All trees of a cluster."""
+
+    trees: Mapping[str, tuple[Budget, ...]]
+    """By the root's account: the root first, every parent before its children."""
+    rejected: Mapping[str, Rejection]
+    """By account: budgets that belong to no tree."""
+
+    def root_of(self, account: str) -> str | None:
+        """Find the root of the tree that a budget is part of."""
+        for root, budgets in self.trees.items():
+            if any(budget.account == account for budget in budgets):
+                return root
+        return None
+
+
+def forest(budgets: Mapping[str, Budget]) -> Forest:
+    """Arrange budgets, given by account, in trees."""
+    placed: dict[str, tuple[str, int]] = {}
+    rejected: dict[str, Rejection] = {}
+    members: dict[str, list[tuple[int, Budget]]] = {}
+    for account in sorted(budgets):
+        path = _path(budgets, account)
+        if isinstance(path, Rejection):
+            rejected[account] = path
+            continue
+        placed[account] = (path[-1], len(path))
+        members.setdefault(path[-1], []).append((len(path), budgets[account]))
+    trees = {
+        root: tuple(budget for _, budget in sorted(found, key=lambda m: (m[0], m[1].account)))
+        for root, found in members.items()
+    }
+    return Forest(trees, rejected)
+
+
+def _path(budgets: Mapping[str, Budget], account: str) -> list[str] | Rejection:
+    """List the accounts from a budget up to its root, or say what stands in between."""
+    path = [account]
+    while (parent := budgets[path[-1]].parent) is not None:
+        child = budgets[path[-1]]
+        if parent in path:
+            circle = " → ".join([*path, parent])
+            return Rejection(
+                Reason.PARENT_CYCLE, f"parentRef leads in a circle: {circle}. Recreate one of them."
+            )
+        if parent not in budgets:
+            return Rejection(
+                Reason.PARENT_NOT_FOUND,
+                f"There is no LLMBudget {parent}: create it, or recreate this budget with"
+                " another parentRef.",
+            )
+        if (refusal := _refusal(budgets[parent], child)) is not None:
+            return refusal
+        path.append(parent)
+        if len(path) > MAX_DEPTH:
+            return Rejection(
+                Reason.PARENT_TOO_DEEP,
+                f"The path to the root has more than {MAX_DEPTH} budgets: attach this one higher.",
+            )
+    return path
+
+
+def _refusal(parent: Budget, child: Budget) -> Rejection | None:
+    """Both sides must agree where a child is in another namespace than its parent."""
+    if child.namespace == parent.namespace:
+        return None
+    allowed = parent.spec.allowed_children
+    if allowed is None or child.namespace not in allowed.namespaces:
+        return Rejection(
+            Reason.PARENT_REFUSES,
+            f"LLMBudget {parent.account} does not allow children in namespace {child.namespace}:"
+            " add it to its spec.allowedChildren.namespaces.",
+        )
+    named = [consumer.namespace for consumer in child.spec.consumers]
+    named += [target.namespace for target in child.spec.targets]
+    foreign = sorted({namespace for namespace in named if namespace != child.namespace})
+    if foreign:
+        return Rejection(
+            Reason.CONSUMER_REFUSED,
+            f"A child outside its parent's namespace names consumers and targets of its own"
+            f" namespace only: remove {', '.join(foreign)}.",
+        )
+    return None

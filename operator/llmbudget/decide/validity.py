@@ -1,0 +1,204 @@
+"""What is wrong with a root budget, its children and its providers, beyond what the CRDs refuse.
+
+A chain of pure functions over one World, each looking for one kind of fault. A finding says what
+is wrong and what to do; what it is about is left out of the gateway's configuration, and the rest
+goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from llmbudget.api.conditions import Reason
+from llmbudget.api.meta import ANNOTATION_ALLOWED_HOST, LABEL_PROVIDER_KEY
+from llmbudget.decide.prices import resolve_prices
+from llmbudget.decide.world import Budget, Provider, World
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One fault."""
+
+    reason: Reason
+    message: str
+    account: str | None = None
+    """The budget that it is about."""
+    provider: str | None = None
+    """The provider that it is about, which then can't be called."""
+    fatal: bool = False
+    """Nothing can be rendered: what was rendered before stays."""
+
+
+Check = Callable[[World], Iterator[Finding]]
+
+
+def time_zone(world: World) -> Iterator[Finding]:
+    """The root's time zone is one of IANA's."""
+    name = world.root.spec.budget.time_zone or "UTC"
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        yield Finding(
+            Reason.INVALID_SPEC,
+            f"There is no time zone {name!r}: write an IANA name such as Europe/Berlin.",
+            account=world.root.account,
+            fatal=True,
+        )
+
+
+def providers_exist(world: World) -> Iterator[Finding]:
+    """Each budget names providers that exist, a child only such as its root has."""
+    for budget in world.budgets:
+        for ref in budget.spec.providers:
+            if ref.name not in world.providers:
+                yield Finding(
+                    Reason.PROVIDER_NOT_FOUND,
+                    f"There is no LLMProvider {ref.name} in namespace {world.root.namespace}:"
+                    " create it, or remove it from spec.providers.",
+                    account=budget.account,
+                )
+
+
+def providers_readable(world: World) -> Iterator[Finding]:
+    """Each provider's spec can be read."""
+    for provider in used_providers(world):
+        if provider.spec is None:
+            yield Finding(Reason.PROVIDER_INVALID, provider.error, provider=provider.name)
+
+
+def secrets_consent(world: World) -> Iterator[Finding]:
+    """Each provider's Secret exists, consents to be a key, and names the endpoint's host."""
+    for provider in used_providers(world):
+        ref = provider.spec.credentials.secret_key_ref if provider.spec else None
+        if provider.spec is None or ref is None:
+            continue
+        facts = world.secrets.get(ref.name)
+        host = urlsplit(provider.spec.endpoint).hostname or ""
+        where = f"Secret {ref.name} in namespace {provider.namespace}"
+        if facts is None:
+            yield Finding(
+                Reason.SECRET_NOT_FOUND,
+                f"{where} does not exist: create it with the key {ref.key}.",
+                provider=provider.name,
+            )
+        elif not facts.consents:
+            yield Finding(
+                Reason.SECRET_NOT_CONSENTING,
+                f"{where} does not consent to be a provider key: label it"
+                f' {LABEL_PROVIDER_KEY}="true".',
+                provider=provider.name,
+            )
+        elif facts.allowed_host != host:
+            yield Finding(
+                Reason.SECRET_NOT_CONSENTING,
+                f"{where} may not be sent to {host}: annotate it {ANNOTATION_ALLOWED_HOST}={host}.",
+                provider=provider.name,
+            )
+
+
+def private_hosts_allowed(world: World) -> Iterator[Finding]:
+    """A private endpoint is on the installation's allow list."""
+    for provider in used_providers(world):
+        if provider.spec is None or not provider.spec.allow_private:
+            continue
+        parts = urlsplit(provider.spec.endpoint)
+        allowed = world.installation.private_hosts
+        if parts.hostname not in allowed and parts.netloc not in allowed:
+            yield Finding(
+                Reason.PROVIDER_INVALID,
+                f"{parts.netloc} is not on this installation's list of private hosts: start the"
+                f" operator with --allow-private-host={parts.netloc}.",
+                provider=provider.name,
+            )
+
+
+def vault_supported(world: World) -> Iterator[Finding]:
+    """A key in Vault is not served yet."""
+    for provider in used_providers(world):
+        if provider.spec is not None and provider.spec.credentials.vault is not None:
+            yield Finding(
+                Reason.PROVIDER_INVALID,
+                "Keys in Vault are not supported yet: use credentials.secretKeyRef.",
+                provider=provider.name,
+            )
+
+
+def models_priced(world: World) -> Iterator[Finding]:
+    """Each model has a price."""
+    for provider in used_providers(world):
+        if provider.spec is None:
+            continue
+        unpriced = [
+            model.name
+            for model in provider.spec.models
+            if resolve_prices(model, provider.spec.endpoint, world.now) is None
+        ]
+        if unpriced:
+            yield Finding(
+                Reason.MODEL_UNPRICED,
+                f"Nobody knows what {', '.join(unpriced)} costs: set models[].cost; until then"
+                " calls to it are refused.",
+                provider=provider.name,
+            )
+
+
+def ladders_known(world: World) -> Iterator[Finding]:
+    """Each step of a ladder is a model of a provider."""
+    offered = {
+        model.name
+        for provider in used_providers(world)
+        if provider.spec is not None
+        for model in provider.spec.models
+    }
+    for budget in world.budgets:
+        ladder = budget.spec.downgrade.ladder if budget.spec.downgrade else []
+        unknown = [name for name in ladder if name not in offered]
+        if unknown and offered:
+            yield Finding(
+                Reason.LADDER_UNKNOWN_MODEL,
+                f"No provider of this budget has the model {', '.join(unknown)}: name one of"
+                f" {', '.join(sorted(offered))} in spec.downgrade.ladder.",
+                account=budget.account,
+            )
+
+
+CHAIN: Final[tuple[Check, ...]] = (
+    time_zone,
+    providers_exist,
+    providers_readable,
+    secrets_consent,
+    private_hosts_allowed,
+    vault_supported,
+    models_priced,
+    ladders_known,
+)
+
+
+def findings(world: World) -> tuple[Finding, ...]:
+    """Run the chain."""
+    return tuple(found for check in CHAIN for found in check(world))
+
+
+def used_providers(world: World) -> tuple[Provider, ...]:
+    """List the root's providers that exist, in its order of preference."""
+    return tuple(
+        world.providers[ref.name]
+        for ref in world.root.spec.providers
+        if ref.name in world.providers
+    )
+
+
+def callable_providers(world: World, found: tuple[Finding, ...]) -> tuple[Provider, ...]:
+    """List the providers that may be configured: an unpriced model does not bar its provider."""
+    barred = {f.provider for f in found if f.provider and f.reason is not Reason.MODEL_UNPRICED}
+    return tuple(provider for provider in used_providers(world) if provider.name not in barred)
+
+
+def about(budget: Budget, world: World, found: tuple[Finding, ...]) -> tuple[Finding, ...]:
+    """Choose the findings that a budget's own status shows: its own and its providers'."""
+    chosen = {ref.name for ref in budget.spec.providers or world.root.spec.providers}
+    return tuple(f for f in found if f.account == budget.account or f.provider in chosen)

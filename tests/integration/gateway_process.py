@@ -1,0 +1,315 @@
+"""A real gateway process against the real API server, and a provider simulator behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from llmbudget.api.provider import KeyHeader, Protocol
+from llmbudget.clients.cluster import Cluster
+from llmbudget.contract.config import (
+    AccountConfig,
+    ConsumerConfig,
+    EndpointConfig,
+    GatewayConfig,
+    Limits,
+    ModelConfig,
+    Prices,
+    ProviderConfig,
+    Threshold,
+)
+from llmbudget.local.process import free_port
+
+KEY = "sk-canary-4f1e9d8c7b6a5e4d3c2b1a09"
+"""The provider's key: nothing but the provider may ever see it."""
+OPERATOR = "llmbudget-system/llmbudget-operator"
+COMMAND = (sys.executable, "-c", "from llmbudget.cli import main; main()")
+PRICES = {
+    "large": {"inputPer1K": "0.003", "outputPer1K": "0.015"},
+    "small": {"inputPer1K": "0.0006", "outputPer1K": "0.0006"},
+    "free": {"inputPer1K": "0", "outputPer1K": "0"},
+}
+MODES = (
+    *("hang", "reset", "cut", "garbage", "no-usage", "negative-usage", "absurd-usage"),
+    *("redirect", "echo", "status-500", "status-400", "status-429", "status-504", "status-401"),
+)
+
+
+def model(name: str, like: str) -> ModelConfig:
+    per_token = Decimal(1_000_000)
+    written = PRICES[like]
+    read = Decimal(written["inputPer1K"]) * per_token
+    wrote = Decimal(written["outputPer1K"]) * per_token
+    prices = Prices(
+        input=read, output=wrote, cached_input=read, cache_write=read, reasoning=wrote
+    )
+    return ModelConfig(
+        name=name,
+        upstream_name=name,
+        prices=prices,
+        max_context=128_000,
+        max_output=16_384,
+        default_max_output=256,
+        latency_ms={"large": 800, "small": 500, "free": 200}[like],
+    )
+
+
+def provider(name: str, port: int, **changes: Any) -> ProviderConfig:
+    models = [model(like, like) for like in PRICES]
+    models += [model(f"small@{mode}", "small") for mode in MODES]
+    values: dict[str, Any] = {
+        "name": name,
+        "protocol": Protocol.OPENAI,
+        "endpoint": f"http://127.0.0.1:{port}/v1",
+        "allow_private": True,
+        "key_header": KeyHeader.AUTHORIZATION,
+        "models": tuple(models),
+        "connect_timeout_ms": 2000,
+        "idle_timeout_ms": 1500,
+        "total_timeout_ms": 20_000,
+        "bills_errors": False,
+    }
+    return ProviderConfig(**(values | changes))
+
+
+def account(namespace: str, cap_nano: int | None, **changes: Any) -> AccountConfig:
+    values: dict[str, Any] = {
+        "name": f"{namespace}/team-a",
+        "cap_nano": cap_nano,
+        "ladder": ("large", "small", "free"),
+        "providers": ("sim",),
+        "consumers": (ConsumerConfig(namespace=namespace, service_accounts=("researcher",)),),
+        "retries": 0,
+    }
+    return AccountConfig(**(values | changes))
+
+
+def config(
+    namespace: str,
+    accounts: tuple[AccountConfig, ...],
+    providers: tuple[ProviderConfig, ...],
+    generation: int = 1,
+    **changes: Any,
+) -> GatewayConfig:
+    values: dict[str, Any] = {
+        "generation": generation,
+        "root": f"{namespace}/team-a",
+        "operator": OPERATOR,
+        "accounts": accounts,
+        "providers": providers,
+        "endpoints": (
+            EndpointConfig(path="/metrics", auth_required=True, per_minute=100),
+            EndpointConfig(path="/health", auth_required=False, per_minute=60),
+        ),
+    }
+    return GatewayConfig(**(values | changes))
+
+
+class Simulator:
+    """The provider simulator as a process."""
+
+    def __init__(self, folder: Path, **options: str) -> None:
+        self.port = free_port()
+        self.bill_file = folder / "bill.jsonl"
+        prices = folder / "prices.json"
+        listed = dict(PRICES)
+        prices.write_text(json.dumps(listed))
+        key = folder / "sim-key"
+        key.write_text(KEY)
+        extra = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+        self._process = subprocess.Popen(
+            [
+                *COMMAND,
+                *("local", "provider", f"--port={self.port}", f"--prices={prices}"),
+                *(f"--bill={self.bill_file}", f"--keys={key}", *extra),
+            ],
+            stdout=subprocess.DEVNULL,
+        )
+
+    async def ready(self) -> None:
+        await until_connects(self.port)
+
+    async def bill(self) -> dict[str, Any]:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            found: dict[str, Any] = (
+                await client.get(f"http://127.0.0.1:{self.port}/bill")
+            ).json()
+            return found
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(20)
+
+
+class GatewayProcess:
+    """`llmbudget gateway` as its pod would run it."""
+
+    def __init__(self, cluster: Cluster, kubeconfig: Path, namespace: str, folder: Path) -> None:
+        self.cluster = cluster
+        self.namespace = namespace
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = folder / "gateway.log"
+        self._kubeconfig = kubeconfig
+        self.process: subprocess.Popen[bytes] | None = None
+
+    async def prepare(self) -> None:
+        """Create what the operator and the kubelet would have created."""
+        name = "team-a-gateway"
+        metadata = {"name": name, "namespace": self.namespace}
+        rbac = "rbac.authorization.k8s.io"
+        subject = {"kind": "ServiceAccount", **metadata}
+        consumer = {"name": "researcher", "namespace": self.namespace}
+        rule = {
+            "apiGroups": [""],
+            "resources": ["configmaps"],
+            "resourceNames": [name],
+            "verbs": ["get", "list", "watch"],
+        }
+        delegator = {"name": f"test:{self.namespace}"}
+        for manifest in (
+            {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata},
+            {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": consumer},
+            {
+                "apiVersion": f"{rbac}/v1",
+                "kind": "Role",
+                "metadata": metadata,
+                "rules": [rule],
+            },
+            {
+                "apiVersion": f"{rbac}/v1",
+                "kind": "RoleBinding",
+                "metadata": metadata,
+                "roleRef": {"apiGroup": rbac, "kind": "Role", "name": name},
+                "subjects": [subject],
+            },
+            {
+                "apiVersion": f"{rbac}/v1",
+                "kind": "ClusterRoleBinding",
+                "metadata": delegator,
+                "roleRef": {
+                    "apiGroup": rbac,
+                    "kind": "ClusterRole",
+                    "name": "system:auth-delegator",
+                },
+                "subjects": [subject],
+            },
+        ):
+            await self.cluster.apply(manifest)
+        text = await asyncio.to_thread(self._kubeconfig.read_text)
+        entry = yaml.safe_load(text)["clusters"][0]["cluster"]
+        self._server = entry["server"].removeprefix("https://").split(":")
+        for directory in ("keys", "ca", "ledger", "sa"):
+            (self.folder / directory).mkdir(exist_ok=True)
+        certificate = base64.b64decode(entry["certificate-authority-data"])
+        (self.folder / "sa" / "ca.crt").write_bytes(certificate)
+        token, _ = await self.cluster.create_token(self.namespace, name, None, 3600)
+        (self.folder / "sa" / "token").write_text(token)
+
+    async def configure(self, document: GatewayConfig) -> None:
+        metadata = {"name": "team-a-gateway", "namespace": self.namespace}
+        data = {"gateway.json": document.to_json()}
+        await self.cluster.apply(
+            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
+        )
+        for each in document.providers:
+            key = self.folder / "keys" / each.name
+            if not key.exists():
+                key.write_text(KEY + "\n")
+
+    def start(self, environment: Mapping[str, str] | None = None) -> None:
+        host, port = self._server
+        folder = self.folder
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    *COMMAND,
+                    "gateway",
+                    f"--config-map={self.namespace}/team-a-gateway",
+                    *(f"--keys={folder / 'keys'}", f"--ca={folder / 'ca'}"),
+                    *(f"--ledger={folder / 'ledger'}", f"--service-account={folder / 'sa'}"),
+                    f"--posthog-key={folder / 'posthog'}",
+                    f"--listen=127.0.0.1:{self.port}",
+                ],
+                env=os.environ
+                | {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}
+                | dict(environment or {}),
+                stdout=log,
+                stderr=log,
+            )
+
+    async def ready(self, seconds: float = 30) -> None:
+        deadline = time.monotonic() + seconds
+        async with httpx.AsyncClient(trust_env=False) as client:
+            while time.monotonic() < deadline:
+                with contextlib.suppress(httpx.HTTPError):
+                    if (await client.get(f"{self.url}/readyz")).is_success:
+                        return
+                assert self.process is not None
+                if self.process.poll() is not None:
+                    break
+                await asyncio.sleep(0.05)
+        raise AssertionError(f"the gateway is not ready:\n{self.log.read_text()}")
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> int:
+        assert self.process is not None
+        self.process.terminate()
+        return self.process.wait(60)
+
+    async def token(self, name: str = "researcher", audience: str | None = "llmbudget") -> str:
+        token, _ = await self.cluster.create_token(self.namespace, name, audience, 3600)
+        return token
+
+
+async def until_connects(port: int, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            assert time.monotonic() < deadline, f"nobody listens on {port}"
+            await asyncio.sleep(0.05)
+        else:
+            writer.close()
+            return
+
+
+async def events(
+    gateway: GatewayProcess, token: str
+) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    """Follow the gateway's event stream."""
+    headers = {"authorization": f"Bearer {token}"}
+    async with (
+        httpx.AsyncClient(trust_env=False, timeout=20) as client,
+        client.stream("GET", f"{gateway.url}/ledger/v1/balances", headers=headers) as answer,
+    ):
+        assert answer.status_code == 200, await answer.aread()
+        name = ""
+        async for line in answer.aiter_lines():
+            if line.startswith("event:"):
+                name = line[6:].strip()
+            elif line.startswith("data:"):
+                yield name, json.loads(line[5:])
+
+
+__all__ = ["KEY", "Limits", "Threshold"]
