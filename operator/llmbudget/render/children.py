@@ -1,0 +1,49 @@
+"""All children of a root budget, in the order in which they are applied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from llmbudget.api.gateway_spec import SecretDelivery
+from llmbudget.decide.validity import Finding
+from llmbudget.decide.world import World
+from llmbudget.render.claim import claim
+from llmbudget.render.config_map import config_map
+from llmbudget.render.deployment import deployment
+from llmbudget.render.gateway_config import gateway_config
+from llmbudget.render.names import Manifest, regions
+from llmbudget.render.network_policy import network_policy
+from llmbudget.render.rbac import cluster_role_binding, role, role_binding, service_account
+from llmbudget.render.scaling import autoscaler, disruption_budget
+from llmbudget.render.secret import secret
+from llmbudget.render.service import service
+
+
+def children(
+    world: World, found: tuple[Finding, ...], keys: Mapping[str, str]
+) -> tuple[Manifest, ...]:
+    """Build every child that there should be.
+
+    `keys` are the providers' keys in base64 where they are delivered by the environment, and empty
+    otherwise.
+    """
+    spec = world.root.spec
+    built = [
+        service_account(world),
+        role(world),
+        role_binding(world),
+        cluster_role_binding(world),
+        config_map(world, gateway_config(world, found)),
+    ]
+    if spec.deployment.secret_delivery is SecretDelivery.ENV:
+        built.append(secret(world, keys))
+    if spec.ledger.postgres is None:
+        built.append(claim(world))
+    built.append(network_policy(world, found))
+    for region in regions(world):
+        built.append(service(world, region))
+        built.append(deployment(world, found, region))
+        if spec.high_availability.enabled:
+            built.append(autoscaler(world, region))
+            built.append(disruption_budget(world, region))
+    return tuple(built)

@@ -1,0 +1,184 @@
+"""The gateway's Deployment: the security that the 371OS guide asks for, and more."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from llmbudget.api.gateway_spec import ResourceAmounts, SecretDelivery
+from llmbudget.contract.config import (
+    CA_DIRECTORY,
+    GATEWAY_PORT,
+    KEYS_DIRECTORY,
+    LEDGER_DIRECTORY,
+    POSTHOG_KEY_FILE,
+    TLS_DIRECTORY,
+    TOKEN_DIRECTORY,
+)
+from llmbudget.decide.validity import Finding
+from llmbudget.decide.world import World
+from llmbudget.render.names import Manifest, gateway, key_secret, labels, metadata, selector
+from llmbudget.render.volumes import volumes
+
+CONTAINER: Final = "gateway"
+REGION: Final = "topology.kubernetes.io/region"
+_ZONE: Final = "topology.kubernetes.io/zone"
+_HOST: Final = "kubernetes.io/hostname"
+GRACE_SECONDS: Final = 30
+_USER: Final = 1000
+_GROUP: Final = 2000
+
+
+def deployment(world: World, found: tuple[Finding, ...], region: str | None) -> Manifest:
+    """Build the Deployment of one region."""
+    spec = world.root.spec
+    replicas: Manifest = {"replicas": spec.deployment.replicas}
+    if spec.high_availability.enabled:
+        # The autoscaler's: whoever applies this hands the number over first.
+        replicas = {}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata(world, gateway(world.root, region)),
+        "spec": {
+            **replicas,
+            "revisionHistoryLimit": 3,
+            "selector": {"matchLabels": pod_labels(world, region)},
+            "strategy": _strategy(world),
+            "template": {
+                "metadata": {
+                    "labels": labels(world.root)
+                    | pod_labels(world, region)
+                    | {"security": "aci-dev"}
+                },
+                "spec": _pod(world, found, region),
+            },
+        },
+    }
+
+
+def pod_labels(world: World, region: str | None) -> dict[str, str]:
+    """Labels that select the pods of one region, or of all."""
+    chosen = selector(world.root)
+    return chosen | {REGION: region} if region else chosen
+
+
+def _strategy(world: World) -> Manifest:
+    if world.root.spec.ledger.postgres is None:
+        # One file, one owner: the new pod can only open it when the old one is gone.
+        return {"type": "Recreate"}
+    return {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
+
+
+def _pod(world: World, found: tuple[Finding, ...], region: str | None) -> Manifest:
+    spec = world.root.spec.deployment
+    pairs = volumes(world, found)
+    pod: Manifest = {
+        "serviceAccountName": gateway(world.root),
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "runAsGroup": _USER,
+            "fsGroup": _GROUP,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "topologySpreadConstraints": [_spread(world, region, key) for key in (_ZONE, _HOST)],
+        "containers": [_container(world, [mount for _, mount in pairs])],
+        "volumes": [volume for volume, _ in pairs],
+    }
+    if spec.node_selector:
+        pod["nodeSelector"] = dict(spec.node_selector)
+    if spec.tolerations:
+        pod["tolerations"] = [
+            toleration.model_dump(mode="json", by_alias=True, exclude_none=True)
+            for toleration in spec.tolerations
+        ]
+    if spec.priority_class_name:
+        pod["priorityClassName"] = spec.priority_class_name
+    if region:
+        pod["affinity"] = {"nodeAffinity": _in_region(region)}
+    return pod
+
+
+def _spread(world: World, region: str | None, key: str) -> Manifest:
+    return {
+        "maxSkew": 1,
+        "topologyKey": key,
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": pod_labels(world, region)},
+    }
+
+
+def _in_region(region: str) -> Manifest:
+    expression = {"key": REGION, "operator": "In", "values": [region]}
+    terms = {"nodeSelectorTerms": [{"matchExpressions": [expression]}]}
+    return {"requiredDuringSchedulingIgnoredDuringExecution": terms}
+
+
+def _container(world: World, mounts: list[Manifest]) -> Manifest:
+    root = world.root
+    spec = root.spec.deployment
+    container: Manifest = {
+        "name": CONTAINER,
+        "image": spec.image or world.installation.gateway_image,
+        "args": _arguments(world),
+        "ports": [{"name": "http", "containerPort": GATEWAY_PORT, "protocol": "TCP"}],
+        "resources": _resources(world),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        # A ledger of a busy month may take a while to open.
+        "startupProbe": _probe(world, "/livez", period=2, failures=60),
+        "livenessProbe": _probe(world, "/livez", period=10, failures=3),
+        "readinessProbe": _probe(world, "/readyz", period=5, failures=2),
+        "volumeMounts": mounts,
+    }
+    if spec.secret_delivery is SecretDelivery.ENV:
+        container["envFrom"] = [{"secretRef": {"name": key_secret(root)}}]
+    return container
+
+
+def _arguments(world: World) -> list[str]:
+    """Every path is said, so that nothing depends on a default of the image."""
+    root = world.root
+    arguments = [
+        "gateway",
+        f"--config-map={root.namespace}/{gateway(root)}",
+        f"--keys={KEYS_DIRECTORY}",
+        f"--ca={CA_DIRECTORY}",
+        f"--service-account={TOKEN_DIRECTORY}",
+        f"--posthog-key={POSTHOG_KEY_FILE}",
+        f"--listen=0.0.0.0:{GATEWAY_PORT}",
+        f"--grace={GRACE_SECONDS - 5}",
+    ]
+    if root.spec.ledger.postgres is None:
+        arguments.append(f"--ledger={LEDGER_DIRECTORY}")
+    if root.spec.deployment.tls is not None:
+        arguments.append(f"--tls={TLS_DIRECTORY}")
+    return arguments
+
+
+def _resources(world: World) -> Manifest:
+    resources = world.root.spec.deployment.resources
+
+    def amounts(of: ResourceAmounts) -> dict[str, Any]:
+        return of.model_dump(mode="json", exclude_none=True)
+
+    return {"requests": amounts(resources.requests), "limits": amounts(resources.limits)}
+
+
+def _probe(world: World, path: str, *, period: int, failures: int) -> Manifest:
+    scheme = "HTTPS" if world.root.spec.deployment.tls else "HTTP"
+    return {
+        "httpGet": {"path": path, "port": "http", "scheme": scheme},
+        "periodSeconds": period,
+        "timeoutSeconds": 2,
+        "failureThreshold": failures,
+    }

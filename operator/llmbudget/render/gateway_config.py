@@ -1,0 +1,162 @@
+"""The gateway's configuration, resolved from the resources."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from llmbudget.api.budget import BudgetSpec, Consumer
+from llmbudget.api.gateway_spec import SecretDelivery
+from llmbudget.api.meta import ANNOTATION_APPROVED_PERIOD
+from llmbudget.api.model import milliseconds, per_minute
+from llmbudget.api.money import parse_usd
+from llmbudget.contract.config import (
+    AccountConfig,
+    ConsumerConfig,
+    EndpointConfig,
+    GatewayConfig,
+    Limits,
+    ModelConfig,
+    PostHogConfig,
+    ProviderConfig,
+    Threshold,
+)
+from llmbudget.decide.ladder import default_ladder
+from llmbudget.decide.prices import resolve_prices
+from llmbudget.decide.validity import Finding, callable_providers
+from llmbudget.decide.world import Budget, Provider, World
+from llmbudget.render.names import key_variable
+
+
+def gateway_config(world: World, found: tuple[Finding, ...]) -> GatewayConfig:
+    """Build the configuration; its generation is the last one's where nothing changed."""
+    previous = _previous(world)
+    config = _config(world, found, previous.generation if previous else 1)
+    if previous is not None and config == previous:
+        return previous
+    # Seconds since the epoch grow even where the last configuration is lost.
+    least = previous.generation + 1 if previous else 1
+    generation = max(least, int(world.now.timestamp()))
+    return config.model_copy(update={"generation": generation})
+
+
+def _previous(world: World) -> GatewayConfig | None:
+    if world.previous_config is None:
+        return None
+    try:
+        return GatewayConfig.model_validate_json(world.previous_config)
+    except ValueError:
+        return None
+
+
+def _config(world: World, found: tuple[Finding, ...], generation: int) -> GatewayConfig:
+    spec = world.root.spec
+    providers = tuple(_provider(p, spec, world) for p in callable_providers(world, found))
+    return GatewayConfig(
+        generation=generation,
+        root=world.root.account,
+        time_zone=spec.budget.time_zone or "UTC",
+        ledger="postgres" if spec.ledger.postgres else "sqlite",
+        identity_mode=spec.identity.mode,
+        operator=world.installation.service_account,
+        accounts=_accounts(world, providers),
+        providers=providers,
+        endpoints=tuple(
+            EndpointConfig(
+                path=endpoint.path,
+                auth_required=endpoint.auth_required,
+                per_minute=per_minute(endpoint.rate_limit),
+            )
+            for endpoint in spec.monitoring.endpoints
+        ),
+        posthog=_posthog(spec),
+    )
+
+
+def _posthog(spec: BudgetSpec) -> PostHogConfig | None:
+    posthog = spec.monitoring.posthog
+    if not posthog.enabled or posthog.api_key_secret_ref is None:
+        return None
+    return PostHogConfig(host=posthog.host, sample_rate=Decimal(posthog.sample_rate))
+
+
+def _provider(provider: Provider, spec: BudgetSpec, world: World) -> ProviderConfig:
+    written = provider.spec
+    if written is None:
+        raise AssertionError("a provider that can't be read is not callable")
+    by_environment = spec.deployment.secret_delivery is SecretDelivery.ENV
+    return ProviderConfig(
+        name=provider.name,
+        protocol=written.protocol,
+        endpoint=written.endpoint,
+        allow_private=written.allow_private,
+        key_header=written.credentials.header,
+        key_env=key_variable(provider.name) if by_environment else None,
+        ca_file=f"{provider.name}.pem" if written.ca_bundle else None,
+        models=tuple(
+            ModelConfig(
+                name=model.name,
+                upstream_name=model.upstream_name or model.name,
+                prices=resolve_prices(model, written.endpoint, world.now),
+                max_context=model.max_context,
+                max_output=model.max_output,
+                default_max_output=model.default_max_output,
+                latency_ms=model.latency_ms,
+            )
+            for model in written.models
+        ),
+        connect_timeout_ms=milliseconds(written.timeouts.connect),
+        idle_timeout_ms=milliseconds(written.timeouts.idle),
+        total_timeout_ms=milliseconds(written.timeouts.total),
+        bills_errors=written.bills_errors,
+    )
+
+
+def _accounts(world: World, providers: tuple[ProviderConfig, ...]) -> tuple[AccountConfig, ...]:
+    names = [provider.name for provider in providers]
+    models = [model for provider in providers for model in provider.models]
+    ladders: dict[str | None, tuple[str, ...]] = {None: default_ladder(models)}
+    accounts: list[AccountConfig] = []
+    for budget in world.budgets:
+        own = budget.spec.downgrade.ladder if budget.spec.downgrade else None
+        ladders[budget.account] = tuple(own) if own else ladders[budget.parent]
+        chosen = [ref.name for ref in budget.spec.providers if ref.name in names] or names
+        accounts.append(_account(budget, ladders[budget.account], tuple(chosen)))
+    return tuple(accounts)
+
+
+def _account(budget: Budget, ladder: tuple[str, ...], providers: tuple[str, ...]) -> AccountConfig:
+    spec = budget.spec
+    money = spec.budget
+    return AccountConfig(
+        name=budget.account,
+        parent=budget.parent,
+        cap_nano=None if money.monthly_cap is None else parse_usd(money.monthly_cap),
+        on_exceeded=money.on_exceeded,
+        thresholds=tuple(
+            Threshold(percentage=threshold.percentage, action=threshold.action)
+            for threshold in sorted(money.alert_thresholds, key=lambda t: t.percentage)
+        ),
+        ladder=ladder,
+        providers=providers,
+        strategy=spec.routing.strategy,
+        retries=spec.routing.retries,
+        consumers=tuple(_consumer(consumer) for consumer in spec.consumers),
+        approved_period=budget.annotations.get(ANNOTATION_APPROVED_PERIOD),
+    )
+
+
+def _consumer(consumer: Consumer) -> ConsumerConfig:
+    limits = consumer.rate_limits
+    names = consumer.service_accounts
+    return ConsumerConfig(
+        namespace=consumer.namespace,
+        service_accounts=None if names is None else tuple(names),
+        agent=consumer.agent,
+        limits=Limits(
+            requests_per_minute=limits.requests_per_minute,
+            tokens_per_minute=limits.tokens_per_minute,
+            concurrent=limits.concurrent,
+        )
+        if limits
+        else Limits(),
+    )

@@ -1,0 +1,91 @@
+"""Names, labels and owners that all children share."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any, Final
+
+from llmbudget.api.meta import (
+    API_VERSION,
+    LABEL_BUDGET,
+    LABEL_BUDGET_NAMESPACE,
+    LABEL_COMPONENT,
+    LABEL_MANAGED_BY,
+    LABEL_NAME,
+    MANAGED_BY,
+)
+from llmbudget.decide.world import Budget, World
+
+Manifest = dict[str, Any]
+
+_MOST: Final = 63
+
+
+def gateway(budget: Budget, region: str | None = None) -> str:
+    """Name everything of the gateway: `NAME-gateway`, `NAME-gateway-REGION`."""
+    name = f"{budget.name}-gateway" + (f"-{region}" if region else "")
+    if len(name) <= _MOST:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name[: _MOST - 9]}-{digest}"
+
+
+def ledger_claim(budget: Budget) -> str:
+    """Name the claim of the ledger's volume."""
+    return f"{budget.name}-ledger"
+
+
+def key_secret(budget: Budget) -> str:
+    """Name the Secret that delivers keys by the environment."""
+    return f"{budget.name}-llm-provider-secrets"
+
+
+def auth_delegator(budget: Budget) -> str:
+    """Name the cluster-wide binding that lets the gateway review tokens."""
+    return f"llmbudget:{budget.namespace}:{budget.name}"
+
+
+def key_variable(provider: str) -> str:
+    """Name the variable of a provider's key, as the 371OS guide does: OPENROUTER_API_KEY."""
+    return re.sub(r"[^A-Z0-9]", "_", provider.upper()) + "_API_KEY"
+
+
+def labels(budget: Budget) -> dict[str, str]:
+    """Labels of every child."""
+    return {
+        LABEL_NAME: "llmbudget-gateway",
+        LABEL_COMPONENT: "gateway",
+        LABEL_MANAGED_BY: MANAGED_BY,
+        LABEL_BUDGET: budget.name,
+        LABEL_BUDGET_NAMESPACE: budget.namespace,
+    }
+
+
+def selector(budget: Budget) -> dict[str, str]:
+    """Labels that select the gateway's pods."""
+    return {LABEL_NAME: "llmbudget-gateway", LABEL_BUDGET: budget.name}
+
+
+def metadata(world: World, name: str) -> Manifest:
+    """Metadata of a child that lives and dies with its budget."""
+    root = world.root
+    owner = {
+        "apiVersion": API_VERSION,
+        "kind": "LLMBudget",
+        "name": root.name,
+        "uid": root.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+    return {
+        "name": name,
+        "namespace": root.namespace,
+        "labels": labels(root),
+        "ownerReferences": [owner],
+    }
+
+
+def regions(world: World) -> tuple[str | None, ...]:
+    """The regions that have a gateway; one without a name where none are given."""
+    return tuple(region.name for region in world.root.spec.global_distribution.regions) or (None,)

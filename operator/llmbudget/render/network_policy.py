@@ -1,0 +1,135 @@
+"""Who may connect to the gateway, and where the gateway may connect to.
+
+The 371OS guide's two rules first: in from the namespace `monitoring` on 8080, out to the namespace
+`external-apis` on 443. Then only what the gateway needs.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from typing import Final
+from urllib.parse import urlsplit
+
+from llmbudget.api.gateway_spec import Egress
+from llmbudget.contract.config import GATEWAY_PORT
+from llmbudget.decide.validity import Finding, callable_providers
+from llmbudget.decide.world import World
+from llmbudget.render.names import Manifest, gateway, metadata, selector
+
+_NAME: Final = "kubernetes.io/metadata.name"
+_HTTPS: Final = 443
+_POSTGRES: Final = 5432
+_PRIVATE_V4: Final = (
+    *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"),
+    *("172.16.0.0/12", "192.0.0.0/24", "192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/3"),
+)
+_PRIVATE_V6: Final = ("::1/128", "fc00::/7", "fe80::/10", "ff00::/8", "64:ff9b::/96")
+_INTERNAL: Final = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
+"""Where a private endpoint of any other name may be."""
+
+
+def network_policy(world: World, found: tuple[Finding, ...]) -> Manifest:
+    """Build the NetworkPolicy of all gateway pods."""
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": metadata(world, gateway(world.root)),
+        "spec": {
+            "podSelector": {"matchLabels": selector(world.root)},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": _ingress(world),
+            "egress": _egress(world, found),
+        },
+    }
+
+
+def _ingress(world: World) -> list[Manifest]:
+    network = world.root.spec.network
+    consumers = {c.namespace for budget in world.budgets for c in budget.spec.consumers}
+    needed = consumers | {world.installation.namespace}
+    ports = [_port(GATEWAY_PORT)]
+    rules = [{"from": _named(network.ingress_namespaces), "ports": ports}]
+    rules.append({"from": [_namespace(name) for name in sorted(needed)], "ports": ports})
+    return [rule for rule in rules if rule["from"]]
+
+
+def _egress(world: World, found: tuple[Finding, ...]) -> list[Manifest]:
+    network = world.root.spec.network
+    rules = [{"to": _named(network.egress_namespaces), "ports": [_port(_HTTPS)]}]
+    dns = [_port(53, "UDP"), _port(53)]
+    rules.append({"to": [_namespace("kube-system")], "ports": dns})
+    rules += _api_servers(world)
+    for host, port in _internal_endpoints(world, found):
+        rules.append({"to": _peers(host), "ports": [_port(port)]})
+    if world.root.spec.ledger.postgres is not None:
+        anywhere = [{"namespaceSelector": {}}, *(_block(cidr) for cidr in _INTERNAL)]
+        rules.append({"to": anywhere, "ports": [_port(_POSTGRES)]})
+    if network.egress is Egress.PUBLIC:
+        public = [_block("0.0.0.0/0", _PRIVATE_V4), _block("::/0", _PRIVATE_V6)]
+        rules.append({"to": public, "ports": [_port(_HTTPS)]})
+    return [rule for rule in rules if rule["to"]]
+
+
+def _api_servers(world: World) -> list[Manifest]:
+    by_port: dict[int, list[str]] = {}
+    for address, port in sorted(world.api_servers):
+        by_port.setdefault(port, []).append(address)
+    return [
+        {"to": [_block(_single(a)) for a in addresses], "ports": [_port(port)]}
+        for port, addresses in sorted(by_port.items())
+    ]
+
+
+def _internal_endpoints(world: World, found: tuple[Finding, ...]) -> list[tuple[str, int]]:
+    """List the endpoints that are not public: private providers and the tracing collector."""
+    endpoints: set[tuple[str, int]] = set()
+    for provider in callable_providers(world, found):
+        if provider.spec is not None and provider.spec.allow_private:
+            parts = urlsplit(provider.spec.endpoint)
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            endpoints.add((parts.hostname or "", port))
+    tracing = world.root.spec.monitoring.distributed_tracing
+    if tracing.enabled and tracing.collector is not None:
+        host, _, number = tracing.collector.rpartition(":")
+        endpoints.add((host, int(number)))
+    return sorted(endpoints)
+
+
+def _peers(host: str) -> list[Manifest]:
+    """Find the peers behind a host: an address, a Service's namespace, or any internal address."""
+    try:
+        return [_block(_single(host))]
+    except ValueError:
+        pass
+    labels = host.removesuffix(".cluster.local").removesuffix(".svc").split(".")
+    if len(labels) == 2:
+        return [_namespace(labels[1])]
+    return [_block(cidr) for cidr in _INTERNAL]
+
+
+def _single(address: str) -> str:
+    found = ipaddress.ip_address(address)
+    return f"{found}/{found.max_prefixlen}"
+
+
+def _named(namespaces: Iterable[str]) -> list[Manifest]:
+    """Match namespaces by the guide's label `name` or by the one that every cluster sets."""
+    return [
+        {"namespaceSelector": {"matchLabels": {label: name}}}
+        for name in sorted(namespaces)
+        for label in ("name", _NAME)
+    ]
+
+
+def _namespace(name: str) -> Manifest:
+    return {"namespaceSelector": {"matchLabels": {_NAME: name}}}
+
+
+def _block(cidr: str, but: tuple[str, ...] = ()) -> Manifest:
+    block: Manifest = {"cidr": cidr}
+    return {"ipBlock": block | {"except": list(but)} if but else block}
+
+
+def _port(port: int, protocol: str = "TCP") -> Manifest:
+    return {"protocol": protocol, "port": port}

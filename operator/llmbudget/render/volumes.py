@@ -1,0 +1,102 @@
+"""The volumes of the gateway's pod, each with where it is mounted."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from llmbudget.api.gateway_spec import SecretDelivery
+from llmbudget.contract.config import (
+    CA_DIRECTORY,
+    KEYS_DIRECTORY,
+    LEDGER_DIRECTORY,
+    POSTHOG_KEY_FILE,
+    TLS_DIRECTORY,
+    TOKEN_DIRECTORY,
+)
+from llmbudget.decide.validity import Finding, callable_providers
+from llmbudget.decide.world import World
+from llmbudget.render.names import Manifest, ledger_claim
+
+_TOKEN_SECONDS: Final = 3607
+_READ_ONLY_MODE: Final = 0o440
+
+
+def volumes(world: World, found: tuple[Finding, ...]) -> list[tuple[Manifest, Manifest]]:
+    """List (volume, mount) in a fixed order."""
+    pairs = [
+        _token(),
+        ({"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}, _mount("tmp", "/tmp", False)),  # noqa: S108
+    ]
+    pairs += _keys(world, found)
+    pairs += _ca_bundles(world, found)
+    pairs += _ledger(world)
+    pairs += _others(world)
+    return pairs
+
+
+def _token() -> tuple[Manifest, Manifest]:
+    """The pod's own token, with the API server's CA and the namespace, as clients expect them."""
+    namespace = {"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}
+    sources: list[Manifest] = [
+        {"serviceAccountToken": {"path": "token", "expirationSeconds": _TOKEN_SECONDS}},
+        {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+        {"downwardAPI": {"items": [namespace]}},
+    ]
+    return _projected("token", sources, TOKEN_DIRECTORY)
+
+
+def _keys(world: World, found: tuple[Finding, ...]) -> list[tuple[Manifest, Manifest]]:
+    """The providers' own Secrets, one file a provider: no copy, and live on rotation."""
+    if world.root.spec.deployment.secret_delivery is SecretDelivery.ENV:
+        return []
+    sources = []
+    for provider in callable_providers(world, found):
+        ref = provider.spec.credentials.secret_key_ref if provider.spec else None
+        if ref is not None:
+            items = [{"key": ref.key, "path": provider.name}]
+            sources.append({"secret": {"name": ref.name, "optional": True, "items": items}})
+    return [_projected("keys", sources, KEYS_DIRECTORY)] if sources else []
+
+
+def _ca_bundles(world: World, found: tuple[Finding, ...]) -> list[tuple[Manifest, Manifest]]:
+    sources = []
+    for provider in callable_providers(world, found):
+        if provider.spec is not None and provider.spec.ca_bundle is not None:
+            ref = provider.spec.ca_bundle.config_map_key_ref
+            items = [{"key": ref.key, "path": f"{provider.name}.pem"}]
+            sources.append({"configMap": {"name": ref.name, "optional": True, "items": items}})
+    return [_projected("ca", sources, CA_DIRECTORY)] if sources else []
+
+
+def _ledger(world: World) -> list[tuple[Manifest, Manifest]]:
+    if world.root.spec.ledger.postgres is not None:
+        return []
+    claim = {"claimName": ledger_claim(world.root)}
+    volume = {"name": "ledger", "persistentVolumeClaim": claim}
+    return [(volume, _mount("ledger", LEDGER_DIRECTORY, False))]
+
+
+def _others(world: World) -> list[tuple[Manifest, Manifest]]:
+    spec = world.root.spec
+    pairs = []
+    posthog = spec.monitoring.posthog
+    if posthog.enabled and posthog.api_key_secret_ref is not None:
+        ref = posthog.api_key_secret_ref
+        directory, _, file = POSTHOG_KEY_FILE.rpartition("/")
+        items = [{"key": ref.key, "path": file}]
+        source = {"secret": {"name": ref.name, "optional": True, "items": items}}
+        pairs.append(_projected("posthog", [source], directory))
+    if spec.deployment.tls is not None:
+        secret = {"secretName": spec.deployment.tls.secret_name, "defaultMode": _READ_ONLY_MODE}
+        pairs.append(({"name": "tls", "secret": secret}, _mount("tls", TLS_DIRECTORY)))
+    return pairs
+
+
+def _projected(name: str, sources: list[Manifest], path: str) -> tuple[Manifest, Manifest]:
+    projected = {"defaultMode": _READ_ONLY_MODE, "sources": sources}
+    return {"name": name, "projected": projected}, _mount(name, path)
+
+
+def _mount(name: str, path: str, read_only: bool = True) -> Manifest:
+    mount: Manifest = {"name": name, "mountPath": path}
+    return mount | {"readOnly": True} if read_only else mount
