@@ -114,12 +114,23 @@ class ChatCalls:
             fingerprint=hashlib.sha256(body).hexdigest() if key is not None else None,
         )
         try:
-            await self._attempts(call, self._route(call))
+            await self._within_budget(call)
         except BudgetExceeded as error:
             free = _goes_on_free(call, error)
             if free is None:
                 raise
             await self._attempts(call, free)
+
+    async def _within_budget(self, call: Call) -> None:
+        found = self._route(call)
+        try:
+            await self._attempts(call, found)
+        except BudgetExceeded:
+            # While the call waited for money, a threshold may have moved it to a cheaper model.
+            lowered = self._route(call)
+            if lowered.offers == found.offers:
+                raise
+            await self._attempts(call, lowered)
 
     def _route(self, call: Call) -> Route:
         levels = {account: self._ledger.balance(account).level for account in call.path}
