@@ -227,7 +227,7 @@ async def test_other_paths_and_methods(gateway: GatewayProcess) -> None:
         ("status-400", 400, 0),
         ("status-401", 502, 0),
         ("status-429", 429, 0),
-        ("echo", 200, None),
+        ("echo", 400, 0),
     ],
 )
 async def test_a_provider_that_misbehaves(
@@ -253,12 +253,12 @@ async def test_a_provider_that_misbehaves(
 async def test_the_cap_stops_and_says_why(
     gateway: GatewayProcess, namespace: str, simulator: Simulator
 ) -> None:
-    small = account(namespace, 300_000)
+    small = account(namespace, 3_000_000)
     await gateway.configure(
         config(namespace, (small,), (provider("sim", simulator.port),), generation=2)
     )
     token = await gateway.token()
-    answers = await asyncio.gather(*(post(gateway, body(), token) for _ in range(60)))
+    answers = await asyncio.gather(*(post(gateway, body(), token) for _ in range(200)))
     codes = {answer.status_code for answer in answers}
     assert codes == {200, 402}, [a.text for a in answers if a.status_code not in (200, 402)]
     refused = next(answer for answer in answers if answer.status_code == 402)
@@ -266,7 +266,7 @@ async def test_the_cap_stops_and_says_why(
     assert (error["type"], refused.headers["x-should-retry"]) == ("insufficient_quota", "false")
     assert {"asked_usd", "left_usd", "resets_at"} <= set(error)
     bill = await simulator.bill()
-    assert 200_000 < int(bill["nano"]) <= 300_000
+    assert 2_700_000 < int(bill["nano"]) <= 3_000_000
     assert sum(row.cost for row in await rows(gateway)) == int(bill["nano"])
 
 

@@ -22,8 +22,7 @@ from urllib.parse import urlsplit
 from pyreqwest.client import Client, ClientBuilder
 from pyreqwest.exceptions import (
     BuilderError,
-    ConnectError,
-    ConnectTimeoutError,
+    DetailedPyreqwestError,
     PoolTimeoutError,
     PyreqwestError,
 )
@@ -40,7 +39,9 @@ MAX_ANSWER: Final = 32 * 1024 * 1024
 _BUFFER: Final = 64 * 1024
 _CONNECTIONS: Final = 2048
 
-_NOT_SENT: Final = (ConnectError, ConnectTimeoutError, PoolTimeoutError, BuilderError)
+_CONNECTING: Final = "client error (Connect)"
+"""Cause of an error while connecting. The client's ConnectError alone does not say so: it stands
+for everything that goes wrong before an answer, a request that was sent among them."""
 
 
 class NotSent(Exception):
@@ -69,8 +70,8 @@ class Answer:
         """
         try:
             chunk = await self._response.body_reader.read_chunk()
-        except PyreqwestError as error:
-            raise Doubtful(f"the answer broke off: {type(error).__name__}") from None
+        except PyreqwestError:
+            raise Doubtful("the answer broke off") from None
         return None if chunk is None else bytes(chunk)
 
     async def read(self) -> bytes:
@@ -127,10 +128,10 @@ class Upstream:
         async with contextlib.AsyncExitStack() as stack:
             try:
                 response = await stack.enter_async_context(request)
-            except _NOT_SENT as error:
-                raise NotSent(f"can't connect: {type(error).__name__}") from None
             except PyreqwestError as error:
-                raise Doubtful(f"no answer: {type(error).__name__}") from None
+                if _never_connected(error):
+                    raise NotSent("can't connect") from None
+                raise Doubtful("no answer came") from None
             yield Answer(
                 status=response.status,
                 content_type=response.get_header("content-type") or "application/json",
@@ -193,6 +194,15 @@ class Upstream:
                 raise NotSent(f"the CA bundle {provider.ca_file} is missing") from None
             builder = builder.add_root_certificate_pem(bundle)
         return builder.build()
+
+
+def _never_connected(error: PyreqwestError) -> bool:
+    """Tell whether it is certain that no byte of the request was sent."""
+    if isinstance(error, (BuilderError, PoolTimeoutError)):
+        return True
+    if not isinstance(error, DetailedPyreqwestError) or not error.details:
+        return False
+    return any(cause["message"] == _CONNECTING for cause in error.details["causes"] or ())
 
 
 def _auth(header: KeyHeader, key: str) -> tuple[str, str]:
