@@ -56,6 +56,8 @@ class Admission:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._line: deque[asyncio.Future[None]] = deque()
+        self._resolutions = 0
+        """Holds resolved so far."""
         self._unresolved: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
@@ -75,14 +77,20 @@ class Admission:
                 await asyncio.shield(asyncio.create_task(call.settle(unknown)))
 
     async def _hold(self, request: HoldRequest) -> Hold:
-        deadline = asyncio.get_running_loop().time() + WAIT_SECONDS
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + WAIT_SECONDS
         at_the_front = False
         try:
             while True:
+                before = self._resolutions
                 try:
                     return await self._ledger.hold(request)
                 except BudgetExceeded as error:
-                    if not error.only_held or not await self._turn(deadline, at_the_front):
+                    if not error.only_held or loop.time() >= deadline:
+                        raise
+                    if self._resolutions != before:
+                        continue  # what was in the way may have gone while we were told
+                    if not await self._turn(deadline, at_the_front):
                         raise
                     at_the_front = True
         finally:
@@ -126,14 +134,14 @@ class Admission:
             task = asyncio.create_task(self._insist(hold.id, settlement))
             self._unresolved.add(task)
             task.add_done_callback(self._unresolved.discard)
-        else:
-            self._wake_next()
 
     async def _resolve(self, hold_id: str, settlement: Settlement | None) -> None:
         if settlement is None:
             await self._ledger.release(hold_id)
         else:
             await self._ledger.settle(hold_id, settlement)
+        self._resolutions += 1
+        self._wake_next()
 
     async def _insist(self, hold_id: str, settlement: Settlement | None) -> None:
         pause, longest = _RETRY_SECONDS
@@ -144,7 +152,6 @@ class Admission:
             except LedgerUnavailable:
                 pause = min(pause * 2, longest)
             else:
-                self._wake_next()
                 return
 
     def left_beside_spent(self, accounts: tuple[str, ...]) -> Nano | None:
