@@ -13,6 +13,7 @@ import contextlib
 import json
 import shutil
 import signal
+import ssl
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,12 +106,23 @@ class PodProcess:
         command = arguments(self._container, mounts, self._port)
         self.process = await spawn(command, environment=variables)
 
+    @property
+    def url(self) -> str:
+        """Base URL of the process."""
+        scheme = str(self._probe.get("scheme", "HTTP")).lower()
+        return f"{scheme}://127.0.0.1:{self._port}"
+
+    @property
+    def _probe(self) -> Manifest:
+        probe: Manifest = self._container.get("readinessProbe", {}).get("httpGet", {})
+        return probe
+
     async def ready(self) -> bool:
         """Ask the process as the kubelet would: its readiness probe."""
-        probe = self._container.get("readinessProbe", {}).get("httpGet", {}).get("path", "/readyz")
+        path = self._probe.get("path", "/readyz")
         try:
-            async with httpx.AsyncClient(trust_env=False, timeout=2) as client:
-                answer = await client.get(f"http://127.0.0.1:{self._port}{probe}")
+            async with httpx.AsyncClient(trust_env=False, timeout=2, verify=_trusting()) as client:
+                answer = await client.get(f"{self.url}{path}")
         except httpx.TransportError:
             return False
         return answer.is_success
@@ -118,8 +130,16 @@ class PodProcess:
     async def stop(self) -> None:
         """End the process and forget its volumes, but for the claims."""
         if self.process is not None:
-            await stop(self.process)
+            await stop(self.process, self.pod["spec"].get("terminationGracePeriodSeconds", 30))
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _trusting() -> ssl.SSLContext:
+    """Trust any certificate, as a kubelet does: it asks a process that it started itself."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 class LocalGateway:
@@ -160,10 +180,9 @@ class LocalGateway:
 
     def _announce(self, path: Path) -> None:
         """Write where the gateway is, once its process runs; its id is for those who test kills."""
-        process = self._current and self._current.process
-        if not process:
+        if self._current is None or self._current.process is None:
             return
-        content = json.dumps({"url": f"http://127.0.0.1:{self._port}", "pid": process.pid})
+        content = json.dumps({"url": self._current.url, "pid": self._current.process.pid})
         if not path.exists() or path.read_text() != content:
             fresh = path.with_suffix(".tmp")
             fresh.write_text(content)
