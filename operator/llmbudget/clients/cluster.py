@@ -184,9 +184,15 @@ class Cluster:
         path = kind.path(manifest["metadata"].get("namespace"))
         return await self._send("POST", path, manifest, query={"fieldManager": FIELD_MANAGER})
 
-    async def apply(self, manifest: Manifest, *, force: bool = True) -> Manifest:
-        """Apply on the server with our field manager; conflicts are ours with `force`."""
-        return await self._apply(_path(manifest), manifest, force)
+    async def apply(
+        self, manifest: Manifest, *, force: bool = True, field_manager: str = FIELD_MANAGER
+    ) -> Manifest:
+        """Apply on the server; with `force`, what other managers say otherwise becomes ours.
+
+        Raises:
+            ApiError: 409 without `force`, where another manager says otherwise.
+        """
+        return await self._apply(_path(manifest), manifest, force, field_manager)
 
     async def apply_status(self, manifest: Manifest) -> Manifest:
         """Apply the status subresource with our field manager."""
@@ -351,8 +357,10 @@ class Cluster:
                 return None
             raise
 
-    async def _apply(self, path: str, manifest: Manifest, force: bool) -> Manifest:
-        query = {"fieldManager": FIELD_MANAGER, "force": "true" if force else "false"}
+    async def _apply(
+        self, path: str, manifest: Manifest, force: bool, field_manager: str = FIELD_MANAGER
+    ) -> Manifest:
+        query = {"fieldManager": field_manager, "force": "true" if force else "false"}
         return await self._send("PATCH", path, manifest, _APPLY, query)
 
     async def _list(

@@ -27,20 +27,15 @@ class Forest:
 
     trees: Mapping[str, tuple[Budget, ...]]
     """By the root's account: the root first, every parent before its children."""
+    roots: Mapping[str, str]
+    """By account: the root of the tree that it is part of."""
     rejected: Mapping[str, Rejection]
     """By account: budgets that belong to no tree."""
-
-    def root_of(self, account: str) -> str | None:
-        """Find the root of the tree that a budget is part of."""
-        for root, budgets in self.trees.items():
-            if any(budget.account == account for budget in budgets):
-                return root
-        return None
 
 
 def forest(budgets: Mapping[str, Budget]) -> Forest:
     """Arrange budgets, given by account, in trees."""
-    placed: dict[str, tuple[str, int]] = {}
+    roots: dict[str, str] = {}
     rejected: dict[str, Rejection] = {}
     members: dict[str, list[tuple[int, Budget]]] = {}
     for account in sorted(budgets):
@@ -48,13 +43,13 @@ def forest(budgets: Mapping[str, Budget]) -> Forest:
         if isinstance(path, Rejection):
             rejected[account] = path
             continue
-        placed[account] = (path[-1], len(path))
+        roots[account] = path[-1]
         members.setdefault(path[-1], []).append((len(path), budgets[account]))
     trees = {
         root: tuple(budget for _, budget in sorted(found, key=lambda m: (m[0], m[1].account)))
         for root, found in members.items()
     }
-    return Forest(trees, rejected)
+    return Forest(trees, roots, rejected)
 
 
 def _path(budgets: Mapping[str, Budget], account: str) -> list[str] | Rejection:

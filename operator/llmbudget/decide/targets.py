@@ -1,0 +1,145 @@
+"""How a workload's Deployment is moved to a cheaper model, and back.
+
+The whole env entry is replaced, by JSON Patch with a test of the resource version, and the old
+entry is kept in an annotation: releasing a field by server-side apply would leave the variable
+without a value. It is put back only while the value is still ours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llmbudget.api.budget import Target
+from llmbudget.api.meta import (
+    ANNOTATION_ALLOW_BUDGET,
+    ANNOTATION_MODEL_ENV,
+    ANNOTATION_ORIGINAL_ENV,
+)
+
+Manifest = Mapping[str, Any]
+Operation = dict[str, Any]
+Lower = Callable[[str], str | None]
+"""From a model to the one that the ceiling allows; None: none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do with one Deployment."""
+
+    operations: tuple[Operation, ...] = ()
+    """JSON Patch; empty: it is as it should be."""
+    model: str | None = None
+    """The value of ours that it has then; None: it has none."""
+    refusal: str | None = None
+    """Why it is not touched."""
+
+
+def decide(deployment: Manifest, account: str, target: Target, lower: Lower | None) -> Decision:
+    """Decide about one Deployment; `lower` None: no downgrade is in force, put things back."""
+    metadata = deployment["metadata"]
+    annotations = metadata.get("annotations") or {}
+    original = _original(annotations)
+    refusal = _refusal(annotations, account, target)
+    if refusal is not None:
+        return Decision(refusal=refusal)
+    index = _container(deployment, target.container)
+    if index is None:
+        return Decision(refusal=f"it has no container {target.container}")
+    env = deployment["spec"]["template"]["spec"]["containers"][index].get("env")
+    entry = next((e for e in env or () if e["name"] == target.env), None)
+    ours = original is not None and entry is not None and entry.get("value") == original.model
+    before = original.entry if original is not None and ours else entry
+    wanted = None if lower is None else _wanted(before, lower)
+    if wanted is None:
+        if original is None:
+            return Decision()
+        put_back = _replace(index, env, target.env, original.entry) if ours else []
+        return Decision(operations=_patch(metadata, [*put_back, _remove_annotation()]))
+    if ours and entry is not None and entry.get("value") == wanted:
+        return Decision(model=wanted)
+    note = json.dumps({"model": wanted, "entry": before}, sort_keys=True)
+    changed = _replace(index, env, target.env, {"name": target.env, "value": wanted})
+    operations = [*_annotate(annotations, note), *changed]
+    return Decision(operations=_patch(metadata, operations), model=wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class _Original:
+    """What the annotation keeps: the entry as it was (None: there was none), and our value."""
+
+    entry: Mapping[str, Any] | None
+    model: str
+
+
+def _original(annotations: Mapping[str, str]) -> _Original | None:
+    text = annotations.get(ANNOTATION_ORIGINAL_ENV)
+    if text is None:
+        return None
+    try:
+        note = json.loads(text)
+        return _Original(note["entry"], str(note["model"]))
+    except (ValueError, TypeError, KeyError):
+        # Someone else's writing: nothing here is ours to put back.
+        return None
+
+
+def _refusal(annotations: Mapping[str, str], account: str, target: Target) -> str | None:
+    if annotations.get(ANNOTATION_ALLOW_BUDGET) != account:
+        return f"it does not consent: annotate it {ANNOTATION_ALLOW_BUDGET}={account}"
+    if annotations.get(ANNOTATION_MODEL_ENV) != target.env:
+        return f"it does not offer that variable: annotate it {ANNOTATION_MODEL_ENV}={target.env}"
+    return None
+
+
+def _container(deployment: Manifest, name: str | None) -> int | None:
+    containers = deployment["spec"]["template"]["spec"]["containers"]
+    if name is None:
+        return 0
+    return next((i for i, found in enumerate(containers) if found["name"] == name), None)
+
+
+def _wanted(entry: Mapping[str, Any] | None, lower: Lower) -> str | None:
+    """Find the model that a variable should hold; None: it may stay as it is.
+
+    A variable that is absent or comes from elsewhere can't be read here: it gets the ceiling.
+    """
+    current = (entry or {}).get("value") or ""
+    wanted = lower(current)
+    return None if wanted == current else wanted
+
+
+def _replace(
+    index: int, env: list[Any] | None, name: str, entry: Mapping[str, Any] | None
+) -> list[Operation]:
+    """Write, add or remove one whole env entry."""
+    path = f"/spec/template/spec/containers/{index}/env"
+    positions = [i for i, found in enumerate(env or ()) if found["name"] == name]
+    if entry is None:
+        return [{"op": "remove", "path": f"{path}/{i}"} for i in reversed(positions)]
+    if positions:
+        return [{"op": "replace", "path": f"{path}/{positions[0]}", "value": dict(entry)}]
+    if env is None:
+        return [{"op": "add", "path": path, "value": [dict(entry)]}]
+    return [{"op": "add", "path": f"{path}/-", "value": dict(entry)}]
+
+
+def _annotate(annotations: Mapping[str, str], note: str) -> list[Operation]:
+    # The consent's annotations are there, so the map is.
+    operation = "replace" if ANNOTATION_ORIGINAL_ENV in annotations else "add"
+    return [{"op": operation, "path": _annotation_path(), "value": note}]
+
+
+def _remove_annotation() -> Operation:
+    return {"op": "remove", "path": _annotation_path()}
+
+
+def _annotation_path() -> str:
+    return "/metadata/annotations/" + ANNOTATION_ORIGINAL_ENV.replace("~", "~0").replace("/", "~1")
+
+
+def _patch(metadata: Manifest, operations: list[Operation]) -> tuple[Operation, ...]:
+    version = metadata["resourceVersion"]
+    return ({"op": "test", "path": "/metadata/resourceVersion", "value": version}, *operations)

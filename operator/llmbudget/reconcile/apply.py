@@ -1,0 +1,146 @@
+"""Children, applied: only what differs is written, and what is no longer wanted is deleted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from decimal import Decimal
+from typing import Any, Final
+
+from kubernetes.utils.quantity import parse_quantity
+
+from llmbudget.api.meta import API_VERSION
+from llmbudget.clients.cluster import ApiError, Cluster
+from llmbudget.clients.kinds import kind_of
+from llmbudget.decide.world import Budget
+from llmbudget.reconcile.live import Live
+
+Manifest = dict[str, Any]
+
+log = logging.getLogger(__name__)
+
+_KEPT: Final = frozenset({"PersistentVolumeClaim"})
+"""Kinds that are never deleted: the ledger outlives its budget."""
+HANDOVER: Final = "llmbudget-handover"
+"""Field manager that holds a Deployment's replicas until its autoscaler does."""
+
+
+async def apply_children(
+    cluster: Cluster, live: Live, root: Budget, wanted: Iterable[Manifest]
+) -> int:
+    """Bring the cluster to what is wanted; return how many objects were written.
+
+    Raises:
+        ApiError: the API server refused one of them.
+    """
+    written = 0
+    keep: set[tuple[str, str]] = set()
+    for manifest in wanted:
+        keep.add((manifest["kind"], manifest["metadata"]["name"]))
+        found = live.get(manifest)
+        if found is not None and agrees(manifest, found):
+            continue
+        if found is not None and manifest["kind"] == "PersistentVolumeClaim":
+            manifest = _adopted(manifest, found)
+            if agrees(manifest, found):
+                continue
+        if found is not None:
+            await _hand_over_replicas(cluster, manifest, found)
+        live.put(await cluster.apply(manifest))
+        written += 1
+        log.info("applied", extra={"fields": _fields(manifest)})
+    return written + await _prune(cluster, live, root, keep)
+
+
+async def _prune(cluster: Cluster, live: Live, root: Budget, keep: set[tuple[str, str]]) -> int:
+    unwanted = [
+        item
+        for item in live.of(root.account)
+        if (item["kind"], item["metadata"]["name"]) not in keep
+        and item["kind"] not in _KEPT
+        and (item["kind"] == "ClusterRoleBinding" or _owned(item, root))
+    ]
+    for item in unwanted:
+        metadata = item["metadata"]
+        await cluster.delete(
+            kind_of(item), metadata.get("namespace"), metadata["name"], uid=metadata.get("uid")
+        )
+        live.drop(item)
+        log.info("deleted", extra={"fields": _fields(item)})
+    return len(unwanted)
+
+
+def _owned(item: Manifest, root: Budget) -> bool:
+    owners = item["metadata"].get("ownerReferences") or ()
+    return any(o["apiVersion"] == API_VERSION and o["uid"] == root.uid for o in owners)
+
+
+def _adopted(claim: Manifest, found: Manifest) -> Manifest:
+    """Keep what can't be changed of a claim: only its size may grow."""
+    kept = {
+        key: found["spec"][key]
+        for key in ("accessModes", "storageClassName")
+        if key in found["spec"]
+    }
+    return claim | {"spec": claim["spec"] | kept}
+
+
+async def _hand_over_replicas(cluster: Cluster, manifest: Manifest, found: Manifest) -> None:
+    """Before we stop naming a Deployment's replicas, let another manager own them: a field that
+    nobody owns falls back to 1."""
+    if manifest["kind"] != "Deployment" or "replicas" in manifest["spec"]:
+        return
+    partial = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {key: manifest["metadata"][key] for key in ("name", "namespace")},
+        "spec": {"replicas": found["spec"].get("replicas", 1)},
+    }
+    try:
+        await cluster.apply(partial, force=False, field_manager=HANDOVER)
+    except ApiError as error:
+        # Another manager has other numbers already: that is what was wanted.
+        if error.status != 409:
+            raise
+
+
+def agrees(wanted: object, found: object) -> bool:
+    """Tell whether a live value has all that is wanted of it.
+
+    The API server adds defaults and writes quantities its own way; both agree.
+    """
+    if isinstance(wanted, dict):
+        return isinstance(found, dict) and all(
+            agrees(value, found.get(key)) for key, value in wanted.items()
+        )
+    if isinstance(wanted, list):
+        return (
+            isinstance(found, list)
+            and len(wanted) == len(found)
+            and all(agrees(one, other) for one, other in zip(wanted, found, strict=True))
+        )
+    if wanted == found:
+        return True
+    if wanted in ({}, [], None, False, "", 0) and found is None:
+        return True
+    return isinstance(wanted, str) and isinstance(found, str) and _same_quantity(wanted, found)
+
+
+def _same_quantity(one: str, other: str) -> bool:
+    if not (one[:1].isdigit() and other[:1].isdigit()):
+        return False
+    try:
+        first: Decimal = parse_quantity(one)
+        second: Decimal = parse_quantity(other)
+    except ValueError:
+        return False
+    return first == second
+
+
+def _fields(manifest: Manifest) -> dict[str, str]:
+    metadata = manifest["metadata"]
+    return {
+        "kind": manifest["kind"],
+        "namespace": metadata.get("namespace", ""),
+        "name": metadata["name"],
+    }

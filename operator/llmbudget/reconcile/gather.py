@@ -1,0 +1,93 @@
+"""Everything about one root budget, read into one World."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from datetime import datetime
+
+from llmbudget.api.gateway_spec import SecretDelivery
+from llmbudget.api.meta import ANNOTATION_ALLOWED_HOST, LABEL_PROVIDER_KEY
+from llmbudget.clients.cluster import Cluster
+from llmbudget.clients.kinds import SECRETS
+from llmbudget.contract.config import CONFIG_KEY
+from llmbudget.decide.validity import Finding, callable_providers
+from llmbudget.decide.world import Installation, Provider, SecretFacts, World
+from llmbudget.reconcile.live import Live
+from llmbudget.reconcile.store import Store
+from llmbudget.render import names
+
+
+async def gather(
+    cluster: Cluster, store: Store, live: Live, installation: Installation, root: str, now: datetime
+) -> World:
+    """Read what a root budget depends on.
+
+    Raises:
+        ApiError: something can't be read.
+    """
+    members = store.forest.trees[root]
+    namespace = members[0].namespace
+    await live.ready(namespace)
+    providers = store.providers_in(namespace)
+    chosen = [providers[ref.name] for ref in members[0].spec.providers if ref.name in providers]
+    config_map = live.get(
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"namespace": namespace, "name": names.gateway(members[0])},
+        }
+    )
+    return World(
+        root=members[0],
+        children=members[1:],
+        providers=providers,
+        secrets=await _secrets(cluster, namespace, chosen),
+        api_servers=live.api_servers(),
+        installation=installation,
+        previous_config=((config_map or {}).get("data") or {}).get(CONFIG_KEY),
+        now=now,
+    )
+
+
+async def keys_for_environment(
+    cluster: Cluster, world: World, found: tuple[Finding, ...]
+) -> Mapping[str, str]:
+    """Read the providers' keys, only where the budget asks for keys by the environment.
+
+    Returns:
+        Base64 by provider name.
+
+    Raises:
+        ApiError.
+    """
+    if world.root.spec.deployment.secret_delivery is not SecretDelivery.ENV:
+        return {}
+    keys: dict[str, str] = {}
+    for provider in callable_providers(world, found):
+        ref = provider.spec.credentials.secret_key_ref if provider.spec else None
+        secret = await cluster.get(SECRETS, provider.namespace, ref.name) if ref else None
+        if ref is not None and secret is not None and ref.key in (secret.get("data") or {}):
+            keys[provider.name] = secret["data"][ref.key]
+    return keys
+
+
+async def _secrets(
+    cluster: Cluster, namespace: str, providers: list[Provider]
+) -> dict[str, SecretFacts]:
+    """Read the metadata of the Secrets that providers name: never their data."""
+    refs = [p.spec.credentials.secret_key_ref for p in providers if p.spec is not None]
+    wanted = sorted({ref.name for ref in refs if ref is not None})
+    found = await asyncio.gather(
+        *(cluster.get_metadata(SECRETS, namespace, name) for name in wanted)
+    )
+    facts: dict[str, SecretFacts] = {}
+    for name, secret in zip(wanted, found, strict=True):
+        if secret is not None:
+            labels = secret["metadata"].get("labels") or {}
+            annotations = secret["metadata"].get("annotations") or {}
+            facts[name] = SecretFacts(
+                consents=labels.get(LABEL_PROVIDER_KEY) == "true",
+                allowed_host=annotations.get(ANNOTATION_ALLOWED_HOST),
+            )
+    return facts

@@ -1,0 +1,176 @@
+"""The children as they are: followed by watches of our own, so that drift is seen at once and
+nothing has to be read again.
+
+Kopf's watches know no label selectors, and must not read every ConfigMap of a cluster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+from llmbudget.api.meta import (
+    LABEL_BUDGET,
+    LABEL_BUDGET_NAMESPACE,
+    LABEL_MANAGED_BY,
+    MANAGED_BY,
+    account_name,
+)
+from llmbudget.clients.cluster import ApiError, Cluster
+from llmbudget.clients.kinds import (
+    AUTOSCALERS,
+    CLAIMS,
+    CLUSTER_ROLE_BINDINGS,
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    DISRUPTION_BUDGETS,
+    ENDPOINT_SLICES,
+    NETWORK_POLICIES,
+    ROLE_BINDINGS,
+    ROLES,
+    SERVICE_ACCOUNTS,
+    SERVICES,
+    Kind,
+    kind_of,
+)
+
+Manifest = dict[str, Any]
+Key = tuple[str, str, str]
+Notify = Callable[[str], None]
+
+log = logging.getLogger(__name__)
+
+NAMESPACED: Final = (
+    *(SERVICE_ACCOUNTS, ROLES, ROLE_BINDINGS, CONFIG_MAPS, CLAIMS, NETWORK_POLICIES),
+    *(SERVICES, DEPLOYMENTS, AUTOSCALERS, DISRUPTION_BUDGETS),
+)
+SELECTOR: Final = f"{LABEL_MANAGED_BY}={MANAGED_BY},{LABEL_BUDGET}"
+_API_SERVICE: Final = "kubernetes.io/service-name=kubernetes"
+_SYNC_SECONDS: Final = 20.0
+_RETRY_SECONDS: Final = 15.0
+
+
+class Live:
+    """All children, by kind, namespace and name; `notify` gets the account of a changed one."""
+
+    def __init__(self, cluster: Cluster, notify: Notify, notify_all: Callable[[], None]) -> None:
+        self._cluster = cluster
+        self._notify = notify
+        self._notify_all = notify_all
+        self._objects: dict[Key, Manifest] = {}
+        self._slices: dict[str, Manifest] = {}
+        self._watches: dict[tuple[str, str | None], asyncio.Task[None]] = {}
+        self._synced: dict[tuple[str, str | None], asyncio.Event] = {}
+        self._forbidden: dict[tuple[str, str | None], ApiError] = {}
+
+    async def ready(self, namespace: str) -> None:
+        """Follow a namespace, and return once all its children are known.
+
+        Raises:
+            ApiError: they can't be listed; 403 where the operator has no role there.
+        """
+        wanted: list[tuple[Kind, str | None]] = [(kind, namespace) for kind in NAMESPACED]
+        wanted += [(CLUSTER_ROLE_BINDINGS, None), (ENDPOINT_SLICES, "default")]
+        keys = [self._follow(kind, where) for kind, where in wanted]
+        for key in keys:
+            try:
+                await asyncio.wait_for(self._synced[key].wait(), _SYNC_SECONDS)
+            except TimeoutError:
+                raise ApiError(0, "Timeout", f"listing {key[0]} takes too long") from None
+            if key in self._forbidden:
+                raise self._forbidden[key]
+
+    def get(self, manifest: Manifest) -> Manifest | None:
+        """Find the live object of a manifest."""
+        return self._objects.get(_key(manifest))
+
+    def put(self, manifest: Manifest) -> None:
+        """Take over what the API server answered, before the watch tells it."""
+        self._objects[_key(manifest)] = manifest
+
+    def drop(self, manifest: Manifest) -> None:
+        """Forget what was deleted."""
+        self._objects.pop(_key(manifest), None)
+
+    def of(self, account: str) -> list[Manifest]:
+        """List the children of a root budget."""
+        return [item for item in self._objects.values() if _account(item) == account]
+
+    def api_servers(self) -> tuple[tuple[str, int], ...]:
+        """List addresses and ports of the API server, sorted."""
+        found = {
+            (address, port["port"])
+            for item in self._slices.values()
+            for endpoint in item.get("endpoints") or ()
+            for address in endpoint["addresses"]
+            for port in item.get("ports") or ()
+        }
+        return tuple(sorted(found))
+
+    async def close(self) -> None:
+        """End all watches."""
+        for task in self._watches.values():
+            task.cancel()
+        await asyncio.gather(*self._watches.values(), return_exceptions=True)
+
+    def _follow(self, kind: Kind, namespace: str | None) -> tuple[str, str | None]:
+        key = (kind.kind, namespace)
+        if key not in self._watches:
+            self._synced[key] = asyncio.Event()
+            self._watches[key] = asyncio.create_task(self._watch(kind, namespace))
+        return key
+
+    async def _watch(self, kind: Kind, namespace: str | None) -> None:
+        key = (kind.kind, namespace)
+        selector = _API_SERVICE if kind is ENDPOINT_SLICES else SELECTOR
+        while True:
+            try:
+                async for event in self._cluster.watch(kind, namespace, label_selector=selector):
+                    if event.type == "SYNCED":
+                        self._forbidden.pop(key, None)
+                        self._synced[key].set()
+                        continue
+                    item = {"apiVersion": kind.api_version, "kind": kind.kind} | event.object
+                    self._take(kind, item, gone=event.type == "DELETED")
+            except ApiError as error:
+                self._forbidden[key] = error
+                self._synced[key].set()
+                fields = {"kind": kind.kind, "namespace": namespace}
+                log.warning("watch: %s", error, extra={"fields": fields})
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    def _take(self, kind: Kind, item: Manifest, *, gone: bool) -> None:
+        if kind is ENDPOINT_SLICES:
+            if gone:
+                self._slices.pop(item["metadata"]["name"], None)
+            else:
+                self._slices[item["metadata"]["name"]] = item
+            self._notify_all()
+            return
+        before = self._objects.get(_key(item))
+        if gone:
+            self.drop(item)
+        elif before is not None and _version(before) >= _version(item):
+            return
+        else:
+            self.put(item)
+        account = _account(item)
+        if account is not None:
+            self._notify(account)
+
+
+def _key(item: Manifest) -> Key:
+    metadata = item["metadata"]
+    return kind_of(item).kind, metadata.get("namespace", ""), metadata["name"]
+
+
+def _version(item: Manifest) -> int:
+    return int(item["metadata"].get("resourceVersion", 0))
+
+
+def _account(item: Manifest) -> str | None:
+    labels = item["metadata"].get("labels") or {}
+    name, namespace = labels.get(LABEL_BUDGET), labels.get(LABEL_BUDGET_NAMESPACE)
+    return account_name(namespace, name) if name and namespace else None

@@ -1,0 +1,115 @@
+"""A queue of keys: each once, each worked on by one worker at a time, failures tried again later.
+
+A key that is added while it is being worked on is worked on once more. Failures back off
+exponentially, each key for itself, so that a poisoned resource delays no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+log = logging.getLogger(__name__)
+
+_FIRST_SECONDS: Final = 0.2
+_LONGEST_SECONDS: Final = 300.0
+
+Work = Callable[[str], Awaitable[None]]
+Failed = Callable[[str, Exception], Awaitable[None]]
+
+
+class WorkQueue:
+    """Works on keys as they become due."""
+
+    def __init__(
+        self, name: str, work: Work, *, workers: int, failed: Failed | None = None
+    ) -> None:
+        self._name = name
+        self._work = work
+        self._failed = failed
+        self._workers = workers
+        self._due: dict[str, float] = {}
+        self._heap: list[tuple[float, str]] = []
+        self._running: set[str] = set()
+        self._failures: dict[str, int] = {}
+        self._changed = asyncio.Event()
+
+    def add(self, key: str, delay: float = 0.0) -> None:
+        """Make a key due in `delay` seconds, or earlier where it already is."""
+        due = asyncio.get_running_loop().time() + delay
+        if self._due.get(key, due + 1) <= due:
+            return
+        self._due[key] = due
+        heapq.heappush(self._heap, (due, key))
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._workers):
+                group.create_task(self._worker())
+
+    async def _worker(self) -> None:
+        while True:
+            key = await self._next()
+            self._running.add(key)
+            try:
+                await self._work(key)
+            except Exception as error:
+                # The edge of one key's work: whatever went wrong, the others go on.
+                await self._retry(key, error)
+            else:
+                self._failures.pop(key, None)
+            finally:
+                self._running.discard(key)
+                self._changed.set()
+
+    async def _next(self) -> str:
+        """Wait for a key that is due and that nobody works on."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self._changed.clear()
+            waiting: list[tuple[float, str]] = []
+            found: str | None = None
+            while self._heap and self._heap[0][0] <= loop.time():
+                due, key = heapq.heappop(self._heap)
+                if self._due.get(key) != due:
+                    continue
+                if key in self._running:
+                    waiting.append((due, key))
+                    continue
+                found = key
+                break
+            for item in waiting:
+                heapq.heappush(self._heap, item)
+            if found is not None:
+                del self._due[found]
+                return found
+            pause = self._heap[0][0] - loop.time() if self._heap and not waiting else None
+            try:
+                await asyncio.wait_for(self._changed.wait(), pause)
+            except TimeoutError:
+                continue
+
+    async def _retry(self, key: str, error: Exception) -> None:
+        count = self._failures.get(key, 0)
+        self._failures[key] = count + 1
+        pause = min(_LONGEST_SECONDS, _FIRST_SECONDS * 2.0 ** min(count, 16))
+        pause *= random.uniform(0.8, 1.2)  # noqa: S311
+        fields = {"queue": self._name, "key": key, "retry_seconds": round(pause, 1)}
+        # The message only: a traceback of a conflict helps nobody.
+        log.warning("failed: %s", error, extra={"fields": fields}, exc_info=_unexpected(error))
+        if self._failed is not None:
+            try:
+                await self._failed(key, error)
+            except Exception as other:
+                log.warning("failure not reported: %s", other, extra={"fields": fields})
+        self.add(key, pause)
+
+
+def _unexpected(error: Exception) -> bool:
+    return not type(error).__module__.startswith("llmbudget")

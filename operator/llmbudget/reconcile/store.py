@@ -1,0 +1,141 @@
+"""The budgets and providers that were seen last, parsed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from llmbudget.api.budget import BudgetSpec
+from llmbudget.api.meta import account_name
+from llmbudget.api.profiles import effective
+from llmbudget.api.provider import ProviderSpec
+from llmbudget.decide.tree import Forest, forest
+from llmbudget.decide.world import Budget, Provider
+
+Manifest = dict[str, Any]
+
+
+class Store:
+    """What the watches say. Keys are `namespace/name`."""
+
+    def __init__(self) -> None:
+        self.budgets: dict[str, Budget] = {}
+        self.providers: dict[str, Provider] = {}
+        self.raw: dict[tuple[str, str], Manifest] = {}
+        """By kind and account: the resources as they are, status included."""
+        self.invalid: dict[str, str] = {}
+        """Budgets that can't be read, and why."""
+        self._forest: Forest | None = None
+
+    @property
+    def forest(self) -> Forest:
+        """All trees; rebuilt when a budget has changed."""
+        if self._forest is None:
+            self._forest = forest(self.budgets)
+        return self._forest
+
+    def put_budget(self, raw: Manifest) -> bool:
+        """Take a budget over; False: nothing but its status changed."""
+        account, changed = self._put("LLMBudget", raw)
+        if not changed:
+            return False
+        self._forest = None
+        self.budgets.pop(account, None)
+        self.invalid.pop(account, None)
+        try:
+            self.budgets[account] = parse_budget(raw)
+        except ValidationError as error:
+            self.invalid[account] = explain(error)
+        return True
+
+    def put_provider(self, raw: Manifest) -> bool:
+        """Take a provider over; False: nothing but its status changed."""
+        account, changed = self._put("LLMProvider", raw)
+        if changed:
+            self.providers[account] = parse_provider(raw)
+        return changed
+
+    def drop(self, kind: str, raw: Mapping[str, Any]) -> None:
+        """Forget a resource."""
+        metadata = raw["metadata"]
+        account = account_name(metadata["namespace"], metadata["name"])
+        self.raw.pop((kind, account), None)
+        if kind == "LLMProvider":
+            self.providers.pop(account, None)
+        else:
+            self._forest = None
+            self.budgets.pop(account, None)
+            self.invalid.pop(account, None)
+
+    def users_of(self, provider: Provider) -> Iterable[str]:
+        """Name the root budgets that a provider matters to."""
+        for root, members in self.forest.trees.items():
+            if members[0].namespace == provider.namespace and any(
+                ref.name == provider.name for ref in members[0].spec.providers
+            ):
+                yield root
+
+    def providers_in(self, namespace: str) -> dict[str, Provider]:
+        """List a namespace's providers by name."""
+        return {p.name: p for p in self.providers.values() if p.namespace == namespace}
+
+    def _put(self, kind: str, raw: Manifest) -> tuple[str, bool]:
+        metadata = raw["metadata"]
+        account = account_name(metadata["namespace"], metadata["name"])
+        before = self.raw.get((kind, account))
+        self.raw[kind, account] = raw
+        return account, before is None or _essence(before) != _essence(raw)
+
+
+def parse_budget(raw: Mapping[str, Any]) -> Budget:
+    """Read an LLMBudget.
+
+    Raises:
+        ValidationError: its spec breaks a rule.
+    """
+    metadata = raw["metadata"]
+    return Budget(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        generation=metadata.get("generation", 0),
+        annotations=metadata.get("annotations") or {},
+        spec=effective(BudgetSpec.model_validate(raw.get("spec") or {})),
+        deleting="deletionTimestamp" in metadata,
+        finalizers=tuple(metadata.get("finalizers") or ()),
+    )
+
+
+def parse_provider(raw: Mapping[str, Any]) -> Provider:
+    """Read an LLMProvider; one that breaks a rule says so."""
+    metadata = raw["metadata"]
+    spec: ProviderSpec | None = None
+    problem = ""
+    try:
+        spec = ProviderSpec.model_validate(raw.get("spec") or {})
+    except ValidationError as error:
+        problem = explain(error)
+    return Provider(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        generation=metadata.get("generation", 0),
+        spec=spec,
+        error=problem,
+    )
+
+
+def explain(error: ValidationError) -> str:
+    """Say in one line which fields break which rules, without their values."""
+    problems = [
+        f"spec.{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()
+    ]
+    return "; ".join(problems[:5])
+
+
+def _essence(raw: Mapping[str, Any]) -> tuple[object, ...]:
+    metadata = raw["metadata"]
+    keys = ("uid", "generation", "annotations", "finalizers", "deletionTimestamp")
+    return tuple(metadata.get(key) for key in keys)

@@ -1,0 +1,193 @@
+"""The gateways' ledgers, followed: one stream for each root budget."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from llmbudget.api.meta import operator_audience
+from llmbudget.clients.cluster import ApiError, Cluster
+from llmbudget.clients.gateway import GatewayClient, GatewayError
+from llmbudget.contract.config import GATEWAY_PORT
+from llmbudget.contract.events import ActionEvent, BalanceEvent, KeysEvent
+
+log = logging.getLogger(__name__)
+
+_TOKEN_SECONDS: Final = 3600
+_RETRY_SECONDS: Final = (0.25, 10.0)
+
+
+@dataclass(slots=True)
+class GatewayState:
+    """What one gateway said last."""
+
+    connected: bool = False
+    problem: str = "no gateway has answered yet"
+    balances: dict[str, BalanceEvent] = field(default_factory=dict)
+    actions: dict[str, ActionEvent] = field(default_factory=dict)
+    missing_keys: tuple[str, ...] = ()
+
+    @property
+    def config_generation(self) -> int | None:
+        """The configuration that the gateway has acknowledged."""
+        generations = [event.config_generation for event in self.balances.values()]
+        return min(generations) if generations else None
+
+
+Changed = Callable[[str, bool], None]
+"""Called with a root's account, and whether more than figures changed."""
+Acted = Callable[[str, ActionEvent], None]
+
+
+class Streams:
+    """Follows gateways and keeps what they said."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        service_account: str,
+        local_gateways: Path | None,
+        changed: Changed,
+        acted: Acted,
+    ) -> None:
+        self._cluster = cluster
+        self._namespace, _, self._service_account = service_account.partition("/")
+        self._local_gateways = local_gateways
+        self._changed = changed
+        self._acted = acted
+        self._states: dict[str, GatewayState] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def state(self, root: str) -> GatewayState:
+        """Tell what a root's gateway said last."""
+        return self._states.get(root) or GatewayState()
+
+    def follow(self, root: str, service: str, *, tls: bool) -> None:
+        """Follow a root's gateway, unless it is being followed."""
+        if root not in self._tasks:
+            self._states[root] = GatewayState()
+            self._tasks[root] = asyncio.create_task(self._run(root, service, tls))
+
+    def forget(self, root: str) -> None:
+        """Stop following."""
+        task = self._tasks.pop(root, None)
+        if task is not None:
+            task.cancel()
+        self._states.pop(root, None)
+
+    async def acknowledge(self, root: str, action_id: str, service: str, *, tls: bool) -> None:
+        """Mark an action as done in its ledger.
+
+        Raises:
+            GatewayError, ApiError.
+        """
+        client = self._client(root, service, tls)
+        try:
+            await client.acknowledge(action_id)
+        finally:
+            await client.close()
+
+    async def close(self) -> None:
+        """Stop following all."""
+        for root in list(self._tasks):
+            self.forget(root)
+
+    async def _run(self, root: str, service: str, tls: bool) -> None:
+        first, longest = _RETRY_SECONDS
+        pause = first
+        while True:
+            state = self._states[root]
+            try:
+                client = self._client(root, service, tls)
+                try:
+                    async for event in client.events():
+                        pause = first
+                        self._take(root, state, event)
+                finally:
+                    await client.close()
+                problem = "the gateway ended the stream"
+            except (GatewayError, ApiError) as error:
+                problem = str(error)
+            if state.connected or state.problem != problem:
+                state.connected, state.problem = False, problem
+                log.info("gateway: %s", problem, extra={"fields": {"budget": root}})
+                self._changed(root, True)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, longest)
+
+    def _take(
+        self, root: str, state: GatewayState, event: BalanceEvent | ActionEvent | KeysEvent
+    ) -> None:
+        transition = not state.connected
+        state.connected, state.problem = True, ""
+        if isinstance(event, BalanceEvent):
+            before = state.balances.get(event.account)
+            state.balances[event.account] = event
+            transition |= before is None or _is_transition(before, event)
+        elif isinstance(event, ActionEvent):
+            transition |= event.id not in state.actions
+            state.actions[event.id] = event
+            if not event.acknowledged:
+                self._acted(root, event)
+        else:
+            transition |= state.missing_keys != event.missing
+            state.missing_keys = event.missing
+        self._changed(root, transition)
+
+    def _client(self, root: str, service: str, tls: bool) -> GatewayClient:
+        return GatewayClient(self._url(root, service, tls), _Tokens(self, root).token)
+
+    def _url(self, root: str, service: str, tls: bool) -> str:
+        """Find a gateway: by its Service, or, on one machine, by a file."""
+        namespace, _, _ = root.partition("/")
+        if self._local_gateways is None:
+            scheme = "https" if tls else "http"
+            return f"{scheme}://{service}.{namespace}.svc:{GATEWAY_PORT}"
+        try:
+            text = (self._local_gateways / f"{root.replace('/', '_')}.json").read_text()
+            return str(json.loads(text)["url"])
+        except (OSError, ValueError, KeyError):
+            raise GatewayError("no local gateway has announced itself") from None
+
+    async def request_token(self, root: str) -> tuple[str, datetime]:
+        """Make a token for one gateway."""
+        audience = operator_audience(root)
+        return await self._cluster.create_token(
+            self._namespace, self._service_account, audience, _TOKEN_SECONDS
+        )
+
+
+class _Tokens:
+    """The operator's token for one gateway, made when it is needed."""
+
+    def __init__(self, streams: Streams, root: str) -> None:
+        self._streams = streams
+        self._root = root
+        self._known: tuple[str, datetime] | None = None
+
+    async def token(self) -> str:
+        if self._known is None or datetime.now(UTC) > self._known[1] - timedelta(minutes=5):
+            self._known = await self._streams.request_token(self._root)
+        return self._known[0]
+
+
+def _is_transition(before: BalanceEvent, now: BalanceEvent) -> bool:
+    """Tell whether more than figures changed: this is told at once."""
+    return (
+        before.period != now.period
+        or before.level != now.level
+        or before.awaiting_approval != now.awaiting_approval
+        or before.config_generation != now.config_generation
+        or before.cap_nano != now.cap_nano
+        or _exhausted(before) != _exhausted(now)
+    )
+
+
+def _exhausted(event: BalanceEvent) -> bool:
+    return event.cap_nano is not None and event.spent_nano >= event.cap_nano

@@ -1,0 +1,86 @@
+"""Workloads' Deployments, moved to a cheaper model and back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from llmbudget.api.budget import ChangedTarget, Target
+from llmbudget.clients.cluster import ApiError, Cluster
+from llmbudget.clients.kinds import DEPLOYMENTS
+from llmbudget.decide.targets import Decision, Lower, decide
+
+log = logging.getLogger(__name__)
+
+_TRIES: Final = 5
+_CONFLICTS: Final = (409, 422)
+
+
+@dataclass(slots=True)
+class TargetReport:
+    """What became of a budget's targets."""
+
+    changed: list[ChangedTarget] = field(default_factory=list)
+    """Those that hold a model of ours now."""
+    moved: list[str] = field(default_factory=list)
+    """What was written this time, in words."""
+    refused: list[str] = field(default_factory=list)
+    """Deployments that were not touched, and why."""
+
+
+async def reconcile_targets(
+    cluster: Cluster, account: str, targets: Sequence[Target], lower: Lower | None
+) -> TargetReport:
+    """Bring all targets of a budget to what is in force; `lower` None: put them back.
+
+    Raises:
+        ApiError.
+    """
+    report = TargetReport()
+    for target in targets:
+        labels = ",".join(f"{k}={v}" for k, v in sorted(target.selector.match_labels.items()))
+        found, _ = await cluster.list(DEPLOYMENTS, target.namespace, label_selector=labels)
+        for deployment in found:
+            await _bring(cluster, account, target, deployment, lower, report)
+    return report
+
+
+async def _bring(
+    cluster: Cluster,
+    account: str,
+    target: Target,
+    deployment: dict[str, Any],
+    lower: Lower | None,
+    report: TargetReport,
+) -> None:
+    name = deployment["metadata"]["name"]
+    for attempt in range(_TRIES):
+        decision = decide(deployment, account, target, lower)
+        if decision.refusal is not None:
+            report.refused.append(f"Deployment {target.namespace}/{name}: {decision.refusal}.")
+            return
+        try:
+            if decision.operations:
+                await cluster.json_patch(DEPLOYMENTS, target.namespace, name, decision.operations)
+                _note(report, target, name, decision)
+            break
+        except ApiError as error:
+            if error.status not in _CONFLICTS or attempt == _TRIES - 1:
+                raise
+            again = await cluster.get(DEPLOYMENTS, target.namespace, name)
+            if again is None:
+                return
+            deployment = again
+    if decision.model is not None:
+        report.changed.append(
+            ChangedTarget(namespace=target.namespace, name=name, model=decision.model)
+        )
+
+
+def _note(report: TargetReport, target: Target, name: str, decision: Decision) -> None:
+    where = f"Deployment {target.namespace}/{name}"
+    said = f"{where} was moved to {decision.model}" if decision.model else f"{where} was put back"
+    report.moved.append(said)
+    log.info(said, extra={"fields": {"variable": target.env}})
