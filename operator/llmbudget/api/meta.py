@@ -34,6 +34,8 @@ ANNOTATION_MODEL_ENV: Final = f"{GROUP}/model-env"
 """On a target Deployment: the one environment variable that may change."""
 ANNOTATION_ORIGINAL_ENV: Final = f"{GROUP}/original-env"
 """On a changed target: the env entry (JSON) as it was before, or null."""
+ANNOTATION_DOWNGRADED_TO: Final = f"{GROUP}/downgraded-to"
+"""On a changed target: the model that was set, to tell whether the value is still ours."""
 ANNOTATION_APPROVED_PERIOD: Final = f"{GROUP}/approved-period"
 """On a budget: the period, such as 2026-11, whose executive intervention is approved."""
 

@@ -15,6 +15,7 @@ from typing import Any
 from llmbudget.api.budget import Target
 from llmbudget.api.meta import (
     ANNOTATION_ALLOW_BUDGET,
+    ANNOTATION_DOWNGRADED_TO,
     ANNOTATION_MODEL_ENV,
     ANNOTATION_ORIGINAL_ENV,
 )
@@ -50,28 +51,32 @@ def decide(deployment: Manifest, account: str, target: Target, lower: Lower | No
         return Decision(refusal=f"it has no container {target.container}")
     env = deployment["spec"]["template"]["spec"]["containers"][index].get("env")
     entry = next((e for e in env or () if e["name"] == target.env), None)
-    ours = original is not None and entry is not None and entry.get("value") == original.model
+    ours = (
+        original is not None
+        and original.model is not None
+        and entry is not None
+        and entry.get("value") == original.model
+    )
     before = original.entry if original is not None and ours else entry
     wanted = None if lower is None else _wanted(before, lower)
     if wanted is None:
         if original is None:
             return Decision()
         put_back = _replace(index, env, target.env, original.entry) if ours else []
-        return Decision(operations=_patch(metadata, [*put_back, _remove_annotation()]))
+        return Decision(operations=_patch(metadata, [*put_back, *_forget(annotations)]))
     if ours and entry is not None and entry.get("value") == wanted:
         return Decision(model=wanted)
-    note = json.dumps({"model": wanted, "entry": before}, sort_keys=True)
     changed = _replace(index, env, target.env, {"name": target.env, "value": wanted})
-    operations = [*_annotate(annotations, note), *changed]
+    operations = [*_remember(before, wanted), *changed]
     return Decision(operations=_patch(metadata, operations), model=wanted)
 
 
 @dataclass(frozen=True, slots=True)
 class _Original:
-    """What the annotation keeps: the entry as it was (None: there was none), and our value."""
+    """What the annotations keep: the entry as it was (None: there was none), and our value."""
 
     entry: Mapping[str, Any] | None
-    model: str
+    model: str | None
 
 
 def _original(annotations: Mapping[str, str]) -> _Original | None:
@@ -79,11 +84,13 @@ def _original(annotations: Mapping[str, str]) -> _Original | None:
     if text is None:
         return None
     try:
-        note = json.loads(text)
-        return _Original(note["entry"], str(note["model"]))
-    except (ValueError, TypeError, KeyError):
+        entry = json.loads(text)
+    except ValueError:
         # Someone else's writing: nothing here is ours to put back.
-        return None
+        return _Original(None, None)
+    known = entry is None or (isinstance(entry, dict) and "name" in entry)
+    model = annotations.get(ANNOTATION_DOWNGRADED_TO)
+    return _Original(entry, model) if known else _Original(None, None)
 
 
 def _refusal(annotations: Mapping[str, str], account: str, target: Target) -> str | None:
@@ -126,18 +133,22 @@ def _replace(
     return [{"op": "add", "path": f"{path}/-", "value": dict(entry)}]
 
 
-def _annotate(annotations: Mapping[str, str], note: str) -> list[Operation]:
-    # The consent's annotations are there, so the map is.
-    operation = "replace" if ANNOTATION_ORIGINAL_ENV in annotations else "add"
-    return [{"op": operation, "path": _annotation_path(), "value": note}]
+def _remember(before: Mapping[str, Any] | None, model: str) -> list[Operation]:
+    # The consent's annotations are there, so the map is; "add" replaces what is there.
+    values = {
+        ANNOTATION_ORIGINAL_ENV: json.dumps(before, sort_keys=True),
+        ANNOTATION_DOWNGRADED_TO: model,
+    }
+    return [{"op": "add", "path": _path(name), "value": value} for name, value in values.items()]
 
 
-def _remove_annotation() -> Operation:
-    return {"op": "remove", "path": _annotation_path()}
+def _forget(annotations: Mapping[str, str]) -> list[Operation]:
+    ours = (ANNOTATION_ORIGINAL_ENV, ANNOTATION_DOWNGRADED_TO)
+    return [{"op": "remove", "path": _path(name)} for name in ours if name in annotations]
 
 
-def _annotation_path() -> str:
-    return "/metadata/annotations/" + ANNOTATION_ORIGINAL_ENV.replace("~", "~0").replace("/", "~1")
+def _path(annotation: str) -> str:
+    return "/metadata/annotations/" + annotation.replace("~", "~0").replace("/", "~1")
 
 
 def _patch(metadata: Manifest, operations: list[Operation]) -> tuple[Operation, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -31,9 +31,15 @@ class TargetReport:
 
 
 async def reconcile_targets(
-    cluster: Cluster, account: str, targets: Sequence[Target], lower: Lower | None
+    cluster: Cluster,
+    account: str,
+    targets: Sequence[Target],
+    lower: Lower | None,
+    before_change: Callable[[], Awaitable[None]] | None = None,
 ) -> TargetReport:
     """Bring all targets of a budget to what is in force; `lower` None: put them back.
+
+    `before_change` is awaited before a target is moved.
 
     Raises:
         ApiError.
@@ -43,7 +49,7 @@ async def reconcile_targets(
         labels = ",".join(f"{k}={v}" for k, v in sorted(target.selector.match_labels.items()))
         found, _ = await cluster.list(DEPLOYMENTS, target.namespace, label_selector=labels)
         for deployment in found:
-            await _bring(cluster, account, target, deployment, lower, report)
+            await _bring(cluster, account, target, deployment, lower, report, before_change)
     return report
 
 
@@ -54,6 +60,7 @@ async def _bring(
     deployment: dict[str, Any],
     lower: Lower | None,
     report: TargetReport,
+    before_change: Callable[[], Awaitable[None]] | None,
 ) -> None:
     name = deployment["metadata"]["name"]
     for attempt in range(_TRIES):
@@ -63,6 +70,8 @@ async def _bring(
             return
         try:
             if decision.operations:
+                if decision.model is not None and before_change is not None:
+                    await before_change()
                 await cluster.json_patch(DEPLOYMENTS, target.namespace, name, decision.operations)
                 _note(report, target, name, decision)
             break

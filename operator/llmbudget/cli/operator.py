@@ -1,0 +1,75 @@
+"""`llmbudget operator`: reconcile budgets and providers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import click
+
+from llmbudget.clients.cluster import ApiError
+from llmbudget.contract.config import TOKEN_DIRECTORY
+from llmbudget.decide.world import Installation
+from llmbudget.reconcile.operator import Options, run
+from llmbudget.telemetry import logs
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.option("--kubeconfig", type=_PATH, help="Cluster to work on; default: the pod's own.")
+@click.option("--token-dir", type=_PATH, default=TOKEN_DIRECTORY, help="The pod's token and CA.")
+@click.option("--namespace", default="llmbudget-system", show_default=True, help="Its own.")
+@click.option(
+    "--service-account",
+    default="llmbudget-system/llmbudget-operator",
+    show_default=True,
+    metavar="NS/NAME",
+    help="Its own: gateways let only this one read their ledger.",
+)
+@click.option("--gateway-image", required=True, help="Image of the gateways.")
+@click.option(
+    "--allow-private-host",
+    "private_hosts",
+    multiple=True,
+    metavar="HOST[:PORT]",
+    help="A private endpoint that providers with allowPrivate may name; repeatable.",
+)
+@click.option("--local-gateways", type=_PATH, help="Where gateways of this machine announce.")
+@click.option("--health-port", default=8081, show_default=True, help="Port of /healthz.")
+@click.option("--log-level", default="INFO", show_default=True)
+def command(
+    kubeconfig: Path | None,
+    token_dir: Path,
+    namespace: str,
+    service_account: str,
+    gateway_image: str,
+    private_hosts: tuple[str, ...],
+    local_gateways: Path | None,
+    health_port: int,
+    log_level: str,
+) -> None:
+    """Reconcile LLMBudgets and LLMProviders."""
+    logs.set_up(log_level)
+    if kubeconfig is not None:
+        # Kopf logs in by itself, and reads the environment.
+        os.environ["KUBECONFIG"] = str(kubeconfig)
+    options = Options(
+        kubeconfig=kubeconfig,
+        service_account=token_dir,
+        installation=Installation(
+            namespace=namespace,
+            service_account=service_account,
+            gateway_image=gateway_image,
+            private_hosts=frozenset(private_hosts),
+        ),
+        local_gateways=local_gateways,
+        health_port=health_port,
+    )
+    try:
+        asyncio.run(run(options))
+    except KeyError as error:
+        raise click.ClickException(f"the environment lacks {error}: set --kubeconfig") from None
+    except (ApiError, OSError) as error:
+        raise click.ClickException(str(error)) from None

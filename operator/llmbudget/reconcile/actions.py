@@ -1,0 +1,94 @@
+"""Crossed thresholds, told: an Event, a notice to people, and only then the acknowledgement."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from llmbudget.api.budget import Action
+from llmbudget.clients.cluster import Cluster
+from llmbudget.clients.kinds import SECRETS
+from llmbudget.contract.events import ActionEvent
+from llmbudget.decide.world import Budget
+from llmbudget.notify.channels import deliver, urls_of
+from llmbudget.notify.notice import notice_of
+from llmbudget.reconcile.recorder import Recorder
+from llmbudget.reconcile.store import Store
+from llmbudget.reconcile.streams import Streams
+from llmbudget.render import names
+
+log = logging.getLogger(__name__)
+
+_GRAVE: Final = (Action.EXECUTIVE_INTERVENTION, Action.ENFORCE_STRICT_DOWNGRADE)
+
+
+class Actions:
+    """Carries out what gateways report. What fails is tried again by the queue."""
+
+    def __init__(
+        self, cluster: Cluster, store: Store, streams: Streams, recorder: Recorder
+    ) -> None:
+        self._cluster = cluster
+        self._store = store
+        self._streams = streams
+        self._recorder = recorder
+        self._due: dict[str, tuple[str, ActionEvent]] = {}
+        self._told: set[str] = set()
+        """Actions whose Event is written, while their notice is still to be delivered."""
+
+    def take(self, root: str, event: ActionEvent) -> str:
+        """Take an action over; return its key for the queue."""
+        key = f"{root}#{event.id}"
+        self._due[key] = (root, event)
+        return key
+
+    async def carry_out(self, key: str) -> None:
+        """Tell of one action.
+
+        Raises:
+            NotDelivered, ApiError, GatewayError: to be tried again.
+        """
+        due = self._due.get(key)
+        if due is None:
+            return
+        root, event = due
+        budget = self._store.budgets.get(event.account)
+        if budget is not None:
+            if key not in self._told:
+                kind = "Warning" if _is_grave(event.action) else "Normal"
+                note = notice_of(event)
+                await self._recorder.record(
+                    budget,
+                    kind,
+                    "ThresholdCrossed",
+                    event.action.value,
+                    f"{note.title}. {note.body}",
+                )
+                self._told.add(key)
+            await self._notify(budget, event)
+        owner = self._store.budgets.get(root)
+        if owner is not None:
+            regions = owner.spec.global_distribution.regions
+            service = names.gateway(owner, regions[0].name if regions else None)
+            tls = owner.spec.deployment.tls is not None
+            await self._streams.acknowledge(root, event.id, service, tls=tls)
+        self._due.pop(key, None)
+        self._told.discard(key)
+
+    async def _notify(self, budget: Budget, event: ActionEvent) -> None:
+        """Send a notice, by the Secret of the nearest budget of the path that names one."""
+        holder: Budget | None = budget
+        while holder is not None and holder.spec.notifications is None:
+            holder = self._store.budgets.get(holder.parent) if holder.parent else None
+        if holder is None or holder.spec.notifications is None:
+            return
+        name = holder.spec.notifications.secret_ref.name
+        secret = await self._cluster.get(SECRETS, holder.namespace, name)
+        if secret is None:
+            fields = {"budget": budget.account, "secret": f"{holder.namespace}/{name}"}
+            log.warning("there is no notifications Secret", extra={"fields": fields})
+            return
+        note = notice_of(event)
+        count = await deliver(note, urls_of(secret, note.recipients))
+        told = {"budget": budget.account, "action": event.action.value, "channels": count}
+        log.info("notified", extra={"fields": told})

@@ -1,0 +1,230 @@
+"""One root budget at a time: gather → decide → render → apply, and then the status.
+
+Two queues share the work. `roots` reconciles the whole of a root budget; `statuses` only writes
+what the gateway's ledger says, moves targets, and costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from llmbudget.api.conditions import Reason
+from llmbudget.api.meta import account_name
+from llmbudget.clients.cluster import ApiError, Cluster
+from llmbudget.clients.kinds import CLUSTER_ROLE_BINDINGS
+from llmbudget.contract.config import GatewayConfig
+from llmbudget.contract.events import ActionEvent
+from llmbudget.decide.validity import Finding, findings
+from llmbudget.decide.world import Installation, World
+from llmbudget.reconcile.actions import Actions
+from llmbudget.reconcile.apply import apply_children
+from llmbudget.reconcile.gather import gather, keys_for_environment
+from llmbudget.reconcile.live import Live
+from llmbudget.reconcile.queue import WorkQueue
+from llmbudget.reconcile.recorder import Recorder
+from llmbudget.reconcile.status import Situation
+from llmbudget.reconcile.statuses import Statuses
+from llmbudget.reconcile.store import Store
+from llmbudget.reconcile.streams import Streams
+from llmbudget.render import names
+from llmbudget.render.children import children
+from llmbudget.render.gateway_config import gateway_config
+
+log = logging.getLogger(__name__)
+
+RESYNC_SECONDS: Final = 300.0
+"""How often a root is looked at again for what no watch tells, such as a Secret's labels."""
+RECHECK_SECONDS: Final = 10.0
+"""The same, while something is wrong that people are about to mend."""
+_ROOT_WORKERS: Final = 8
+_STATUS_WORKERS: Final = 8
+_ACTION_WORKERS: Final = 4
+_FIGURES_SECONDS: Final = 1.0
+_FIGURES_SECONDS_MANY: Final = 10.0
+_MANY: Final = 100
+"""Active budgets above which figures may lag by ten seconds."""
+
+Clock = Callable[[], datetime]
+
+
+def utc_now() -> datetime:
+    """Read this machine's clock."""
+    return datetime.now(UTC)
+
+
+class Controller:
+    """Reconciles all root budgets."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        installation: Installation,
+        *,
+        local_gateways: Path | None,
+        instance: str,
+        clock: Clock = utc_now,
+    ) -> None:
+        self._cluster = cluster
+        self._installation = installation
+        self._clock = clock
+        self.store = Store()
+        self._roots = WorkQueue(
+            "roots", self._reconcile, workers=_ROOT_WORKERS, failed=self._report
+        )
+        self._status_queue = WorkQueue("statuses", self._write, workers=_STATUS_WORKERS)
+        self._live = Live(cluster, self.look_at, self.look_at_all)
+        self._streams = Streams(
+            cluster, installation.service_account, local_gateways, self._heard, self._acted
+        )
+        recorder = Recorder(cluster, instance)
+        self._actions = Actions(cluster, self.store, self._streams, recorder)
+        self._action_queue = WorkQueue("actions", self._actions.carry_out, workers=_ACTION_WORKERS)
+        self._statuses = Statuses(cluster, self.store, recorder, clock)
+        self._situations: dict[str, tuple[World, tuple[Finding, ...], GatewayConfig | None]] = {}
+        self._written_at: dict[str, float] = {}
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for queue in (self._roots, self._status_queue, self._action_queue):
+                    group.create_task(queue.run())
+        finally:
+            await self._streams.close()
+            await self._live.close()
+
+    def look_at(self, account: str) -> None:
+        """Something about a budget, or a child of it, may have changed."""
+        self._roots.add(self.store.forest.roots.get(account, account))
+
+    def look_at_all(self) -> None:
+        """Something that every budget depends on may have changed."""
+        for root in self.store.forest.trees:
+            self._roots.add(root)
+
+    async def _reconcile(self, account: str) -> None:
+        store = self.store
+        root = store.forest.roots.get(account)
+        if root is None:
+            await self._outside(account)
+            return
+        if root != account:
+            self._roots.add(root)
+            return
+        world = await gather(
+            self._cluster, store, self._live, self._installation, root, self._clock()
+        )
+        if world.root.deleting:
+            await self._statuses.release(world.root)
+            return
+        found = findings(world)
+        fatal = any(finding.fatal for finding in found)
+        config = None if fatal else gateway_config(world, found)
+        if not fatal:
+            keys = await keys_for_environment(self._cluster, world, found)
+            await apply_children(
+                self._cluster, self._live, world.root, children(world, found, keys)
+            )
+        self._situations[root] = (world, found, config)
+        region = names.regions(world)[0]
+        tls = world.root.spec.deployment.tls is not None
+        self._streams.follow(root, names.gateway(world.root, region), tls=tls)
+        await self._write(root)
+        self._roots.add(root, RECHECK_SECONDS if found else RESYNC_SECONDS)
+
+    async def _outside(self, account: str) -> None:
+        """Handle a budget that is no part of a tree: gone, not readable, or rejected."""
+        self._streams.forget(account)
+        self._situations.pop(account, None)
+        rejection = self.store.forest.rejected.get(account)
+        if rejection is not None:
+            budget = self.store.budgets[account]
+            if budget.deleting:
+                await self._statuses.release(budget)
+            else:
+                await self._statuses.reject(account, rejection.reason, rejection.message)
+        elif account in self.store.invalid:
+            reason, message = Reason.INVALID_SPEC, self.store.invalid[account]
+            await self._statuses.reject(account, reason, message)
+        else:
+            # Cluster-scoped children have no owner: they are swept when the budget is gone.
+            namespace, _, name = account.partition("/")
+            binding = f"llmbudget:{namespace}:{name}"
+            await self._cluster.delete(CLUSTER_ROLE_BINDINGS, None, binding)
+
+    async def _write(self, root: str) -> None:
+        """Move targets and write the statuses of a tree, as its gateway says now."""
+        known = self._situations.get(root)
+        if known is None:
+            return
+        self._written_at[root] = time.monotonic()
+        world, found, config = known
+        situation = Situation(world, found, config, self._streams.state(root))
+        await self._statuses.write_tree(situation)
+
+    def _heard(self, root: str, transition: bool) -> None:
+        """A gateway said something: transitions are told at once, figures now and then."""
+        if transition:
+            self._status_queue.add(root)
+            return
+        many = len(self._situations) > _MANY
+        interval = _FIGURES_SECONDS_MANY if many else _FIGURES_SECONDS
+        since = time.monotonic() - self._written_at.get(root, 0.0)
+        self._status_queue.add(root, max(0.0, interval - since))
+
+    def _acted(self, root: str, event: ActionEvent) -> None:
+        self._action_queue.add(self._actions.take(root, event))
+
+    async def _report(self, account: str, error: Exception) -> None:
+        """Show in the status what keeps a budget from being reconciled."""
+        raw = self.store.raw.get(("LLMBudget", account))
+        if isinstance(error, ApiError) and raw is not None:
+            message = f"The Kubernetes API refused: {error}."
+            if error.status == 403:
+                namespace = raw["metadata"]["namespace"]
+                message += (
+                    " Let the operator manage this namespace:"
+                    f" kubectl apply -n {namespace} -k manifests/namespace"
+                )
+            await self._statuses.reject(account, Reason.API_ERROR, message)
+
+    def put(self, kind: str, raw: dict[str, Any]) -> None:
+        """A budget or a provider is, or has become, like this."""
+        metadata = raw["metadata"]
+        account = account_name(metadata["namespace"], metadata["name"])
+        if kind == "LLMProvider":
+            if self.store.put_provider(raw):
+                for root in self.store.users_of(self.store.providers[account]):
+                    self._roots.add(root)
+            return
+        root_before = self.store.forest.roots.get(account)
+        if self.store.put_budget(raw):
+            self._roots.add(account)
+            if root_before is not None:
+                self._roots.add(root_before)
+            for orphan in self.store.forest.rejected:
+                self._roots.add(orphan)
+
+    def drop(self, kind: str, raw: dict[str, Any]) -> None:
+        """A budget or a provider is gone."""
+        metadata = raw["metadata"]
+        account = account_name(metadata["namespace"], metadata["name"])
+        if kind == "LLMProvider":
+            provider = self.store.providers.get(account)
+            affected = list(self.store.users_of(provider)) if provider else []
+        else:
+            root = self.store.forest.roots.get(account)
+            affected = [
+                account,
+                *(self.store.forest.trees.get(root, ()) and [root] if root else []),
+            ]
+            affected += [b.account for b in self.store.forest.trees.get(account, ())]
+        self.store.drop(kind, raw)
+        for key in affected:
+            self._roots.add(key)

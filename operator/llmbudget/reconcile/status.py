@@ -1,0 +1,338 @@
+"""The status of budgets and providers: pure, from what is known at one instant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from llmbudget.api.budget import BudgetStatus, ChangedTarget, FiredThreshold, Period, Phase
+from llmbudget.api.conditions import Condition, ConditionType, Reason, merge_conditions
+from llmbudget.api.meta import API_VERSION
+from llmbudget.api.money import format_usd
+from llmbudget.api.provider import ProviderStatus
+from llmbudget.contract.config import AccountConfig, GatewayConfig
+from llmbudget.contract.events import ActionEvent, BalanceEvent
+from llmbudget.decide.ladder import ceiling, weights_of
+from llmbudget.decide.prices import resolve_prices
+from llmbudget.decide.tree import Rejection
+from llmbudget.decide.validity import Finding, about
+from llmbudget.decide.world import Budget, Provider, World
+from llmbudget.reconcile.streams import GatewayState
+
+Manifest = dict[str, Any]
+Truth = Literal["True", "False", "Unknown"]
+
+_FIGURES: Final = (
+    *("period", "cap", "spent", "held", "remaining", "spentPercentage"),
+    *("activeModel", "downgradeLevel", "thresholds"),
+)
+"""Fields that the gateway's ledger gives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """A root budget as reconciled last, and what its gateway says now."""
+
+    world: World
+    found: tuple[Finding, ...]
+    config: GatewayConfig | None
+    """As rendered; None: a fatal finding prevents it."""
+    gateway: GatewayState
+
+
+def budget_status(
+    situation: Situation,
+    budget: Budget,
+    changed: Sequence[ChangedTarget],
+    refused: Sequence[str],
+    before: Mapping[str, Any],
+    timestamp: str,
+) -> Manifest:
+    """Write the status of one budget of a tree. Figures stay while the gateway is silent."""
+    gateway = situation.gateway
+    balance = gateway.balances.get(budget.account)
+    conditions = _conditions(situation, budget, balance, refused)
+    status = BudgetStatus(
+        observed_generation=budget.generation,
+        phase=_phase(situation, conditions, balance),
+        config_generation=situation.config.generation if situation.config else None,
+        changed_targets=list(changed),
+        conditions=merge_conditions(_before(before), conditions, timestamp),
+    )
+    document = _dump(status)
+    if balance is None:
+        return document | {key: before[key] for key in _FIGURES if key in before}
+    figures = BudgetStatus(
+        period=Period(name=balance.period, start=balance.period_start, end=balance.period_end),
+        cap=_amount(balance.cap_nano),
+        spent=_amount(balance.spent_nano),
+        held=_amount(balance.held_nano),
+        remaining=_remaining(balance),
+        spent_percentage=_percentage(balance),
+        active_model=active_model(situation.config, budget.account, balance.level),
+        downgrade_level=balance.level,
+        thresholds=_fired(budget.account, balance.period, gateway.actions),
+    )
+    return document | _dump(figures, exclude={"conditions", "changed_targets"})
+
+
+def rejected_status(
+    budget_generation: int, reason: Reason, message: str, before: Mapping[str, Any], timestamp: str
+) -> Manifest:
+    """Write the status of a budget that belongs to no tree, or can't be read."""
+    conditions = [
+        _condition(ConditionType.READY, "False", reason, message, budget_generation),
+        _condition(ConditionType.STALLED, "True", reason, message, budget_generation),
+    ]
+    status = BudgetStatus(
+        observed_generation=budget_generation,
+        phase=Phase.FAILED,
+        conditions=merge_conditions(_before(before), conditions, timestamp),
+    )
+    return _dump(status)
+
+
+def rejection_status(
+    budget: Budget, rejection: Rejection, before: Mapping[str, Any], timestamp: str
+) -> Manifest:
+    """Write the status of a budget whose parentRef leads nowhere."""
+    return rejected_status(
+        budget.generation, rejection.reason, rejection.message, before, timestamp
+    )
+
+
+def provider_status(
+    provider: Provider,
+    world: World,
+    found: Sequence[Finding],
+    missing_keys: Sequence[str],
+    before: Mapping[str, Any],
+    timestamp: str,
+) -> Manifest:
+    """Write the status of a provider that a budget uses."""
+    generation = provider.generation
+    mine = [finding for finding in found if finding.provider == provider.name]
+    problem: tuple[Reason, str] | None = (mine[0].reason, mine[0].message) if mine else None
+    if problem is None and provider.name in missing_keys:
+        problem = (Reason.SECRET_NOT_FOUND, _no_key(provider.name))
+    conditions = [_condition(ConditionType.READY, "True", Reason.RECONCILED, "", generation)]
+    if problem is not None:
+        conditions = [
+            _condition(ConditionType.READY, "False", *problem, generation),
+            _condition(ConditionType.STALLED, "True", *problem, generation),
+        ]
+    models = provider.spec.models if provider.spec else []
+    endpoint = provider.spec.endpoint if provider.spec else ""
+    priced = [m for m in models if resolve_prices(m, endpoint, world.now) is not None]
+    status = ProviderStatus(
+        observed_generation=generation,
+        models=len(priced),
+        conditions=merge_conditions(_before(before), conditions, timestamp),
+    )
+    return status.model_dump(mode="json", by_alias=True)
+
+
+def status_manifest(kind: str, namespace: str, name: str, status: Manifest) -> Manifest:
+    """Wrap a status for server-side apply."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": kind,
+        "metadata": {"namespace": namespace, "name": name},
+        "status": status,
+    }
+
+
+def active_model(config: GatewayConfig | None, account: str, level: int) -> str | None:
+    """Tell where a call for the ladder's first model goes at a level."""
+    found = next((a for a in config.accounts if a.name == account), None) if config else None
+    if config is None or found is None or not found.ladder:
+        return None
+    return ceiling(found.ladder[0], found.ladder, level, _weights(config, found))
+
+
+def _weights(config: GatewayConfig, account: AccountConfig) -> Mapping[str, Any]:
+    return weights_of(
+        model
+        for provider in config.providers
+        if provider.name in account.providers
+        for model in provider.models
+    )
+
+
+def _conditions(
+    situation: Situation, budget: Budget, balance: BalanceEvent | None, refused: Sequence[str]
+) -> list[Condition]:
+    generation = budget.generation
+    ledger = _ledger(situation)
+    problem = _problem(situation, budget, refused)
+    waiting = _waiting(situation)
+    found: list[Condition] = []
+    if problem is not None:
+        found.append(_condition(ConditionType.READY, "False", *problem, generation))
+        found.append(_condition(ConditionType.STALLED, "True", *problem, generation))
+    elif ledger[0] == "False" and ledger[1] is Reason.LEDGER_ENGINE_UNSUPPORTED:
+        found.append(_condition(ConditionType.READY, "False", ledger[1], ledger[2], generation))
+        found.append(_condition(ConditionType.STALLED, "True", ledger[1], ledger[2], generation))
+    elif waiting is not None:
+        found.append(_condition(ConditionType.READY, "False", *waiting, generation))
+        found.append(_condition(ConditionType.RECONCILING, "True", *waiting, generation))
+    else:
+        message = "Calls are admitted against the budget."
+        found.append(
+            _condition(ConditionType.READY, "True", Reason.RECONCILED, message, generation)
+        )
+    found.append(_condition(ConditionType.LEDGER_AVAILABLE, *ledger, generation))
+    found.append(_condition(ConditionType.WITHIN_BUDGET, *_within(budget, balance), generation))
+    found.append(
+        _condition(ConditionType.DOWNGRADED, *_downgraded(situation, budget, balance), generation)
+    )
+    return found
+
+
+def _problem(
+    situation: Situation, budget: Budget, refused: Sequence[str]
+) -> tuple[Reason, str] | None:
+    """Find what only people can mend."""
+    found = about(budget, situation.world, situation.found)
+    if found:
+        return found[0].reason, " ".join(finding.message for finding in found)
+    chosen = {ref.name for ref in budget.spec.providers or situation.world.root.spec.providers}
+    missing = [name for name in situation.gateway.missing_keys if name in chosen]
+    if missing:
+        return Reason.SECRET_NOT_FOUND, " ".join(_no_key(name) for name in missing)
+    if refused:
+        return Reason.TARGET_NOT_CONSENTING, " ".join(refused)
+    return None
+
+
+def _no_key(provider: str) -> str:
+    return (
+        f"The gateway has no key for provider {provider}: its Secret lacks the key that"
+        " credentials.secretKeyRef names, or the kubelet has not brought it yet."
+    )
+
+
+def _waiting(situation: Situation) -> tuple[Reason, str] | None:
+    """Find what only takes time."""
+    gateway = situation.gateway
+    if not gateway.connected:
+        message = f"Waiting for the gateway: {gateway.problem}."
+        return Reason.GATEWAY_UNREACHABLE, message
+    rendered = situation.config.generation if situation.config else 0
+    if gateway.config_generation is None or gateway.config_generation < rendered:
+        message = f"The gateway has not taken configuration {rendered} over yet."
+        return Reason.CONFIG_NOT_ACKNOWLEDGED, message
+    return None
+
+
+def _ledger(situation: Situation) -> tuple[Truth, Reason, str]:
+    if situation.world.root.spec.ledger.postgres is not None:
+        message = (
+            "This version of the gateway has only the embedded ledger: calls are refused until"
+            " ledger.postgres is served."
+        )
+        return "False", Reason.LEDGER_ENGINE_UNSUPPORTED, message
+    if not situation.gateway.connected:
+        return "Unknown", Reason.GATEWAY_UNREACHABLE, situation.gateway.problem
+    return "True", Reason.LEDGER_CONNECTED, ""
+
+
+def _within(budget: Budget, balance: BalanceEvent | None) -> tuple[Truth, Reason, str]:
+    if balance is None:
+        return "Unknown", Reason.GATEWAY_UNREACHABLE, "No balance is known yet."
+    if balance.awaiting_approval:
+        message = (
+            f"Calls are stopped until someone with the verb approve annotates this budget"
+            f" llmbudget.io/approved-period={balance.period}."
+        )
+        return "False", Reason.AWAITING_APPROVAL, message
+    if _exceeded(balance):
+        message = f"The cap of {format_usd(balance.cap_nano or 0)} USD is reached."
+        message += f" The next period begins at {balance.period_end}."
+        return "False", Reason.CAP_REACHED, message
+    return "True", Reason.UNDER_CAP, ""
+
+
+def _downgraded(
+    situation: Situation, budget: Budget, balance: BalanceEvent | None
+) -> tuple[Truth, Reason, str]:
+    if balance is None:
+        return "Unknown", Reason.GATEWAY_UNREACHABLE, "No balance is known yet."
+    if balance.level == 0:
+        return "False", Reason.NO_DOWNGRADE, ""
+    model = active_model(situation.config, budget.account, balance.level)
+    return "True", Reason.THRESHOLD_CROSSED, f"No call goes to a dearer model than {model}."
+
+
+def _phase(
+    situation: Situation, conditions: Sequence[Condition], balance: BalanceEvent | None
+) -> Phase:
+    stalled = any(c.type == ConditionType.STALLED for c in conditions)
+    serving = situation.gateway.connected and situation.config is not None
+    if stalled and not serving:
+        return Phase.FAILED
+    if balance is None or not serving:
+        return Phase.PENDING
+    if balance.awaiting_approval:
+        return Phase.AWAITING_APPROVAL
+    if _exceeded(balance):
+        return Phase.EXCEEDED
+    if stalled:
+        return Phase.FAILED
+    return Phase.DOWNGRADED if balance.level else Phase.READY
+
+
+def _exceeded(balance: BalanceEvent) -> bool:
+    return balance.cap_nano is not None and balance.spent_nano >= balance.cap_nano
+
+
+def _amount(nano: int | None) -> str | None:
+    return None if nano is None else format_usd(nano)
+
+
+def _remaining(balance: BalanceEvent) -> str | None:
+    if balance.cap_nano is None:
+        return None
+    left = balance.cap_nano - balance.spent_nano - balance.held_nano - balance.lent_nano
+    return format_usd(max(0, left))
+
+
+def _percentage(balance: BalanceEvent) -> str | None:
+    if balance.cap_nano is None:
+        return None
+    if balance.cap_nano == 0:
+        return "100.0"
+    whole, tenth = divmod(balance.spent_nano * 1000 // balance.cap_nano, 10)
+    return f"{whole}.{tenth}"
+
+
+def _fired(account: str, period: str, actions: Mapping[str, ActionEvent]) -> list[FiredThreshold]:
+    mine = [a for a in actions.values() if a.account == account and a.period == period]
+    return [
+        FiredThreshold(percentage=a.percentage, action=a.action, fired_at=a.fired_at)
+        for a in sorted(mine, key=lambda a: a.percentage)
+    ]
+
+
+def _condition(
+    kind: ConditionType, status: Truth, reason: Reason, message: str, generation: int
+) -> Condition:
+    return Condition(
+        type=kind,
+        status=status,
+        reason=reason,
+        message=message[:2048],
+        observed_generation=generation,
+    )
+
+
+def _before(status: Mapping[str, Any]) -> list[Condition]:
+    return [Condition.model_validate(condition) for condition in status.get("conditions") or ()]
+
+
+def _dump(status: BudgetStatus, exclude: set[str] | None = None) -> Manifest:
+    document: Manifest = status.model_dump(
+        mode="json", by_alias=True, exclude_unset=True, exclude_none=True, exclude=exclude
+    )
+    return document

@@ -1,0 +1,185 @@
+"""Statuses, written when they differ, with the targets that they tell of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, Final
+
+from llmbudget.api.budget import ChangedTarget, Phase
+from llmbudget.api.conditions import Reason
+from llmbudget.api.meta import FINALIZER, account_name
+from llmbudget.clients.cluster import ApiError, Cluster
+from llmbudget.clients.kinds import BUDGETS
+from llmbudget.decide.ladder import ceiling, weights_of
+from llmbudget.decide.targets import Lower
+from llmbudget.decide.validity import used_providers
+from llmbudget.decide.world import Budget
+from llmbudget.reconcile.recorder import Recorder
+from llmbudget.reconcile.status import (
+    Situation,
+    budget_status,
+    provider_status,
+    rejected_status,
+    status_manifest,
+)
+from llmbudget.reconcile.store import Store
+from llmbudget.reconcile.targets import TargetReport, reconcile_targets
+
+Manifest = dict[str, Any]
+
+_BAD: Final = frozenset({Phase.FAILED, Phase.EXCEEDED, Phase.AWAITING_APPROVAL})
+
+
+class Statuses:
+    """Writes the statuses of whole trees."""
+
+    def __init__(
+        self, cluster: Cluster, store: Store, recorder: Recorder, clock: Callable[[], datetime]
+    ) -> None:
+        self._cluster = cluster
+        self._store = store
+        self._recorder = recorder
+        self._clock = clock
+
+    async def write_tree(self, situation: Situation) -> None:
+        """Move targets and write the statuses of a root, its children and its providers.
+
+        Raises:
+            ApiError.
+        """
+        for budget in situation.world.budgets:
+            report = await self._targets(situation, budget)
+            before = self._before("LLMBudget", budget.account)
+            status = budget_status(
+                situation, budget, report.changed, report.refused, before, self._timestamp()
+            )
+            await self._write("LLMBudget", budget.namespace, budget.name, before, status)
+            await self._tell(budget, before, status, report)
+        world = situation.world
+        for provider in used_providers(world):
+            account = account_name(provider.namespace, provider.name)
+            before = self._before("LLMProvider", account)
+            missing = situation.gateway.missing_keys
+            status = provider_status(
+                provider, world, situation.found, missing, before, self._timestamp()
+            )
+            await self._write("LLMProvider", provider.namespace, provider.name, before, status)
+
+    async def reject(self, account: str, reason: Reason, message: str) -> None:
+        """Write that a budget can't be reconciled, and why."""
+        raw = self._store.raw.get(("LLMBudget", account))
+        if raw is None:
+            return
+        metadata = raw["metadata"]
+        before = raw.get("status") or {}
+        status = rejected_status(
+            metadata.get("generation", 0), reason, message, before, self._timestamp()
+        )
+        kept = {key: value for key, value in before.items() if key not in status}
+        await self._write(
+            "LLMBudget", metadata["namespace"], metadata["name"], before, kept | status
+        )
+
+    async def release(self, budget: Budget) -> None:
+        """Put the targets of a budget that is being deleted back, and let it go."""
+        if FINALIZER not in budget.finalizers:
+            return
+        await reconcile_targets(self._cluster, budget.account, budget.spec.targets, None)
+        await self._set_finalizer(budget, wanted=False)
+
+    async def _targets(self, situation: Situation, budget: Budget) -> TargetReport:
+        if not budget.spec.targets:
+            return TargetReport()
+        balance = situation.gateway.balances.get(budget.account)
+        if balance is None:
+            # Nothing is known now: what was done stays.
+            changed = self._before("LLMBudget", budget.account).get("changedTargets") or ()
+            return TargetReport(changed=[ChangedTarget.model_validate(c) for c in changed])
+        lower = _lowering(situation, budget, balance.level) if balance.level else None
+        if lower is not None:
+            # Before a target is changed: a deletion must find its way back.
+            await self._set_finalizer(budget, wanted=True)
+        report = await reconcile_targets(self._cluster, budget.account, budget.spec.targets, lower)
+        if not report.changed:
+            await self._set_finalizer(budget, wanted=False)
+        return report
+
+    async def _set_finalizer(self, budget: Budget, *, wanted: bool) -> None:
+        raw = self._store.raw.get(("LLMBudget", budget.account)) or {}
+        finalizers = list(raw.get("metadata", {}).get("finalizers") or ())
+        if (FINALIZER in finalizers) == wanted:
+            return
+        changed = [f for f in finalizers if f != FINALIZER] + ([FINALIZER] if wanted else [])
+        patch = {
+            "metadata": {
+                "finalizers": changed,
+                "resourceVersion": raw["metadata"]["resourceVersion"],
+            }
+        }
+        try:
+            answer = await self._cluster.merge_patch(BUDGETS, budget.namespace, budget.name, patch)
+        except ApiError as error:
+            if error.status == 404:
+                return
+            raise
+        self._store.raw["LLMBudget", budget.account] = answer
+
+    def _before(self, kind: str, account: str) -> Mapping[str, Any]:
+        raw = self._store.raw.get((kind, account)) or {}
+        return raw.get("status") or {}
+
+    async def _write(
+        self,
+        kind: str,
+        namespace: str,
+        name: str,
+        before: Mapping[str, Any],
+        status: Manifest,
+    ) -> None:
+        if status == before:
+            return
+        try:
+            answer = await self._cluster.apply_status(
+                status_manifest(kind, namespace, name, status)
+            )
+        except ApiError as error:
+            if error.status == 404:
+                return
+            raise
+        key = (kind, account_name(namespace, name))
+        if key in self._store.raw:
+            self._store.raw[key] = answer
+
+    async def _tell(
+        self, budget: Budget, before: Mapping[str, Any], status: Manifest, report: TargetReport
+    ) -> None:
+        """Write Events on transitions of the phase, and of each target."""
+        for text in report.moved:
+            await self._recorder.record(budget, "TargetChanged", "Patch", f"{text}.")
+        phase = status.get("phase")
+        if phase == before.get("phase") or phase is None:
+            return
+        why = [c["message"] for c in status["conditions"] if c["status"] != "True" and c["message"]]
+        note = f"Phase {phase}. {' '.join(why[:2])}"
+        await self._recorder.record(budget, phase, "Reconcile", note, warning=phase in _BAD)
+
+    def _timestamp(self) -> str:
+        return self._clock().strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _lowering(situation: Situation, budget: Budget, level: int) -> Lower | None:
+    """Say where the budget's ceiling moves a model, among those that it offers."""
+    config = situation.config
+    account = (
+        next((a for a in config.accounts if a.name == budget.account), None) if config else None
+    )
+    if config is None or account is None:
+        return None
+    weights = weights_of(
+        model
+        for provider in config.providers
+        if provider.name in account.providers
+        for model in provider.models
+    )
+    return lambda model: ceiling(model, account.ladder, level, weights)

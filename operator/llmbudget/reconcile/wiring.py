@@ -1,0 +1,59 @@
+"""Kopf's part: it watches budgets, providers and Deployments, and puts keys on our queues.
+
+Only `on.event` handlers: no finalizers, no annotations, no progress in the resources. Errors in
+them would be logged and dropped, so they do nothing but pass on what they saw.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import kopf
+
+from llmbudget.api.meta import ANNOTATION_ALLOW_BUDGET, GROUP, VERSION
+from llmbudget.reconcile.controller import Controller
+
+_KINDS: Final = {"llmbudgets": "LLMBudget", "llmproviders": "LLMProvider"}
+_WATCH_SECONDS: Final = 240
+
+
+def registry(controller: Controller) -> kopf.OperatorRegistry:
+    """Build the handlers for one controller."""
+    handlers = kopf.OperatorRegistry()
+
+    def seen(type: str | None, body: kopf.Body, resource: kopf.Resource, **_: Any) -> None:  # noqa: ANN401
+        kind = _KINDS[resource.plural]
+        raw = dict(body) | {"apiVersion": f"{GROUP}/{VERSION}", "kind": kind}
+        if type == "DELETED":
+            controller.drop(kind, raw)
+        else:
+            controller.put(kind, raw)
+
+    def target(body: kopf.Body, **_: Any) -> None:  # noqa: ANN401
+        account = (body.metadata.annotations or {}).get(ANNOTATION_ALLOW_BUDGET)
+        if account in controller.store.budgets:
+            controller.look_at(account)
+
+    for plural in _KINDS:
+        kopf.on.event(GROUP, VERSION, plural, registry=handlers, id=plural)(seen)
+    kopf.on.event(
+        "apps",
+        "v1",
+        "deployments",
+        annotations={ANNOTATION_ALLOW_BUDGET: kopf.PRESENT},
+        registry=handlers,
+        id="targets",
+    )(target)
+    return handlers
+
+
+def settings() -> kopf.OperatorSettings:
+    """Keep kopf to watching."""
+    chosen = kopf.OperatorSettings()
+    chosen.posting.enabled = False
+    chosen.peering.standalone = True
+    chosen.scanning.disabled = True
+    chosen.watching.server_timeout = _WATCH_SECONDS
+    chosen.watching.client_timeout = _WATCH_SECONDS + 30
+    chosen.watching.reconnect_backoff = 1
+    return chosen
