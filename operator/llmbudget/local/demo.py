@@ -274,5 +274,8 @@ def command(keep: bool) -> None:
         screen.bad(f"{error}")
         screen.line(f"    {screen.paint(f'logs: {folder}', DIM)}")
         sys.exit(1)
-    shutil.rmtree(folder, ignore_errors=True)
+    if code == 1:
+        screen.line(f"    {screen.paint(f'logs: {folder}', DIM)}")
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
     sys.exit(code)
