@@ -27,7 +27,7 @@ class Screen:
         self._colour = self._terminal and "NO_COLOR" not in os.environ
         self._started = time.monotonic()
         self._live = False
-        self._last_line = 0.0
+        self._next_line, self._last_text = 0.0, ""
 
     def paint(self, text: str, *codes: str) -> str:
         """Colour a text where the output can show it."""
@@ -62,9 +62,9 @@ class Screen:
     def bar(self, share: int, text: str) -> None:
         """Show the share (in thousandths) that is used; redrawn in place on a terminal."""
         now = time.monotonic()
-        if not self._terminal and now - self._last_line < LINE_PERIOD:
+        if not self._terminal and (text == self._last_text or now < self._next_line):
             return
-        self._last_line = now
+        self._next_line, self._last_text = now + LINE_PERIOD, text
         filled = min(WIDTH, share * WIDTH // 1000)
         colour = RED if share >= 950 else YELLOW if share >= 800 else GREEN
         cells = self.paint("█" * filled, colour) + self.paint("░" * (WIDTH - filled), DIM)
