@@ -27,7 +27,8 @@ class Screen:
         self._colour = self._terminal and "NO_COLOR" not in os.environ
         self._started = time.monotonic()
         self._live = False
-        self._next_line, self._last_text = 0.0, ""
+        self._next_line = 0.0
+        self._last_text: str | None = None
 
     def paint(self, text: str, *codes: str) -> str:
         """Colour a text where the output can show it."""
