@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 from collections.abc import Mapping
@@ -40,14 +41,16 @@ async def deliver(notice: Notice, urls: Mapping[str, list[str]]) -> int:
     count = 0
     for recipient, addresses in urls.items():
         for number, address in enumerate(addresses, 1):
-            channel = apprise.Apprise()
-            taken = channel.add(address) and await channel.async_notify(
-                title=notice.title, body=notice.body
-            )
-            if taken:
+            if await asyncio.to_thread(_send, address, notice):
                 count += 1
             else:
                 failed.append(f"{recipient} (line {number})")
     if failed:
         raise NotDelivered(f"not delivered to {', '.join(failed)}")
     return count
+
+
+def _send(address: str, notice: Notice) -> bool:
+    # In a thread: apprise loads all of its plugins on first use, which takes seconds.
+    channel = apprise.Apprise()
+    return bool(channel.add(address) and channel.notify(title=notice.title, body=notice.body))

@@ -55,14 +55,12 @@ class Actions:
         budget = self._store.budgets.get(event.account)
         if budget is not None:
             if key not in self._told:
-                kind = "Warning" if _is_grave(event.action) else "Normal"
-                note = notice_of(event)
                 await self._recorder.record(
                     budget,
-                    kind,
                     "ThresholdCrossed",
                     event.action.value,
-                    f"{note.title}. {note.body}",
+                    notice_of(event).body,
+                    warning=event.action in _GRAVE,
                 )
                 self._told.add(key)
             await self._notify(budget, event)

@@ -25,12 +25,7 @@ class Recorder:
         self._instance = instance
 
     async def record(
-        self,
-        budget: Budget,
-        kind: Literal[Normal, Warning],
-        reason: str,
-        action: str,
-        note: str,
+        self, budget: Budget, reason: str, action: str, note: str, *, warning: bool = False
     ) -> None:
         """Write one Event."""
         event = {

@@ -6,6 +6,7 @@ them would be logged and dropped, so they do nothing but pass on what they saw.
 
 from __future__ import annotations
 
+import os
 from typing import Any, Final
 
 import kopf
@@ -34,6 +35,7 @@ def registry(controller: Controller) -> kopf.OperatorRegistry:
         if account in controller.store.budgets:
             controller.look_at(account)
 
+    kopf.on.login(registry=handlers, id="login")(_log_in)
     for plural in _KINDS:
         kopf.on.event(GROUP, VERSION, plural, registry=handlers, id=plural)(seen)
     kopf.on.event(
@@ -45,6 +47,14 @@ def registry(controller: Controller) -> kopf.OperatorRegistry:
         id="targets",
     )(target)
     return handlers
+
+
+def _log_in(**event: Any) -> kopf.ConnectionInfo | None:  # noqa: ANN401
+    """Log in as the rest of the operator: by $KUBECONFIG, else as a pod. Kopf asks again when the
+    API server refuses a token."""
+    if os.environ.get("KUBECONFIG"):
+        return kopf.login_with_kubeconfig(**event)
+    return kopf.login_with_service_account(**event)
 
 
 def settings() -> kopf.OperatorSettings:
