@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from llmbudget.api.budget import BudgetStatus, ChangedTarget, FiredThreshold, Period, Phase
+from llmbudget.api.budget import BudgetStatus, FiredThreshold, Period, Phase
 from llmbudget.api.conditions import Condition, ConditionType, Reason, merge_conditions
 from llmbudget.api.meta import API_VERSION
 from llmbudget.api.money import format_usd
@@ -19,6 +19,7 @@ from llmbudget.decide.tree import Rejection
 from llmbudget.decide.validity import Finding, about
 from llmbudget.decide.world import Budget, Provider, World
 from llmbudget.reconcile.streams import GatewayState
+from llmbudget.reconcile.targets import TargetReport
 
 Manifest = dict[str, Any]
 Truth = Literal["True", "False", "Unknown"]
@@ -44,20 +45,19 @@ class Situation:
 def budget_status(
     situation: Situation,
     budget: Budget,
-    changed: Sequence[ChangedTarget],
-    refused: Sequence[str],
+    targets: TargetReport,
     before: Mapping[str, Any],
     timestamp: str,
 ) -> Manifest:
     """Write the status of one budget of a tree. Figures stay while the gateway is silent."""
     gateway = situation.gateway
     balance = gateway.balances.get(budget.account)
-    conditions = _conditions(situation, budget, balance, refused)
+    conditions = _conditions(situation, budget, balance, targets)
     status = BudgetStatus(
         observed_generation=budget.generation,
         phase=_phase(situation, conditions, balance),
         config_generation=situation.config.generation if situation.config else None,
-        changed_targets=list(changed),
+        changed_targets=targets.changed,
         conditions=merge_conditions(_before(before), conditions, timestamp),
     )
     document = _dump(status)
@@ -161,11 +161,11 @@ def _weights(config: GatewayConfig, account: AccountConfig) -> Mapping[str, Any]
 
 
 def _conditions(
-    situation: Situation, budget: Budget, balance: BalanceEvent | None, refused: Sequence[str]
+    situation: Situation, budget: Budget, balance: BalanceEvent | None, targets: TargetReport
 ) -> list[Condition]:
     generation = budget.generation
     ledger = _ledger(situation)
-    problem = _problem(situation, budget, refused)
+    problem = _problem(situation, budget, targets.refused)
     waiting = _waiting(situation)
     found: list[Condition] = []
     if problem is not None:
@@ -185,7 +185,9 @@ def _conditions(
     found.append(_condition(ConditionType.LEDGER_AVAILABLE, *ledger, generation))
     found.append(_condition(ConditionType.WITHIN_BUDGET, *_within(budget, balance), generation))
     found.append(
-        _condition(ConditionType.DOWNGRADED, *_downgraded(situation, budget, balance), generation)
+        _condition(
+            ConditionType.DOWNGRADED, *_downgraded(situation, budget, balance, targets), generation
+        )
     )
     return found
 
@@ -255,14 +257,15 @@ def _within(budget: Budget, balance: BalanceEvent | None) -> tuple[Truth, Reason
 
 
 def _downgraded(
-    situation: Situation, budget: Budget, balance: BalanceEvent | None
+    situation: Situation, balance: BalanceEvent | None, targets: TargetReport, budget: Budget
 ) -> tuple[Truth, Reason, str]:
     if balance is None:
         return "Unknown", Reason.GATEWAY_UNREACHABLE, "No balance is known yet."
     if balance.level == 0:
         return "False", Reason.NO_DOWNGRADE, ""
     model = active_model(situation.config, budget.account, balance.level)
-    return "True", Reason.THRESHOLD_CROSSED, f"No call goes to a dearer model than {model}."
+    message = " ".join([f"No call goes to a dearer model than {model}.", *targets.unmatched])
+    return "True", Reason.THRESHOLD_CROSSED, message
 
 
 def _phase(

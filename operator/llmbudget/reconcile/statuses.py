@@ -51,9 +51,7 @@ class Statuses:
         for budget in situation.world.budgets:
             report = await self._targets(situation, budget)
             before = self._before("LLMBudget", budget.account)
-            status = budget_status(
-                situation, budget, report.changed, report.refused, before, self._timestamp()
-            )
+            status = budget_status(situation, budget, report, before, self._timestamp())
             await self._write("LLMBudget", budget.namespace, budget.name, before, status)
             await self._tell(budget, before, status, report)
         world = situation.world

@@ -28,6 +28,8 @@ class TargetReport:
     """What was written this time, in words."""
     refused: list[str] = field(default_factory=list)
     """Deployments that were not touched, and why."""
+    unmatched: list[str] = field(default_factory=list)
+    """Targets that select nothing, in words."""
 
 
 async def reconcile_targets(
@@ -48,6 +50,10 @@ async def reconcile_targets(
     for target in targets:
         labels = ",".join(f"{k}={v}" for k, v in sorted(target.selector.match_labels.items()))
         found, _ = await cluster.list(DEPLOYMENTS, target.namespace, label_selector=labels)
+        if not found:
+            report.unmatched.append(
+                f"No Deployment in namespace {target.namespace} carries the labels {labels}."
+            )
         for deployment in found:
             await _bring(cluster, account, target, deployment, lower, report, before_change)
     return report

@@ -22,7 +22,7 @@ def registry(controller: Controller) -> kopf.OperatorRegistry:
     """Build the handlers for one controller."""
     handlers = kopf.OperatorRegistry()
 
-    def seen(type: str | None, body: kopf.Body, resource: kopf.Resource, **_: Any) -> None:  # noqa: ANN401
+    async def seen(type: str | None, body: kopf.Body, resource: kopf.Resource, **_: Any) -> None:  # noqa: ANN401
         kind = _KINDS[resource.plural]
         raw = dict(body) | {"apiVersion": f"{GROUP}/{VERSION}", "kind": kind}
         if type == "DELETED":
@@ -30,7 +30,7 @@ def registry(controller: Controller) -> kopf.OperatorRegistry:
         else:
             controller.put(kind, raw)
 
-    def target(body: kopf.Body, **_: Any) -> None:  # noqa: ANN401
+    async def target(body: kopf.Body, **_: Any) -> None:  # noqa: ANN401
         account = (body.metadata.annotations or {}).get(ANNOTATION_ALLOW_BUDGET)
         if account in controller.store.budgets:
             controller.look_at(account)
