@@ -54,9 +54,7 @@ def model(name: str, like: str) -> ModelConfig:
     written = PRICES[like]
     read = Decimal(written["inputPer1K"]) * per_token
     wrote = Decimal(written["outputPer1K"]) * per_token
-    prices = Prices(
-        input=read, output=wrote, cached_input=read, cache_write=read, reasoning=wrote
-    )
+    prices = Prices(input=read, output=wrote, cached_input=read, cache_write=read, reasoning=wrote)
     return ModelConfig(
         name=name,
         upstream_name=name,
@@ -145,9 +143,7 @@ class Simulator:
 
     async def bill(self) -> dict[str, Any]:
         async with httpx.AsyncClient(trust_env=False) as client:
-            found: dict[str, Any] = (
-                await client.get(f"http://127.0.0.1:{self.port}/bill")
-            ).json()
+            found: dict[str, Any] = (await client.get(f"http://127.0.0.1:{self.port}/bill")).json()
             return found
 
     def stop(self) -> None:
@@ -294,9 +290,7 @@ async def until_connects(port: int, seconds: float = 20) -> None:
             return
 
 
-async def events(
-    gateway: GatewayProcess, token: str
-) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+async def events(gateway: GatewayProcess, token: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
     """Follow the gateway's event stream."""
     headers = {"authorization": f"Bearer {token}"}
     async with (

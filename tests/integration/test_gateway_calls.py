@@ -11,11 +11,6 @@ from typing import Any
 import httpx
 import openai
 import pytest
-
-from llmbudget.api.money import parse_usd
-from llmbudget.clients.cluster import Cluster
-from llmbudget.ledger.interface import Entry
-from llmbudget.ledger.sqlite import SqliteLedger
 from tests.integration.gateway_process import (
     KEY,
     GatewayProcess,
@@ -24,6 +19,11 @@ from tests.integration.gateway_process import (
     config,
     provider,
 )
+
+from llmbudget.api.money import parse_usd
+from llmbudget.clients.cluster import Cluster
+from llmbudget.ledger.interface import Entry
+from llmbudget.ledger.sqlite import SqliteLedger
 
 pytestmark = pytest.mark.cluster
 USD = 10**9

@@ -28,7 +28,7 @@ TLS_DIRECTORY: Final = "/var/run/llmbudget/tls"
 """Mount of the serving certificate: tls.crt and tls.key."""
 POSTHOG_KEY_FILE: Final = "/var/run/llmbudget/posthog/key"
 """PostHog's project API key."""
-TOKEN_DIRECTORY: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
+TOKEN_DIRECTORY: Final = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105
 """Mount of the gateway's own token, CA and namespace."""
 GATEWAY_PORT: Final = 8080
 

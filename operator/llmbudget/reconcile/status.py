@@ -257,7 +257,7 @@ def _within(budget: Budget, balance: BalanceEvent | None) -> tuple[Truth, Reason
 
 
 def _downgraded(
-    situation: Situation, balance: BalanceEvent | None, targets: TargetReport, budget: Budget
+    situation: Situation, budget: Budget, balance: BalanceEvent | None, targets: TargetReport
 ) -> tuple[Truth, Reason, str]:
     if balance is None:
         return "Unknown", Reason.GATEWAY_UNREACHABLE, "No balance is known yet."
