@@ -81,4 +81,4 @@ def test_the_demo_holds_its_budget_and_cleans_up(
     while alive(started) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not alive(started)
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("llmbudget-demo-*"))
