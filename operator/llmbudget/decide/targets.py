@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llmbudget.api.budget import Target
+from llmbudget.api.budget import LabelSelector, Target
 from llmbudget.api.meta import (
     ANNOTATION_ALLOW_BUDGET,
     ANNOTATION_DOWNGRADED_TO,
@@ -69,6 +69,24 @@ def decide(deployment: Manifest, account: str, target: Target, lower: Lower | No
     changed = _replace(index, env, target.env, {"name": target.env, "value": wanted})
     operations = [*_remember(before, wanted), *changed]
     return Decision(operations=_patch(metadata, operations), model=wanted)
+
+
+def former_target(deployment: Manifest) -> Target | None:
+    """Reconstruct the target that a changed Deployment was, from its annotations; None: no
+    container holds a value of ours any more."""
+    metadata = deployment["metadata"]
+    annotations = metadata.get("annotations") or {}
+    variable = annotations.get(ANNOTATION_MODEL_ENV)
+    ours = {"name": variable, "value": annotations.get(ANNOTATION_DOWNGRADED_TO)}
+    for container in deployment["spec"]["template"]["spec"]["containers"]:
+        if variable and ours in (container.get("env") or ()):
+            return Target(
+                namespace=metadata["namespace"],
+                selector=LabelSelector(match_labels={"*": "*"}),
+                container=container["name"],
+                env=variable,
+            )
+    return None
 
 
 @dataclass(frozen=True, slots=True)

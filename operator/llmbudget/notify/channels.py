@@ -31,8 +31,8 @@ def urls_of(secret: Mapping[str, Any], recipients: tuple[str, ...]) -> dict[str,
     return found
 
 
-async def deliver(notice: Notice, urls: Mapping[str, list[str]]) -> int:
-    """Send a notice to every URL; return to how many.
+async def deliver(notice: Notice, urls: Mapping[str, list[str]], done: set[str]) -> int:
+    """Send a notice to every URL that is not `done`, add those that took it, and count them.
 
     Raises:
         NotDelivered: one of them is not understood or did not take it.
@@ -41,7 +41,10 @@ async def deliver(notice: Notice, urls: Mapping[str, list[str]]) -> int:
     count = 0
     for recipient, addresses in urls.items():
         for number, address in enumerate(addresses, 1):
+            if address in done:
+                continue
             if await asyncio.to_thread(_send, address, notice):
+                done.add(address)
                 count += 1
             else:
                 failed.append(f"{recipient} (line {number})")

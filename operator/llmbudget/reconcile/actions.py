@@ -33,8 +33,8 @@ class Actions:
         self._streams = streams
         self._recorder = recorder
         self._due: dict[str, tuple[str, ActionEvent]] = {}
-        self._told: set[str] = set()
-        """Actions whose Event is written, while their notice is still to be delivered."""
+        self._told: dict[str, set[str]] = {}
+        """Actions whose Event is written, and the channels that have taken their notice."""
 
     def take(self, root: str, event: ActionEvent) -> str:
         """Take an action over; return its key for the queue."""
@@ -62,8 +62,8 @@ class Actions:
                     notice_of(event).body,
                     warning=event.action in _GRAVE,
                 )
-                self._told.add(key)
-            await self._notify(budget, event)
+                self._told[key] = set()
+            await self._notify(budget, event, self._told[key])
         owner = self._store.budgets.get(root)
         if owner is not None:
             regions = owner.spec.global_distribution.regions
@@ -71,9 +71,9 @@ class Actions:
             tls = owner.spec.deployment.tls is not None
             await self._streams.acknowledge(root, event.id, service, tls=tls)
         self._due.pop(key, None)
-        self._told.discard(key)
+        self._told.pop(key, None)
 
-    async def _notify(self, budget: Budget, event: ActionEvent) -> None:
+    async def _notify(self, budget: Budget, event: ActionEvent, done: set[str]) -> None:
         """Send a notice, by the Secret of the nearest budget of the path that names one."""
         holder: Budget | None = budget
         while holder is not None and holder.spec.notifications is None:
@@ -87,6 +87,6 @@ class Actions:
             log.warning("there is no notifications Secret", extra={"fields": fields})
             return
         note = notice_of(event)
-        count = await deliver(note, urls_of(secret, note.recipients))
+        count = await deliver(note, urls_of(secret, note.recipients), done)
         told = {"budget": budget.account, "action": event.action.value, "channels": count}
         log.info("notified", extra={"fields": told})

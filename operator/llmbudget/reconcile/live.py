@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -120,6 +121,7 @@ class Live:
         if key not in self._watches:
             self._synced[key] = asyncio.Event()
             self._watches[key] = asyncio.create_task(self._watch(kind, namespace))
+            self._watches[key].add_done_callback(_end_with)
         return key
 
     async def _watch(self, kind: Kind, namespace: str | None) -> None:
@@ -159,6 +161,13 @@ class Live:
         account = _account(item)
         if account is not None:
             self._notify(account)
+
+
+def _end_with(task: asyncio.Task[None]) -> None:
+    """A watch that dies takes the process along: an operator that sees half is none."""
+    if not task.cancelled() and task.exception() is not None:
+        log.critical("a watch ended", exc_info=task.exception())
+        signal.raise_signal(signal.SIGTERM)
 
 
 def _key(item: Manifest) -> Key:

@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 _FIRST_SECONDS: Final = 0.2
 _LONGEST_SECONDS: Final = 300.0
+_IMPATIENCE_SECONDS: Final = 2.0
+"""How long an event must wait at most for a key whose work has failed."""
 
 Work = Callable[[str], Awaitable[None]]
 Failed = Callable[[str, Exception], Awaitable[None]]
@@ -36,11 +38,16 @@ class WorkQueue:
         self._heap: list[tuple[float, str]] = []
         self._running: set[str] = set()
         self._failures: dict[str, int] = {}
+        self._not_before: dict[str, float] = {}
         self._changed = asyncio.Event()
 
     def add(self, key: str, delay: float = 0.0) -> None:
-        """Make a key due in `delay` seconds, or earlier where it already is."""
-        due = asyncio.get_running_loop().time() + delay
+        """Make a key due in `delay` seconds, or earlier where it already is.
+
+        A key that keeps failing is not hurried along by its own events: it waits a little.
+        """
+        now = asyncio.get_running_loop().time()
+        due = max(now + delay, min(self._not_before.get(key, now), now + _IMPATIENCE_SECONDS))
         if self._due.get(key, due + 1) <= due:
             return
         self._due[key] = due
@@ -64,6 +71,7 @@ class WorkQueue:
                 await self._retry(key, error)
             else:
                 self._failures.pop(key, None)
+                self._not_before.pop(key, None)
             finally:
                 self._running.discard(key)
                 self._changed.set()
@@ -84,12 +92,13 @@ class WorkQueue:
                     continue
                 found = key
                 break
+            # Keys that are being worked on wait for their worker, which wakes all.
+            pause = self._heap[0][0] - loop.time() if self._heap else None
             for item in waiting:
                 heapq.heappush(self._heap, item)
             if found is not None:
                 del self._due[found]
                 return found
-            pause = self._heap[0][0] - loop.time() if self._heap and not waiting else None
             try:
                 await asyncio.wait_for(self._changed.wait(), pause)
             except TimeoutError:
@@ -108,6 +117,9 @@ class WorkQueue:
                 await self._failed(key, error)
             except Exception as other:
                 log.warning("failure not reported: %s", other, extra={"fields": fields})
+        self._not_before[key] = asyncio.get_running_loop().time() + pause
+        # Its events while it failed are no reason to come back sooner.
+        self._due.pop(key, None)
         self.add(key, pause)
 
 

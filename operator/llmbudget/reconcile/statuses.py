@@ -24,10 +24,11 @@ from llmbudget.reconcile.status import (
     status_manifest,
 )
 from llmbudget.reconcile.store import Store
-from llmbudget.reconcile.targets import TargetReport, reconcile_targets
+from llmbudget.reconcile.targets import TargetReport, put_back, reconcile_targets
 
 Manifest = dict[str, Any]
 
+_TRIES: Final = 5
 _BAD: Final = frozenset({Phase.FAILED, Phase.EXCEEDED, Phase.AWAITING_APPROVAL})
 
 
@@ -83,45 +84,68 @@ class Statuses:
         """Put the targets of a budget that is being deleted back, and let it go."""
         if FINALIZER not in budget.finalizers:
             return
-        await reconcile_targets(self._cluster, budget.account, budget.spec.targets, None)
+        try:
+            await reconcile_targets(self._cluster, budget.account, budget.spec.targets, None)
+            for changed in self._changed(budget):
+                await put_back(self._cluster, budget.account, changed)
+        except ApiError as error:
+            if error.status != 403:
+                raise
+            # What may not be touched any more must not hold a deletion up for ever.
+            note = f"Targets were not put back: {error.message}"
+            await self._recorder.record(budget, "TargetsLeft", "Delete", note, warning=True)
         await self._set_finalizer(budget, wanted=False)
 
     async def _targets(self, situation: Situation, budget: Budget) -> TargetReport:
-        if not budget.spec.targets:
-            return TargetReport()
+        """Move the targets of one budget, and put back what is no target any more."""
+        known = self._changed(budget)
         balance = situation.gateway.balances.get(budget.account)
-        if balance is None:
-            # Nothing is known now: what was done stays.
-            changed = self._before("LLMBudget", budget.account).get("changedTargets") or ()
-            return TargetReport(changed=[ChangedTarget.model_validate(c) for c in changed])
+        if balance is None or not (budget.spec.targets or known):
+            # Where nothing is known now, what was done stays.
+            return TargetReport(changed=known)
         lower = _lowering(situation, budget, balance.level) if balance.level else None
-        if lower is not None:
-            # Before a target is changed: a deletion must find its way back.
+
+        async def before_change() -> None:
+            # A deletion must find its way back.
             await self._set_finalizer(budget, wanted=True)
-        report = await reconcile_targets(self._cluster, budget.account, budget.spec.targets, lower)
+
+        report = await reconcile_targets(
+            self._cluster, budget.account, budget.spec.targets, lower, before_change
+        )
+        for changed in known:
+            if (changed.namespace, changed.name) not in report.seen:
+                await put_back(self._cluster, budget.account, changed)
         if not report.changed:
             await self._set_finalizer(budget, wanted=False)
         return report
 
+    def _changed(self, budget: Budget) -> list[ChangedTarget]:
+        """List the targets that the status says are changed."""
+        changed = self._before("LLMBudget", budget.account).get("changedTargets") or ()
+        return [ChangedTarget.model_validate(target) for target in changed]
+
     async def _set_finalizer(self, budget: Budget, *, wanted: bool) -> None:
-        raw = self._store.raw.get(("LLMBudget", budget.account)) or {}
-        finalizers = list(raw.get("metadata", {}).get("finalizers") or ())
-        if (FINALIZER in finalizers) == wanted:
-            return
-        changed = [f for f in finalizers if f != FINALIZER] + ([FINALIZER] if wanted else [])
-        patch = {
-            "metadata": {
-                "finalizers": changed,
+        raw = self._store.raw.get(("LLMBudget", budget.account))
+        for _ in range(_TRIES):
+            finalizers = list((raw or {}).get("metadata", {}).get("finalizers") or ())
+            if raw is None or (FINALIZER in finalizers) == wanted:
+                return
+            others = [name for name in finalizers if name != FINALIZER]
+            metadata = {
+                "finalizers": [*others, FINALIZER] if wanted else others,
                 "resourceVersion": raw["metadata"]["resourceVersion"],
             }
-        }
-        try:
-            answer = await self._cluster.merge_patch(BUDGETS, budget.namespace, budget.name, patch)
-        except ApiError as error:
-            if error.status == 404:
+            try:
+                answer = await self._cluster.merge_patch(
+                    BUDGETS, budget.namespace, budget.name, {"metadata": metadata}
+                )
+            except ApiError as error:
+                if error.status not in (404, 409):
+                    raise
+                raw = await self._cluster.get(BUDGETS, budget.namespace, budget.name)
+            else:
+                self._store.answered("LLMBudget", answer)
                 return
-            raise
-        self._store.raw["LLMBudget", budget.account] = answer
 
     def _before(self, kind: str, account: str) -> Mapping[str, Any]:
         raw = self._store.raw.get((kind, account)) or {}
@@ -145,9 +169,7 @@ class Statuses:
             if error.status == 404:
                 return
             raise
-        key = (kind, account_name(namespace, name))
-        if key in self._store.raw:
-            self._store.raw[key] = answer
+        self._store.answered(kind, answer)
 
     async def _tell(
         self, budget: Budget, before: Mapping[str, Any], status: Manifest, report: TargetReport

@@ -69,6 +69,14 @@ class Store:
             self.budgets.pop(account, None)
             self.invalid.pop(account, None)
 
+    def answered(self, kind: str, raw: Manifest) -> None:
+        """Take over what the API server answered to a write, unless a watch has told later."""
+        metadata = raw["metadata"]
+        key = (kind, account_name(metadata["namespace"], metadata["name"]))
+        known = self.raw.get(key)
+        if known is not None and _version(known) < _version(raw):
+            self.raw[key] = raw
+
     def users_of(self, provider: Provider) -> Iterable[str]:
         """Name the root budgets that a provider matters to."""
         for root, members in self.forest.trees.items():
@@ -133,6 +141,10 @@ def explain(error: ValidationError) -> str:
         f"spec.{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()
     ]
     return "; ".join(problems[:5])
+
+
+def _version(raw: Mapping[str, Any]) -> int:
+    return int(raw["metadata"].get("resourceVersion", 0))
 
 
 def _essence(raw: Mapping[str, Any]) -> tuple[object, ...]:

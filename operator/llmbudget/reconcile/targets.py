@@ -10,7 +10,7 @@ from typing import Any, Final
 from llmbudget.api.budget import ChangedTarget, Target
 from llmbudget.clients.cluster import ApiError, Cluster
 from llmbudget.clients.kinds import DEPLOYMENTS
-from llmbudget.decide.targets import Decision, Lower, decide
+from llmbudget.decide.targets import Decision, Lower, decide, former_target
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,8 @@ class TargetReport:
     """What was written this time, in words."""
     refused: list[str] = field(default_factory=list)
     """Deployments that were not touched, and why."""
+    seen: set[tuple[str, str]] = field(default_factory=set)
+    """All Deployments that were looked at, by namespace and name."""
     unmatched: list[str] = field(default_factory=list)
     """Targets that select nothing, in words."""
 
@@ -59,6 +61,18 @@ async def reconcile_targets(
     return report
 
 
+async def put_back(cluster: Cluster, account: str, changed: ChangedTarget) -> None:
+    """Put a Deployment back that no target selects any more.
+
+    Raises:
+        ApiError.
+    """
+    deployment = await cluster.get(DEPLOYMENTS, changed.namespace, changed.name)
+    target = former_target(deployment) if deployment is not None else None
+    if deployment is not None and target is not None:
+        await _bring(cluster, account, target, deployment, None, TargetReport(), None)
+
+
 async def _bring(
     cluster: Cluster,
     account: str,
@@ -69,6 +83,7 @@ async def _bring(
     before_change: Callable[[], Awaitable[None]] | None,
 ) -> None:
     name = deployment["metadata"]["name"]
+    report.seen.add((target.namespace, name))
     for attempt in range(_TRIES):
         decision = decide(deployment, account, target, lower)
         if decision.refusal is not None:

@@ -37,3 +37,7 @@ def set_up(level: str = "INFO") -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("llmbudget").setLevel(level)
+    # Apprise logs the URLs that it can't use, credentials and all.
+    silent = logging.getLogger("apprise")
+    silent.propagate = False
+    silent.handlers[:] = [logging.NullHandler()]
