@@ -49,6 +49,7 @@ class Reason(StrEnum):
     LEDGER_ENGINE_UNSUPPORTED = "LedgerEngineUnsupported"
     LEDGER_CONNECTED = "LedgerConnected"
     TARGET_NOT_CONSENTING = "TargetNotConsenting"
+    NOT_SUPPORTED = "NotSupported"
     API_ERROR = "ApiError"
     UNDER_CAP = "UnderCap"
     CAP_REACHED = "CapReached"

@@ -13,6 +13,7 @@ from typing import Final
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from llmbudget.api.budget import IdentityMode
 from llmbudget.api.conditions import Reason
 from llmbudget.api.meta import ANNOTATION_ALLOWED_HOST, LABEL_PROVIDER_KEY
 from llmbudget.decide.prices import resolve_prices
@@ -121,9 +122,33 @@ def vault_supported(world: World) -> Iterator[Finding]:
     for provider in used_providers(world):
         if provider.spec is not None and provider.spec.credentials.vault is not None:
             yield Finding(
-                Reason.PROVIDER_INVALID,
+                Reason.NOT_SUPPORTED,
                 "Keys in Vault are not supported yet: use credentials.secretKeyRef.",
                 provider=provider.name,
+            )
+
+
+def features_supported(world: World) -> Iterator[Finding]:
+    """Nothing is asked for that this version would silently leave out."""
+    for budget in world.budgets:
+        spec = budget.spec
+        asked = {
+            "budget.rollover": spec.budget.rollover is not None,
+            "budget.borrowing": spec.budget.borrowing is not None,
+            "monitoring.datadog": spec.monitoring.datadog.api_key_secret_ref is not None,
+        }
+        for field, wanted in asked.items():
+            if wanted:
+                yield Finding(
+                    Reason.NOT_SUPPORTED,
+                    f"spec.{field} is not supported yet: remove it.",
+                    account=budget.account,
+                )
+        if spec.identity.mode is not IdentityMode.TOKEN_REVIEW:
+            yield Finding(
+                Reason.NOT_SUPPORTED,
+                "identity.mode Offline is not supported yet and calls are refused: use TokenReview.",
+                account=budget.account,
             )
 
 
@@ -173,6 +198,7 @@ CHAIN: Final[tuple[Check, ...]] = (
     secrets_consent,
     private_hosts_allowed,
     vault_supported,
+    features_supported,
     models_priced,
     ladders_known,
 )

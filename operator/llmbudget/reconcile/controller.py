@@ -50,6 +50,9 @@ _FIGURES_SECONDS_MANY: Final = 10.0
 _MANY: Final = 100
 """Active budgets above which figures may lag by ten seconds."""
 
+_LASTING: Final = frozenset({400, 401, 403, 404, 405, 413, 422})
+"""Refusals that trying again does not mend; conflicts and outages pass by themselves."""
+
 Clock = Callable[[], datetime]
 
 
@@ -184,7 +187,7 @@ class Controller:
     async def _report(self, account: str, error: Exception) -> None:
         """Show in the status what keeps a budget from being reconciled."""
         raw = self.store.raw.get(("LLMBudget", account))
-        if isinstance(error, ApiError) and raw is not None:
+        if isinstance(error, ApiError) and error.status in _LASTING and raw is not None:
             message = f"The Kubernetes API refused: {error}."
             if error.status == 403:
                 namespace = raw["metadata"]["namespace"]
