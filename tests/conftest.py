@@ -7,12 +7,13 @@ import json
 import secrets
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llmbudget.clients.cluster import Cluster
 from llmbudget.local import binaries
 from llmbudget.local.controlplane import ControlPlane
 
@@ -69,6 +70,13 @@ def kubectl(kubeconfig: Path) -> Kubectl:
         return result.stdout
 
     return run
+
+
+@pytest.fixture
+async def cluster(kubeconfig: Path) -> AsyncIterator[Cluster]:
+    """Our own client, as the administrator."""
+    async with Cluster.from_kubeconfig(kubeconfig) as connected:
+        yield connected
 
 
 @pytest.fixture(scope="session")

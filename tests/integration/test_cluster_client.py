@@ -19,12 +19,6 @@ pytestmark = pytest.mark.cluster
 Kubectl = Callable[..., str]
 
 
-@pytest.fixture
-async def cluster(kubeconfig: Path) -> AsyncIterator[Cluster]:
-    async with Cluster.from_kubeconfig(kubeconfig) as connected:
-        yield connected
-
-
 def config_map(namespace: str, name: str = "one", **data: str) -> dict[str, object]:
     labels = {"test": "yes"}
     metadata = {"name": name, "namespace": namespace, "labels": labels}

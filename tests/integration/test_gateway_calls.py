@@ -30,12 +30,6 @@ USD = 10**9
 
 
 @pytest.fixture
-async def cluster(kubeconfig: Path) -> AsyncIterator[Cluster]:
-    async with Cluster.from_kubeconfig(kubeconfig) as connected:
-        yield connected
-
-
-@pytest.fixture
 async def simulator(tmp_path: Path) -> AsyncIterator[Simulator]:
     process = Simulator(tmp_path)
     await process.ready()

@@ -147,7 +147,8 @@ def features_supported(world: World) -> Iterator[Finding]:
         if spec.identity.mode is not IdentityMode.TOKEN_REVIEW:
             yield Finding(
                 Reason.NOT_SUPPORTED,
-                "identity.mode Offline is not supported yet and calls are refused: use TokenReview.",
+                "identity.mode Offline is not supported yet, so calls are refused: use"
+                " TokenReview.",
                 account=budget.account,
             )
 
