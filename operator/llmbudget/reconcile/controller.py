@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 RESYNC_SECONDS: Final = 300.0
 """How often a root is looked at again for what no watch tells, such as a Secret's labels."""
-RECHECK_SECONDS: Final = 10.0
+RECHECK_SECONDS: Final = 5.0
 """The same, while something is wrong that people are about to mend."""
 _ROOT_WORKERS: Final = 8
 _STATUS_WORKERS: Final = 8
