@@ -7,7 +7,11 @@ import base64
 import json
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
+
+import httpx
 
 from llmbudget.api.meta import API_VERSION
 from llmbudget.clients.cluster import Cluster
@@ -16,6 +20,7 @@ from llmbudget.local.stage import Stage
 
 Manifest = dict[str, Any]
 GATEWAY = "team-a-gateway"
+READY = ("Ready", "True", "Reconciled")
 MODELS = [
     {
         "name": name,
@@ -23,7 +28,7 @@ MODELS = [
         "maxContext": 128_000,
         "latencyMs": 500,
     }
-    for name, price in (("large", "0.006"), ("small", "0.0006"))
+    for name, price in (("large", "0.006"), ("medium", "0.003"), ("small", "0.0006"))
 ]
 
 
@@ -124,16 +129,111 @@ async def until_condition(
     return found
 
 
-async def until_ready(cluster: Cluster, namespace: str) -> None:
-    await until_condition(cluster, namespace, "Ready", "True", "Reconciled")
-
-
 async def deployment(cluster: Cluster, namespace: str, name: str = GATEWAY) -> Manifest | None:
     return await cluster.get(DEPLOYMENTS, namespace, name)
 
 
 async def start_operator(stage: Stage) -> asyncio.subprocess.Process:
     return await stage.operator(allow_private=["127.0.0.1"])
+
+
+PRICES = {model["name"]: model["cost"] for model in MODELS}
+KEY = "sk-canary"
+
+
+@dataclass
+class Spender:
+    """An application: a token, and the gateway's address."""
+
+    url: str
+    token: str
+
+    async def call(self, model: str = "large", words: int = 1000) -> httpx.Response:
+        """Ask for an answer of that many words, which are as many tokens."""
+        body = {
+            "model": model,
+            "max_tokens": words,
+            "messages": [{"role": "user", "content": f"say {words} words"}],
+        }
+        headers = {"authorization": f"Bearer {self.token}"}
+        async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+            return await client.post(f"{self.url}/v1/chat/completions", json=body, headers=headers)
+
+    async def spend(self, usd: str, model: str = "large") -> None:
+        """Call until so much has been spent."""
+        spent = Decimal(0)
+        while spent < Decimal(usd):
+            answer = await self.call(model)
+            assert answer.status_code == 200, answer.text
+            spent += Decimal(answer.headers["x-llmbudget-cost-usd"])
+
+
+async def start_spending(
+    stage: Stage,
+    cluster: Cluster,
+    namespace: str,
+    *budgets: Manifest,
+    latency_ms: int = 1,
+    reason: tuple[str, str, str] = READY,
+) -> Spender:
+    """Start a provider simulator, apply the budgets (a root first), start its gateway."""
+    url, _ = await stage.provider(PRICES, KEY, latency_ms=latency_ms)
+    await create(cluster, secret(namespace), provider(namespace, url), *budgets)
+    await until("the gateway's Deployment", lambda: deployment(cluster, namespace))
+    gateway = await stage.gateway(f"{namespace}/team-a")
+    await until_condition(cluster, namespace, *reason)
+    return Spender(gateway, await stage.token(namespace, "default", "llmbudget"))
+
+
+def workload(namespace: str, account: str, **annotations: str) -> Manifest:
+    """Write a Deployment that consents to be moved."""
+    consent = {"llmbudget.io/allow-budget": account, "llmbudget.io/model-env": "LLM_MODEL"}
+    labels = {"app": "researcher"}
+    env = [{"name": "OTHER", "value": "stays"}, {"name": "LLM_MODEL", "value": "large"}]
+    container = {"name": "main", "image": "registry.example/researcher:1.0", "env": env}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {
+            "name": "researcher",
+            "namespace": namespace,
+            "labels": labels,
+            "annotations": annotations or consent,
+        },
+        "spec": {
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": {"containers": [container]}},
+        },
+    }
+
+
+def model_of(found: Manifest | None) -> str | None:
+    """Read the model variable of a workload."""
+    assert found is not None
+    env = found["spec"]["template"]["spec"]["containers"][0]["env"]
+    return next((entry.get("value") for entry in env if entry["name"] == "LLM_MODEL"), None)
+
+
+async def until_model(cluster: Cluster, namespace: str, model: str) -> Manifest:
+    """Wait until the workload holds a model; return it."""
+
+    async def ask() -> Manifest | None:
+        found = await deployment(cluster, namespace, "researcher")
+        return found if model_of(found) == model else None
+
+    found: Manifest = await until(f"the workload's model is {model}", ask)
+    return found
+
+
+async def until_phase(cluster: Cluster, namespace: str, phase: str) -> Manifest:
+    """Wait for a phase; return the status."""
+
+    async def ask() -> Manifest | None:
+        now = await status(cluster, namespace)
+        return now if now.get("phase") == phase else None
+
+    found: Manifest = await until(f"phase {phase}", ask)
+    return found
 
 
 __all__ = ["PROVIDERS"]

@@ -21,15 +21,17 @@ from llmbudget.contract.events import (
     BalanceEvent,
     EventName,
     KeysEvent,
+    SnapshotEvent,
+    StreamEvent,
 )
 
-Event = BalanceEvent | ActionEvent | KeysEvent
 Token = Callable[[], Awaitable[str]]
 
-_MODELS: Final[dict[str, type[BalanceEvent] | type[ActionEvent] | type[KeysEvent]]] = {
+_MODELS: Final[dict[str, type[StreamEvent]]] = {
     EventName.BALANCE: BalanceEvent,
     EventName.ACTION: ActionEvent,
     EventName.KEYS: KeysEvent,
+    EventName.SNAPSHOT: SnapshotEvent,
 }
 _CONNECT_SECONDS: Final = 5.0
 _SILENCE_SECONDS: Final = 3.0 * HEARTBEAT_SECONDS
@@ -56,7 +58,7 @@ class GatewayClient:
         """Let go of the connections."""
         await self._client.aclose()
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncIterator[StreamEvent]:
         """Follow the stream until it ends or falls silent.
 
         Raises:

@@ -1,9 +1,9 @@
 """The ledger's event stream: `GET /ledger/v1/balances`, server-sent events.
 
-A snapshot of every account first, then changes. `id:` is the sequence number; a client that
-reconnects with `Last-Event-ID` gets a fresh snapshot all the same, since a balance is a state and
-not a difference. A comment line every few seconds is the heartbeat. Amounts are strings: they may
-exceed what JSON numbers carry exactly.
+A snapshot of every account first, then `event: snapshot`, then changes. `id:` is the sequence
+number; a client that reconnects with `Last-Event-ID` gets a fresh snapshot all the same, since a
+balance is a state and not a difference. A comment line every few seconds is the heartbeat. Amounts
+are strings: they may exceed what JSON numbers carry exactly.
 
 Acknowledge an action with `POST /ledger/v1/actions/{id}/ack`: until then it is sent again in every
 snapshot, and the action is due at least once.
@@ -33,6 +33,7 @@ class EventName(StrEnum):
     BALANCE = "balance"
     ACTION = "action"
     KEYS = "keys"
+    SNAPSHOT = "snapshot"
 
 
 class BalanceEvent(Wire):
@@ -72,7 +73,19 @@ class ActionEvent(Wire):
     seq: int
 
 
+class SnapshotEvent(Wire):
+    """The end of the snapshot: everything known has been said once."""
+
+    seq: int
+
+
 class KeysEvent(Wire):
     """Providers whose key the gateway lacks; empty: none."""
 
     missing: tuple[str, ...]
+
+
+LedgerEvent = BalanceEvent | ActionEvent | SnapshotEvent
+"""What a ledger tells of itself."""
+StreamEvent = LedgerEvent | KeysEvent
+"""What a gateway sends."""

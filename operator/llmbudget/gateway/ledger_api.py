@@ -12,10 +12,11 @@ from llmbudget.api.money import format_usd
 from llmbudget.contract.config import GatewayConfig
 from llmbudget.contract.events import (
     HEARTBEAT_SECONDS,
-    ActionEvent,
     BalanceEvent,
     EventName,
     KeysEvent,
+    LedgerEvent,
+    SnapshotEvent,
 )
 from llmbudget.gateway.keys import Keys
 from llmbudget.gateway.wire import Exchange, Headers
@@ -36,7 +37,7 @@ async def stream_balances(
 ) -> None:
     """Send the event stream until its reader goes away."""
     transport = exchange.response_stream(200, STREAM_HEADERS)
-    queue: asyncio.Queue[BalanceEvent | ActionEvent | None] = asyncio.Queue(1)
+    queue: asyncio.Queue[LedgerEvent | None] = asyncio.Queue(1)
     feeder = asyncio.create_task(_feed(ledger, queue))
     seq, missing, silent = 0, None, 0.0
     # The server raises a RuntimeError when the reader is gone.
@@ -59,13 +60,13 @@ async def stream_balances(
                 if item is None:
                     return
                 seq = item.seq
-                name = EventName.BALANCE if isinstance(item, BalanceEvent) else EventName.ACTION
-                await transport.send_bytes(_event(name, seq, item.model_dump_json(by_alias=True)))
+                document = item.model_dump_json(by_alias=True)
+                await transport.send_bytes(_event(_name(item), seq, document))
         finally:
             feeder.cancel()
 
 
-async def _feed(ledger: Ledger, queue: asyncio.Queue[BalanceEvent | ActionEvent | None]) -> None:
+async def _feed(ledger: Ledger, queue: asyncio.Queue[LedgerEvent | None]) -> None:
     """Follow the ledger; its end, whatever ended it, ends the stream."""
     try:
         async for event in ledger.subscribe():
@@ -73,6 +74,12 @@ async def _feed(ledger: Ledger, queue: asyncio.Queue[BalanceEvent | ActionEvent 
     finally:
         with contextlib.suppress(asyncio.QueueFull):
             queue.put_nowait(None)
+
+
+def _name(event: LedgerEvent) -> EventName:
+    if isinstance(event, BalanceEvent):
+        return EventName.BALANCE
+    return EventName.SNAPSHOT if isinstance(event, SnapshotEvent) else EventName.ACTION
 
 
 def _missing(keys: Keys, config: GatewayConfig | None) -> tuple[str, ...] | None:

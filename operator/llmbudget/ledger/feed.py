@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
 
-from llmbudget.contract.events import ActionEvent, BalanceEvent
+from llmbudget.contract.events import ActionEvent, BalanceEvent, LedgerEvent, SnapshotEvent
 from llmbudget.ledger.interface import ActionRow, Balance
 
 
@@ -54,10 +54,11 @@ class Feed:
             if done.period not in periods:
                 del self._actions[done.id]
 
-    async def follow(self) -> AsyncIterator[BalanceEvent | ActionEvent]:
+    async def follow(self) -> AsyncIterator[LedgerEvent]:
         """See `Ledger.subscribe`."""
         reader = _Reader(self._balances, self._actions)
         self._readers.add(reader)
+        told = False
         try:
             while True:
                 await reader.wake.wait()
@@ -70,6 +71,9 @@ class Feed:
                 actions, reader.actions = reader.actions, {}
                 for action in actions.values():
                     yield self._action_event(action)
+                if not told:
+                    told = True
+                    yield SnapshotEvent(seq=self._seq)
         finally:
             self._readers.discard(reader)
 

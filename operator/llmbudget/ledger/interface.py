@@ -23,7 +23,7 @@ from typing import Protocol
 from llmbudget.api.budget import Action
 from llmbudget.api.money import Nano
 from llmbudget.contract.config import AccountConfig
-from llmbudget.contract.events import ActionEvent, BalanceEvent
+from llmbudget.contract.events import LedgerEvent
 from llmbudget.decide.periods import Period
 
 
@@ -250,7 +250,7 @@ class Ledger(Protocol):
     def balances(self) -> Mapping[str, Balance]:
         """Tell where all accounts stand, from memory."""
 
-    def subscribe(self) -> AsyncIterator[BalanceEvent | ActionEvent]:
+    def subscribe(self) -> AsyncIterator[LedgerEvent]:
         """Follow the accounts: a snapshot (all balances, then the period's actions and all
         unacknowledged ones), then each change. A slow reader gets the latest state of an account,
         not every step, but every action."""

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import NoReturn
 
 from llmbudget.contract.config import AccountConfig
-from llmbudget.contract.events import ActionEvent, BalanceEvent
+from llmbudget.contract.events import LedgerEvent
 from llmbudget.ledger.interface import (
     Balance,
     Entry,
@@ -68,7 +68,7 @@ class UnavailableLedger:
         """There are none."""
         return {}
 
-    async def subscribe(self) -> AsyncIterator[BalanceEvent | ActionEvent]:
+    async def subscribe(self) -> AsyncIterator[LedgerEvent]:
         """Refuse."""
         self._refuse()
         yield  # An iterator, as the interface asks.

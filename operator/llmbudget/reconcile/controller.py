@@ -166,9 +166,13 @@ class Controller:
         known = self._situations.get(root)
         if known is None:
             return
-        self._written_at[root] = time.monotonic()
         world, found, config = known
-        situation = Situation(world, found, config, self._streams.state(root))
+        gateway = self._streams.state(root)
+        if not gateway.asked and self._statuses.are_current(world):
+            # What was known before a restart stands until the gateway has answered, or has not.
+            return
+        self._written_at[root] = time.monotonic()
+        situation = Situation(world, found, config, gateway)
         await self._statuses.write_tree(situation)
 
     def _heard(self, root: str, transition: bool) -> None:

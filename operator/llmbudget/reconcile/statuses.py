@@ -14,7 +14,7 @@ from llmbudget.clients.kinds import BUDGETS
 from llmbudget.decide.ladder import ceiling, weights_of
 from llmbudget.decide.targets import Lower
 from llmbudget.decide.validity import used_providers
-from llmbudget.decide.world import Budget
+from llmbudget.decide.world import Budget, World
 from llmbudget.reconcile.recorder import Recorder
 from llmbudget.reconcile.status import (
     Situation,
@@ -42,6 +42,13 @@ class Statuses:
         self._store = store
         self._recorder = recorder
         self._clock = clock
+
+    def are_current(self, world: World) -> bool:
+        """Tell whether every budget of a tree has a status of its present generation."""
+        return all(
+            self._before("LLMBudget", budget.account).get("observedGeneration") == budget.generation
+            for budget in world.budgets
+        )
 
     async def write_tree(self, situation: Situation) -> None:
         """Move targets and write the statuses of a root, its children and its providers.

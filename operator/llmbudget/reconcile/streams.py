@@ -15,7 +15,7 @@ from llmbudget.api.meta import operator_audience
 from llmbudget.clients.cluster import ApiError, Cluster
 from llmbudget.clients.gateway import GatewayClient, GatewayError
 from llmbudget.contract.config import GATEWAY_PORT
-from llmbudget.contract.events import ActionEvent, BalanceEvent, KeysEvent
+from llmbudget.contract.events import ActionEvent, BalanceEvent, SnapshotEvent, StreamEvent
 
 log = logging.getLogger(__name__)
 
@@ -27,17 +27,16 @@ _RETRY_SECONDS: Final = (0.25, 10.0)
 class GatewayState:
     """What one gateway said last."""
 
+    asked: bool = False
+    """It has answered once, or could not be reached once."""
     connected: bool = False
+    """Its snapshot is complete and its stream is open."""
     problem: str = "no gateway has answered yet"
+    config_generation: int | None = None
+    """The configuration that it has acknowledged."""
     balances: dict[str, BalanceEvent] = field(default_factory=dict)
     actions: dict[str, ActionEvent] = field(default_factory=dict)
     missing_keys: tuple[str, ...] = ()
-
-    @property
-    def config_generation(self) -> int | None:
-        """The configuration that the gateway has acknowledged."""
-        generations = [event.config_generation for event in self.balances.values()]
-        return min(generations) if generations else None
 
 
 Changed = Callable[[str, bool], None]
@@ -115,30 +114,36 @@ class Streams:
             except (GatewayError, ApiError) as error:
                 problem = str(error)
             if state.connected or state.problem != problem:
-                state.connected, state.problem = False, problem
+                state.asked, state.connected, state.problem = True, False, problem
                 log.info("gateway: %s", problem, extra={"fields": {"budget": root}})
                 self._changed(root, True)
             await asyncio.sleep(pause)
             pause = min(pause * 2, longest)
 
-    def _take(
-        self, root: str, state: GatewayState, event: BalanceEvent | ActionEvent | KeysEvent
-    ) -> None:
-        transition = not state.connected
-        state.connected, state.problem = True, ""
-        if isinstance(event, BalanceEvent):
+    def _take(self, root: str, state: GatewayState, event: StreamEvent) -> None:
+        transition = False
+        if isinstance(event, SnapshotEvent):
+            transition = True
+            state.asked, state.connected, state.problem = True, True, ""
+            periods = {balance.period for balance in state.balances.values()}
+            past = [a.id for a in state.actions.values() if a.period not in periods]
+            for action_id in past:
+                del state.actions[action_id]
+        elif isinstance(event, BalanceEvent):
             before = state.balances.get(event.account)
             state.balances[event.account] = event
-            transition |= before is None or _is_transition(before, event)
+            state.config_generation = event.config_generation
+            transition = before is None or _is_transition(before, event)
         elif isinstance(event, ActionEvent):
-            transition |= event.id not in state.actions
+            transition = event.id not in state.actions
             state.actions[event.id] = event
             if not event.acknowledged:
                 self._acted(root, event)
         else:
-            transition |= state.missing_keys != event.missing
+            transition = state.missing_keys != event.missing
             state.missing_keys = event.missing
-        self._changed(root, transition)
+        if state.connected:
+            self._changed(root, transition)
 
     def _client(self, root: str, service: str, tls: bool) -> GatewayClient:
         return GatewayClient(self._url(root, service, tls), _Tokens(self, root).token)

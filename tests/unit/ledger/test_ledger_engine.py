@@ -10,7 +10,7 @@ from tests.unit.ledger.ledger_helpers import account, ask, reading
 
 from llmbudget.api.budget import Action, OnExceeded
 from llmbudget.api.money import Nano
-from llmbudget.contract.events import ActionEvent, BalanceEvent
+from llmbudget.contract.events import ActionEvent, BalanceEvent, SnapshotEvent
 from llmbudget.ledger.interface import (
     AwaitingApproval,
     BudgetExceeded,
@@ -260,6 +260,7 @@ async def test_followers_get_a_snapshot_then_changes(ledger):
     first = await anext(stream)
     assert (first.cap_nano, first.spent_nano, first.config_generation) == (100, 0, 1)
     assert (first.period, first.period_end) == ("2026-11", "2026-12-01T00:00:00+00:00")
+    assert await anext(stream) == SnapshotEvent(seq=first.seq)
     for n in range(3):
         await spend(ledger, f"c{n}", 20)
     news = {type(event): event for event in [await anext(stream), await anext(stream)]}

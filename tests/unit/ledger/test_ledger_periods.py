@@ -7,6 +7,7 @@ from tests.unit.ledger.ledger_helpers import account, ask, count
 
 from llmbudget.api.budget import Action
 from llmbudget.api.money import Nano
+from llmbudget.contract.events import SnapshotEvent
 from llmbudget.ledger.interface import BudgetExceeded, Settlement
 
 NOVEMBER = datetime(2026, 11, 30, 23, 59, 59, tzinfo=UTC)
@@ -152,6 +153,7 @@ async def test_time_zone_changes_with_the_next_period(ledger, clock, first, seco
 async def test_idle_ledger_turns_by_itself(november, clock):
     stream = november.subscribe()
     assert (await anext(stream)).period == "2026-11"
+    assert isinstance(await anext(stream), SnapshotEvent)
     clock.now = DECEMBER
     assert (await anext(stream)).period == "2026-12"
     await stream.aclose()

@@ -16,7 +16,7 @@ from typing import Self, TypeVar
 import apsw
 
 from llmbudget.contract.config import AccountConfig
-from llmbudget.contract.events import ActionEvent, BalanceEvent
+from llmbudget.contract.events import LedgerEvent
 from llmbudget.ledger.feed import Feed
 from llmbudget.ledger.interface import (
     ActionRow,
@@ -170,7 +170,7 @@ class SqliteLedger:
         """See `Ledger.balances`."""
         return self._feed.balances
 
-    def subscribe(self) -> AsyncIterator[BalanceEvent | ActionEvent]:
+    def subscribe(self) -> AsyncIterator[LedgerEvent]:
         """See `Ledger.subscribe`."""
         return self._feed.follow()
 
