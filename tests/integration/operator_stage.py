@@ -7,7 +7,7 @@ import base64
 import json
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
@@ -147,6 +147,9 @@ class Spender:
 
     url: str
     token: str
+    client: httpx.AsyncClient = field(
+        default_factory=lambda: httpx.AsyncClient(trust_env=False, timeout=30)
+    )
 
     async def call(self, model: str = "large", words: int = 1000) -> httpx.Response:
         """Ask for an answer of that many words, which are as many tokens."""
@@ -156,8 +159,7 @@ class Spender:
             "messages": [{"role": "user", "content": f"say {words} words"}],
         }
         headers = {"authorization": f"Bearer {self.token}"}
-        async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
-            return await client.post(f"{self.url}/v1/chat/completions", json=body, headers=headers)
+        return await self.client.post(f"{self.url}/v1/chat/completions", json=body, headers=headers)
 
     async def spend(self, usd: str, model: str = "large") -> None:
         """Call until so much has been spent."""

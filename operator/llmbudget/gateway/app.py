@@ -64,6 +64,8 @@ class App:
         self._clock = clock
         self.stopping = False
         """No new calls are taken."""
+        self.finished = False
+        """The last call has been settled: streams end."""
         self.calls_running = 0
         """Calls under way."""
         self._handlers: Mapping[tuple[str, str], Handler] = {
@@ -146,7 +148,9 @@ class App:
 
     async def _balances(self, request: Request, exchange: Exchange) -> None:
         await self._operator(request)
-        await stream_balances(self._ledger, self._keys, self._configured, exchange)
+        await stream_balances(
+            self._ledger, self._keys, self._configured, exchange, lambda: self.finished
+        )
 
     async def _acknowledge(self, request: Request, exchange: Exchange) -> None:
         await self._operator(request)

@@ -33,9 +33,13 @@ Configured = Callable[[], GatewayConfig | None]
 
 
 async def stream_balances(
-    ledger: Ledger, keys: Keys, configured: Configured, exchange: Exchange
+    ledger: Ledger,
+    keys: Keys,
+    configured: Configured,
+    exchange: Exchange,
+    ended: Callable[[], bool],
 ) -> None:
-    """Send the event stream until its reader goes away."""
+    """Send the event stream until its reader goes away, or the gateway says that it ends."""
     transport = exchange.response_stream(200, STREAM_HEADERS)
     queue: asyncio.Queue[LedgerEvent | None] = asyncio.Queue(1)
     feeder = asyncio.create_task(_feed(ledger, queue))
@@ -43,7 +47,7 @@ async def stream_balances(
     # The server raises a RuntimeError when the reader is gone.
     with contextlib.suppress(RuntimeError):
         try:
-            while True:
+            while not ended():
                 found = _missing(keys, configured())
                 if found != missing:
                     missing = found

@@ -160,3 +160,4 @@ async def _finish(app: App, grace_seconds: float) -> None:
     deadline = loop.time() + grace_seconds
     while app.calls_running and loop.time() < deadline:
         await asyncio.sleep(_POLL_SECONDS)
+    app.finished = True
