@@ -54,10 +54,12 @@ async def run(options: Options) -> None:
             instance=f"{socket.gethostname()}-{os.getpid()}",
         )
         await _list_all(cluster, controller)
-        await _until_signalled(
+        stop = asyncio.Event()
+        await _until(
+            stop,
             controller.run(),
             kopf.operator(
-                registry=registry(controller),
+                registry=registry(controller, stop),
                 settings=settings(),
                 clusterwide=True,
                 standalone=True,
@@ -77,9 +79,8 @@ async def _list_all(cluster: Cluster, controller: Controller) -> None:
     log.info("listed", extra={"fields": found})
 
 
-async def _until_signalled(*works: Awaitable[None]) -> None:
+async def _until(stop: asyncio.Event, *works: Awaitable[None]) -> None:
     """Run all until a signal comes, or until one of them fails, which ends the process."""
-    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     tasks = [asyncio.ensure_future(work) for work in works]
     stopped = asyncio.create_task(stop.wait())

@@ -6,6 +6,7 @@ them would be logged and dropped, so they do nothing but pass on what they saw.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Any, Final
 
@@ -18,8 +19,8 @@ _KINDS: Final = {"llmbudgets": "LLMBudget", "llmproviders": "LLMProvider"}
 _WATCH_SECONDS: Final = 240
 
 
-def registry(controller: Controller) -> kopf.OperatorRegistry:
-    """Build the handlers for one controller."""
+def registry(controller: Controller, stop: asyncio.Event) -> kopf.OperatorRegistry:
+    """Build the handlers for one controller; `stop` is set when kopf is asked to end."""
     handlers = kopf.OperatorRegistry()
 
     async def seen(type: str | None, body: kopf.Body, resource: kopf.Resource, **_: Any) -> None:  # noqa: ANN401
@@ -35,6 +36,11 @@ def registry(controller: Controller) -> kopf.OperatorRegistry:
         if account in controller.store.budgets:
             controller.look_at(account)
 
+    async def end(**_: Any) -> None:  # noqa: ANN401
+        # Kopf takes the signals over, and would wait seconds for tasks that it did not start.
+        stop.set()
+
+    kopf.on.cleanup(registry=handlers, id="end")(end)
     kopf.on.login(registry=handlers, id="login")(_log_in)
     for plural in _KINDS:
         kopf.on.event(GROUP, VERSION, plural, registry=handlers, id=plural)(seen)
