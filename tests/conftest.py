@@ -21,6 +21,11 @@ REPOSITORY = Path(__file__).parent.parent
 Kubectl = Callable[..., str]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make golden`."""
+    parser.addoption("--update-golden", action="store_true", help="write the golden files anew")
+
+
 class KubectlError(Exception):
     """kubectl failed; the text is what it said."""
 
