@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.operator_stage import start_operator
 
 from llmbudget.clients.cluster import Cluster
 from llmbudget.local import binaries
 from llmbudget.local.controlplane import ControlPlane
+from llmbudget.local.stage import Stage
 
 REPOSITORY = Path(__file__).parent.parent
 Kubectl = Callable[..., str]
@@ -111,3 +113,19 @@ def get(kubectl: Kubectl) -> Callable[..., dict[str, Any]]:
         return found
 
     return read
+
+
+@pytest.fixture
+async def stage(kubeconfig: Path, namespace: str, tmp_path: Path) -> AsyncIterator[Stage]:
+    """Everything but the operator installed, and one namespace that it may manage."""
+    kubectl = binaries.find(lambda _: None).kubectl
+    async with Stage(tmp_path, kubeconfig, kubectl) as made:
+        await made.install()
+        await made.allow_namespace(namespace)
+        yield made
+
+
+@pytest.fixture
+async def operator(stage: Stage) -> asyncio.subprocess.Process:
+    """The operator as a process, with the rights of its own ServiceAccount."""
+    return await start_operator(stage)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.integration.gateway_process import (
+from tests.support.gateway_process import (
     GatewayProcess,
     Simulator,
     account,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.worlds import read, world_of
+from tests.support.worlds import read, world_of
 
 from llmbudget.decide.validity import findings
 from llmbudget.render.children import children

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-from tests.integration.operator_stage import (
+from tests.support.operator_stage import (
     budget,
     create,
     model_of,

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from tests.integration.gateway_process import (
+from tests.support.gateway_process import (
     KEY,
     GatewayProcess,
     Simulator,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.integration.operator_stage import (
+from tests.support.operator_stage import (
     GATEWAY,
     PROVIDERS,
     budget,

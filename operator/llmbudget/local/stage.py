@@ -147,7 +147,9 @@ class Stage:
         )
         return made.strip()
 
-    async def operator(self, *, allow_private: Sequence[str]) -> asyncio.subprocess.Process:
+    async def operator(
+        self, *, allow_private: Sequence[str], name: str = "operator"
+    ) -> asyncio.subprocess.Process:
         """Start the operator with its own account's token."""
         kubeconfig = self.folder / "operator.kubeconfig"
         config = yaml.safe_load(self.kubeconfig.read_text())
@@ -160,7 +162,7 @@ class Stage:
             argument for host in allow_private for argument in ("--allow-private-host", host)
         ]
         return await self.start(
-            "operator",
+            name,
             "operator",
             *("--kubeconfig", kubeconfig),
             *("--namespace", OPERATOR_NAMESPACE),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -133,8 +134,10 @@ async def deployment(cluster: Cluster, namespace: str, name: str = GATEWAY) -> M
     return await cluster.get(DEPLOYMENTS, namespace, name)
 
 
-async def start_operator(stage: Stage) -> asyncio.subprocess.Process:
-    return await stage.operator(allow_private=["127.0.0.1"])
+async def start_operator(stage: Stage, *, again: bool = False) -> asyncio.subprocess.Process:
+    """Start the operator; `again`: another one, after or beside the first."""
+    name = f"operator-{secrets.token_hex(3)}" if again else "operator"
+    return await stage.operator(allow_private=["127.0.0.1"], name=name)
 
 
 PRICES = {model["name"]: model["cost"] for model in MODELS}
