@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,77 +10,23 @@ import openai
 import pytest
 from tests.support.gateway_process import (
     KEY,
+    USD,
     GatewayProcess,
     Simulator,
     account,
+    body,
     config,
+    post,
     provider,
+    rows,
 )
 
+from llmbudget.api.budget import OnExceeded
 from llmbudget.api.money import parse_usd
 from llmbudget.clients.cluster import Cluster
-from llmbudget.ledger.interface import Entry
-from llmbudget.ledger.sqlite import SqliteLedger
+from llmbudget.contract.config import ConsumerConfig, Limits
 
 pytestmark = pytest.mark.cluster
-USD = 10**9
-
-
-@pytest.fixture
-async def simulator(tmp_path: Path) -> AsyncIterator[Simulator]:
-    process = Simulator(tmp_path)
-    await process.ready()
-    yield process
-    process.stop()
-
-
-@pytest.fixture
-async def gateway(
-    cluster: Cluster, kubeconfig: Path, namespace: str, tmp_path: Path, simulator: Simulator
-) -> AsyncIterator[GatewayProcess]:
-    """A gateway with one budget of 1 USD; afterwards nobody but the provider has seen the key."""
-    process = GatewayProcess(cluster, kubeconfig, namespace, tmp_path)
-    await process.prepare()
-    await process.configure(
-        config(namespace, (account(namespace, USD),), (provider("sim", simulator.port),))
-    )
-    process.start()
-    await process.ready()
-    yield process
-    assert process.stop() == 0
-    written = process.log.read_bytes() + (tmp_path / "ledger" / "ledger.db").read_bytes()
-    assert KEY.encode() not in written
-    assert b"canary prompt" not in written
-
-
-def body(model: str = "small", words: int = 20, **fields: Any) -> dict[str, Any]:
-    messages = [{"role": "user", "content": f"canary prompt: say {words} words"}]
-    return {"model": model, "messages": messages, "max_tokens": 100} | fields
-
-
-async def post(
-    gateway: GatewayProcess, document: Any, token: str | None = None, **headers: str
-) -> httpx.Response:
-    sent = {name.replace("_", "-"): value for name, value in headers.items()}
-    sent["authorization"] = f"Bearer {token or await gateway.token()}"
-    content = document if isinstance(document, bytes) else json.dumps(document).encode()
-    sent.setdefault("content-type", "application/json")
-    async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
-        return await client.post(
-            f"{gateway.url}/v1/chat/completions", content=content, headers=sent
-        )
-
-
-async def rows(gateway: GatewayProcess) -> list[Entry]:
-    """Stop the gateway, so that everything is settled, and read its ledger."""
-    gateway.stop()
-    ledger = await SqliteLedger.open(gateway.folder / "ledger" / "ledger.db")
-    try:
-        return list(await ledger.entries())
-    finally:
-        await ledger.close()
-        gateway.start()
-        await gateway.ready()
 
 
 async def test_a_call_is_answered_and_charged_to_the_nano(
@@ -304,3 +247,78 @@ async def test_keys_rotate_without_a_restart(gateway: GatewayProcess) -> None:
     key.write_text(KEY)
     await asyncio.sleep(1.1)
     assert (await post(gateway, body())).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("asked", "served"),
+    [
+        ("auto", "large"),
+        ("auto:cheapest", "free"),
+        ("auto:fastest", "free"),
+        ("sim/small", "small"),
+    ],
+)
+async def test_the_gateway_chooses(
+    gateway: GatewayProcess, namespace: str, simulator: Simulator, asked: str, served: str
+) -> None:
+    plain = provider("sim", simulator.port)
+    models = tuple(model for model in plain.models if "@" not in model.name)
+    only = provider("sim", simulator.port, models=models)
+    await gateway.configure(config(namespace, (account(namespace, USD),), (only,), generation=2))
+    await asyncio.sleep(0.5)
+    answer = await post(gateway, body(asked))
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-llmbudget-model"] == served
+
+
+async def test_without_money_what_costs_nothing_goes_on(
+    gateway: GatewayProcess, namespace: str, simulator: Simulator
+) -> None:
+    spent = account(namespace, 0, on_exceeded=OnExceeded.DOWNGRADE)
+    await gateway.configure(
+        config(namespace, (spent,), (provider("sim", simulator.port),), generation=2)
+    )
+    await asyncio.sleep(0.5)
+    answer = await post(gateway, body("large"))
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-llmbudget-model"] == "free"
+    assert answer.headers["x-llmbudget-downgraded-from"] == "large"
+
+
+async def test_a_configuration_that_is_wrong_leaves_the_last_one_in_force(
+    gateway: GatewayProcess, cluster: Cluster, namespace: str, simulator: Simulator
+) -> None:
+    metadata = {"name": "team-a-gateway", "namespace": namespace}
+    for data in ({"gateway.json": '{"generation": 2}'}, {"gateway.json": "{"}, {}):
+        await cluster.apply(
+            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
+        )
+        await asyncio.sleep(0.5)
+        assert (await post(gateway, body())).status_code == 200
+    assert gateway.log.read_text().count("configuration refused") == 3
+    nobody = account(namespace, USD, consumers=())
+    await gateway.configure(
+        config(namespace, (nobody,), (provider("sim", simulator.port),), generation=3)
+    )
+    await asyncio.sleep(0.5)
+    assert (await post(gateway, body())).status_code == 403
+
+
+async def test_a_consumers_limits(
+    gateway: GatewayProcess, namespace: str, simulator: Simulator
+) -> None:
+    limited = ConsumerConfig(
+        namespace=namespace,
+        service_accounts=("researcher",),
+        limits=Limits(requests_per_minute=5),
+    )
+    mine = account(namespace, USD, consumers=(limited,))
+    await gateway.configure(
+        config(namespace, (mine,), (provider("sim", simulator.port),), generation=2)
+    )
+    await asyncio.sleep(0.5)
+    token = await gateway.token()
+    answers = [await post(gateway, body(), token) for _ in range(7)]
+    assert [answer.status_code for answer in answers] == [200] * 5 + [429] * 2
+    assert 1 <= int(answers[-1].headers["retry-after"]) <= 12
+    assert (await simulator.bill())["calls"] == 5

@@ -32,8 +32,11 @@ from llmbudget.contract.config import (
     ProviderConfig,
     Threshold,
 )
+from llmbudget.ledger.interface import Entry
+from llmbudget.ledger.sqlite import SqliteLedger
 from llmbudget.local.process import free_port
 
+USD = 10**9
 KEY = "sk-canary-4f1e9d8c7b6a5e4d3c2b1a09"
 """The provider's key: nothing but the provider may ever see it."""
 OPERATOR = "llmbudget-system/llmbudget-operator"
@@ -304,6 +307,36 @@ async def events(gateway: GatewayProcess, token: str) -> AsyncIterator[tuple[str
                 name = line[6:].strip()
             elif line.startswith("data:"):
                 yield name, json.loads(line[5:])
+
+
+def body(model: str = "small", words: int = 20, **fields: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": f"canary prompt: say {words} words"}]
+    return {"model": model, "messages": messages, "max_tokens": 100} | fields
+
+
+async def post(
+    gateway: GatewayProcess, document: Any, token: str | None = None, **headers: str
+) -> httpx.Response:
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    sent["authorization"] = f"Bearer {token or await gateway.token()}"
+    content = document if isinstance(document, bytes) else json.dumps(document).encode()
+    sent.setdefault("content-type", "application/json")
+    async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+        return await client.post(
+            f"{gateway.url}/v1/chat/completions", content=content, headers=sent
+        )
+
+
+async def rows(gateway: GatewayProcess) -> list[Entry]:
+    """Stop the gateway, so that everything is settled, and read its ledger."""
+    gateway.stop()
+    ledger = await SqliteLedger.open(gateway.folder / "ledger" / "ledger.db")
+    try:
+        return list(await ledger.entries())
+    finally:
+        await ledger.close()
+        gateway.start()
+        await gateway.ready()
 
 
 __all__ = ["KEY", "Limits", "Threshold"]
