@@ -101,7 +101,11 @@ class Cost(Model):
     cached_input_per_1k: Price | None = Field(default=None, alias="cachedInputPer1K")
     """Input tokens read from the provider's cache; default: as input."""
     cache_write_per_1k: Price | None = Field(default=None, alias="cacheWritePer1K")
-    """Input tokens written to the provider's cache; default: as input."""
+    """Input tokens written to the provider's cache; default: as input, or 1.25 times that in
+    Anthropic's protocol."""
+    cache_write_hour_per_1k: Price | None = Field(default=None, alias="cacheWriteHourPer1K")
+    """Input tokens written to a cache that lasts for an hour; default: as input, or twice that in
+    Anthropic's protocol."""
     reasoning_per_1k: Price | None = Field(default=None, alias="reasoningPer1K")
     """Reasoning tokens; default: as output."""
 
@@ -137,6 +141,9 @@ class ProviderModel(Model):
     """Most output tokens that the provider produces in one call."""
     default_max_output: Annotated[int, Field(ge=1, le=10_000_000)] = 4096
     """Output limit in tokens that is set when the request sets none."""
+    image_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Most input tokens that one image costs; default: what the provider documents for the model
+    where that is known, else the whole context."""
     latency_ms: Annotated[int, Field(ge=0, le=3_600_000)] = 1000
     """Expected latency in milliseconds; `auto:fastest` chooses by it."""
 

@@ -49,13 +49,19 @@ class Prices(Wire):
     cached_input: Decimal
     cache_write: Decimal
     reasoning: Decimal
+    cache_write_hour: Decimal | None = None
+    """Written to a cache that lasts for an hour; None: as `cache_write`."""
+
+    @property
+    def hour(self) -> Decimal:
+        """The rate of `cache_write_hour`, effective."""
+        return self.cache_write if self.cache_write_hour is None else self.cache_write_hour
 
     @property
     def free(self) -> bool:
         """Whether every token costs nothing."""
-        return not any(
-            (self.input, self.output, self.cached_input, self.cache_write, self.reasoning)
-        )
+        rates = (self.input, self.output, self.cached_input, self.cache_write, self.hour)
+        return not any((*rates, self.reasoning))
 
 
 class ModelConfig(Wire):
@@ -68,6 +74,8 @@ class ModelConfig(Wire):
     max_output: int
     default_max_output: int
     latency_ms: int
+    image_tokens: int | None = None
+    """Most tokens of one image; None: as many as the context holds."""
 
 
 class ProviderConfig(Wire):

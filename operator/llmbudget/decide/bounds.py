@@ -2,7 +2,8 @@
 
 Input. A tokeniser makes at most one token of a byte, so the prompt's UTF-8 bytes bound its tokens,
 counted in the longest of the Unicode forms that tokenisers convert to before they cut. The model's
-context bounds them too: a longer prompt is refused by the provider.
+context bounds them too: a longer prompt is refused by the provider. An image counts as its
+provider documents at most, or as a whole context.
 What the provider adds counts as well: markers around each message and a preamble, and for tools
 and output schemas their rendering, which may be indented or turned into another notation. All of
 these are counted at several times what known templates need.
@@ -53,6 +54,9 @@ class Demand:
     """Answers that are asked for (`n`)."""
     limit: int | None = None
     """Output limit of the request, tokens for each answer; None: the request sets none."""
+    images: int = 0
+    contexts: int = 1
+    """Inputs that are read each by itself; 0: nothing that is charged is read."""
 
 
 def longest_form(text: bytes) -> int:
@@ -68,7 +72,9 @@ def input_bound(demand: Demand, model: ModelConfig) -> int:
     """Bound the input in tokens."""
     schema = SCHEMA_OVERHEAD + SCHEMA_FACTOR * demand.schema_bytes if demand.schema_bytes else 0
     wrapping = REQUEST_OVERHEAD + MESSAGE_OVERHEAD * demand.messages
-    return min(demand.prompt_bytes + wrapping + schema, model.max_context)
+    most = model.max_context * demand.contexts
+    images = demand.images * (most if model.image_tokens is None else model.image_tokens)
+    return min(demand.prompt_bytes + wrapping + schema + images, most)
 
 
 def default_limit(demand: Demand, model: ModelConfig) -> int:
@@ -110,7 +116,7 @@ def affordable_limit(
 
 def dearest_input(prices: Prices) -> Decimal:
     """Tell the dearest rate that an input token may have."""
-    return max(prices.input, prices.cached_input, prices.cache_write)
+    return max(prices.input, prices.cached_input, prices.cache_write, prices.hour)
 
 
 def dearest_output(prices: Prices) -> Decimal:

@@ -14,7 +14,7 @@ from decimal import Context, Decimal, Inexact
 from typing import TYPE_CHECKING, Final
 
 from llmbudget.api.money import Nano, parse_price, round_up
-from llmbudget.api.provider import Cost, ProviderModel
+from llmbudget.api.provider import Cost, Protocol, ProviderModel, ProviderSpec
 from llmbudget.contract.config import Prices
 
 if TYPE_CHECKING:
@@ -27,8 +27,14 @@ _NANO_PER_TOKEN: Final = Decimal(1000)
 _INPUT: Final = "input_mtok"
 _OUTPUT: Final = "output_mtok"
 _CACHE_READ: Final = "cache_read_mtok"
-_CACHE_WRITES: Final = ("cache_write_mtok", "cache_write_1h_mtok")
+_CACHE_WRITE: Final = "cache_write_mtok"
+_CACHE_WRITE_HOUR: Final = "cache_write_1h_mtok"
 _REASONING: Final = "output_reasoning_mtok"
+_CACHE_WRITES: Final = {
+    Protocol.OPENAI: (Decimal(1), Decimal(1)),
+    Protocol.ANTHROPIC: (Decimal("1.25"), Decimal(2)),
+}
+"""What writing to a cache costs in multiples of the input's price, as Anthropic documents it."""
 _UNBOUNDED: Final = frozenset(
     {"requests_kcount", "output_citation_mtok", "input_mchars", "input_text_messages_kcount"}
 )
@@ -41,7 +47,8 @@ _SEARCHING: Final = ("search", "research", "sonar")
 class Usage:
     """Tokens that one call used.
 
-    `tokens_in` includes `cached` and `cache_write`; `tokens_out` includes `reasoning`.
+    `tokens_in` includes `cached` and `cache_write`, which includes `cache_write_hour`: what is
+    written to a cache that lasts for an hour; `tokens_out` includes `reasoning`.
     """
 
     tokens_in: int
@@ -49,6 +56,7 @@ class Usage:
     cached: int = 0
     cache_write: int = 0
     reasoning: int = 0
+    cache_write_hour: int = 0
 
 
 def cost(usage: Usage, prices: Prices) -> Nano:
@@ -56,33 +64,38 @@ def cost(usage: Usage, prices: Prices) -> Nano:
     fma = _EXACT.fma
     total = fma(usage.tokens_in - usage.cached - usage.cache_write, prices.input, Decimal(0))
     total = fma(usage.cached, prices.cached_input, total)
-    total = fma(usage.cache_write, prices.cache_write, total)
+    total = fma(usage.cache_write - usage.cache_write_hour, prices.cache_write, total)
+    total = fma(usage.cache_write_hour, prices.hour, total)
     total = fma(usage.tokens_out - usage.reasoning, prices.output, total)
     return round_up(fma(usage.reasoning, prices.reasoning, total))
 
 
-def resolve_prices(model: ProviderModel, endpoint: str, at: datetime) -> Prices | None:
+def resolve_prices(model: ProviderModel, provider: ProviderSpec, at: datetime) -> Prices | None:
     """Find a model's prices: those of its provider's resource, else the list prices.
 
     None: nobody knows what the model costs, and calls to it must be refused.
     """
     if model.cost is not None:
-        return _written(model.cost)
-    return list_prices(endpoint, model.upstream_name or model.name, at)
+        return _written(model.cost, _CACHE_WRITES[provider.protocol])
+    return list_prices(provider.endpoint, model.upstream_name or model.name, at)
 
 
-def _written(written: Cost) -> Prices:
-    """Convert the prices that a resource states; what it leaves out costs as its base rate."""
+def _written(written: Cost, cache_writes: tuple[Decimal, Decimal]) -> Prices:
+    """Convert the prices that a resource states; what it leaves out costs as its base rate, or
+    as a multiple of it for what is written to a cache for minutes, and for an hour."""
 
     def rate(text: str | None, otherwise: Decimal) -> Decimal:
         return otherwise if text is None else parse_price(text)
 
     base, out = parse_price(written.input_per_1k), parse_price(written.output_per_1k)
+    write = rate(written.cache_write_per_1k, base * cache_writes[0])
+    hour = rate(written.cache_write_hour_per_1k, max(write, base * cache_writes[1]))
     return Prices(
         input=base,
         output=out,
         cached_input=rate(written.cached_input_per_1k, base),
-        cache_write=rate(written.cache_write_per_1k, base),
+        cache_write=write,
+        cache_write_hour=None if hour == write else hour,
         reasoning=rate(written.reasoning_per_1k, out),
     )
 
@@ -140,11 +153,13 @@ def _dearest(tables: list[dict[str, object]]) -> Prices | None:
     def nano(found: Decimal | None, otherwise: Decimal) -> Decimal:
         return _EXACT.multiply(otherwise if found is None else found, _NANO_PER_TOKEN)
 
+    write, hour = nano(rate(_CACHE_WRITE), base), nano(rate(_CACHE_WRITE_HOUR), Decimal(0))
     return Prices(
         input=nano(base, base),
         output=nano(out, out),
         cached_input=nano(rate(_CACHE_READ), base),
-        cache_write=nano(rate(*_CACHE_WRITES), base),
+        cache_write=write,
+        cache_write_hour=hour if hour > write else None,
         reasoning=nano(rate(_REASONING), out),
     )
 

@@ -76,6 +76,15 @@ def route(
     return _automatic(catalogue, strategy, protocol, demand, lower)
 
 
+def only_named(catalogue: Catalogue, wanted: str, protocol: Protocol) -> Route:
+    """Find the offers of a model that nothing else can stand in for, such as one for embeddings.
+
+    Raises:
+        NoRoute: it is not on offer, or it is left to the gateway to choose.
+    """
+    return _named(catalogue, wanted, protocol, lambda name: name)
+
+
 def free_route(catalogue: Catalogue, wanted: str, protocol: Protocol, demand: Demand) -> Route:
     """Find offers that cost nothing, for a budget that goes on with those alone.
 

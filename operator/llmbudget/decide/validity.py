@@ -161,7 +161,7 @@ def models_priced(world: World) -> Iterator[Finding]:
         unpriced = [
             model.name
             for model in provider.spec.models
-            if resolve_prices(model, provider.spec.endpoint, world.now) is None
+            if resolve_prices(model, provider.spec, world.now) is None
         ]
         if unpriced:
             yield Finding(

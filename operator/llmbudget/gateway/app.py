@@ -15,7 +15,7 @@ from llmbudget.clients.cluster import TokenIdentity
 from llmbudget.contract.config import GatewayConfig
 from llmbudget.contract.events import ACTIONS_PATH, BALANCES_PATH, CALLS_PATH
 from llmbudget.decide.consumers import Consumer, NoBudget
-from llmbudget.gateway.call import ChatCalls, refusal_of
+from llmbudget.gateway.call import Calls, refusal_of
 from llmbudget.gateway.clock import ClockCheck
 from llmbudget.gateway.configuration import Configuration
 from llmbudget.gateway.identity import Identities
@@ -25,7 +25,10 @@ from llmbudget.gateway.limits import ConsumerLimits
 from llmbudget.gateway.probes import JSON, Monitoring
 from llmbudget.gateway.protocols import errors
 from llmbudget.gateway.protocols.errors import Refusal
-from llmbudget.gateway.protocols.openai import models_body
+from llmbudget.gateway.protocols.messages import MESSAGES
+from llmbudget.gateway.protocols.models import models_body
+from llmbudget.gateway.protocols.operation import Operation
+from llmbudget.gateway.protocols.operations import OPERATIONS
 from llmbudget.gateway.routes import Routes
 from llmbudget.gateway.wire import Exchange, Request, Scope
 from llmbudget.ledger.interface import Ledger, LedgerError
@@ -46,7 +49,7 @@ class App:
         configuration: Configuration,
         ledger: Ledger,
         keys: Keys,
-        calls: ChatCalls,
+        calls: Calls,
         consumers: Identities,
         operators: Callable[[str], Identities],
         monitoring: Monitoring,
@@ -69,7 +72,7 @@ class App:
         self.calls_running = 0
         """Calls under way."""
         self._handlers: Mapping[tuple[str, str], Handler] = {
-            ("POST", "/v1/chat/completions"): self._chat,
+            **{("POST", operation.path): self._calling(operation) for operation in OPERATIONS},
             ("GET", "/v1/models"): self._models,
             ("GET", BALANCES_PATH): self._balances,
             ("GET", "/livez"): self._livez,
@@ -85,7 +88,8 @@ class App:
             await self._answer(scope, exchange)
         except Refusal as refusal:
             metrics.REFUSALS.labels(refusal.code).inc()
-            spoken = Protocol.ANTHROPIC if scope.path == "/v1/messages" else Protocol.OPENAI
+            anthropic = scope.path.startswith(MESSAGES.path)
+            spoken = Protocol.ANTHROPIC if anthropic else Protocol.OPENAI
             exchange.response_bytes(*errors.render(refusal, spoken))
         except Exception:
             # The edge: whatever is wrong with one request must not end the server, nor be told.
@@ -120,21 +124,28 @@ class App:
             raise Refusal(405, "method_not_allowed", message)
         raise Refusal(404, "not_found", f"There is nothing at {method} {path[:200]}.")
 
-    async def _chat(self, request: Request, exchange: Exchange) -> None:
-        routes = self._serving()
-        consumer = await self._consumer(request, routes)
-        with self._limits.admitted(consumer) as count_tokens:
-            self.calls_running += 1
-            try:
-                await self._calls.serve(routes, consumer, request, exchange, count_tokens)
-            finally:
-                self.calls_running -= 1
+    def _calling(self, operation: Operation) -> Handler:
+        async def call(request: Request, exchange: Exchange) -> None:
+            routes = self._serving()
+            consumer = await self._consumer(request, routes)
+            with self._limits.admitted(consumer) as count_tokens:
+                self.calls_running += 1
+                try:
+                    await self._calls.serve(
+                        operation, routes, consumer, request, exchange, count_tokens
+                    )
+                finally:
+                    self.calls_running -= 1
+
+        return call
 
     async def _models(self, request: Request, exchange: Exchange) -> None:
         routes = self._serving()
         consumer = await self._consumer(request, routes)
-        offers = routes.catalogues[consumer.account.name].speaking(Protocol.OPENAI)
-        exchange.response_bytes(200, JSON, models_body(offers))
+        asked = "anthropic-version" in request.headers
+        protocol = Protocol.ANTHROPIC if asked else Protocol.OPENAI
+        offers = routes.catalogues[consumer.account.name].speaking(protocol)
+        exchange.response_bytes(200, JSON, models_body(offers, protocol))
 
     async def _call(self, request: Request, exchange: Exchange) -> None:
         routes = self._serving()

@@ -1,4 +1,4 @@
-"""A chat completion, from the caller's request to its answer.
+"""A call, from the caller's request to its answer.
 
 Each physical attempt at a provider has a hold and a row of its own. What happened to an attempt
 decides what it is charged: what certainly did not reach the provider, and a complete answer that
@@ -16,19 +16,18 @@ from typing import Final
 
 from llmbudget.api.budget import OnExceeded
 from llmbudget.api.money import Nano, format_usd
-from llmbudget.api.provider import Protocol
 from llmbudget.decide.bounds import affordable_limit, default_limit, plausible_tokens, upper_bound
 from llmbudget.decide.catalogue import Catalogue, Offer
 from llmbudget.decide.consumers import Consumer
-from llmbudget.decide.routing import NoRoute, Route, free_route, route
+from llmbudget.decide.routing import NoRoute, Route, free_route, only_named, route
 from llmbudget.gateway.admission import Admission
 from llmbudget.gateway.attempt import Attempt
 from llmbudget.gateway.keys import Keys, mask
 from llmbudget.gateway.observe import CallRecord
 from llmbudget.gateway.protocols import errors
 from llmbudget.gateway.protocols.errors import Refusal
-from llmbudget.gateway.protocols.openai import ChatRequest, parse_chat, upstream_body
-from llmbudget.gateway.protocols.openai_answers import usage_of
+from llmbudget.gateway.protocols.messages import check_betas
+from llmbudget.gateway.protocols.operation import CallRequest, Operation
 from llmbudget.gateway.routes import Routes
 from llmbudget.gateway.stream import relay
 from llmbudget.gateway.upstream import Answer, Doubtful, NotSent, Upstream
@@ -43,7 +42,6 @@ from llmbudget.ledger.interface import (
     Status,
 )
 
-PATH: Final = "/chat/completions"
 _DOUBTFUL_STATUSES: Final = frozenset({408, 499, 502, 504, *range(520, 530)})
 """Errors of something between here and the provider: it may have worked on the call."""
 _CALLERS_FAULT: Final = frozenset({400, 405, 406, 409, 410, 411, 413, 414, 415, 416, 422})
@@ -64,7 +62,8 @@ class Call:
     """One call under way."""
 
     consumer: Consumer
-    chat: ChatRequest
+    operation: Operation
+    asked: CallRequest
     catalogue: Catalogue
     upstreams: Mapping[str, Upstream]
     exchange: Exchange
@@ -72,6 +71,14 @@ class Call:
     task_id: str | None
     idempotency_key: str | None
     fingerprint: str | None
+    betas: str | None
+    """The caller's `anthropic-beta`, checked."""
+
+    @property
+    def upstream_headers(self) -> Headers:
+        """Headers for the provider beside the key."""
+        betas = [("anthropic-beta", self.betas)] if self.betas else []
+        return [*self.operation.headers, *betas]
 
     @property
     def path(self) -> tuple[str, ...]:
@@ -79,8 +86,8 @@ class Call:
         return tuple(account.name for account in self.catalogue.path)
 
 
-class ChatCalls:
-    """Serves POST /v1/chat/completions."""
+class Calls:
+    """Serves the operations of all APIs."""
 
     def __init__(self, ledger: Ledger, admission: Admission, keys: Keys) -> None:
         self._ledger = ledger
@@ -89,6 +96,7 @@ class ChatCalls:
 
     async def serve(
         self,
+        operation: Operation,
         routes: Routes,
         consumer: Consumer,
         request: Request,
@@ -102,9 +110,12 @@ class ChatCalls:
         """
         body = await request.body()
         key, task_id = _checked_headers(request)
+        betas = request.headers.get("anthropic-beta")
+        check_betas(betas)
         call = Call(
             consumer=consumer,
-            chat=parse_chat(body),
+            operation=operation,
+            asked=operation.parse(body),
             catalogue=routes.catalogues[consumer.account.name],
             upstreams=routes.upstreams,
             exchange=exchange,
@@ -112,6 +123,7 @@ class ChatCalls:
             task_id=task_id,
             idempotency_key=key,
             fingerprint=hashlib.sha256(body).hexdigest() if key is not None else None,
+            betas=betas,
         )
         try:
             await self._within_budget(call)
@@ -133,10 +145,12 @@ class ChatCalls:
             await self._attempts(call, lowered)
 
     def _route(self, call: Call) -> Route:
-        levels = {account: self._ledger.balance(account).level for account in call.path}
-        chat = call.chat
+        operation, asked = call.operation, call.asked
         try:
-            return route(call.catalogue, chat.model, Protocol.OPENAI, chat.demand, levels)
+            if not operation.generates:
+                return only_named(call.catalogue, asked.model, operation.protocol)
+            levels = {account: self._ledger.balance(account).level for account in call.path}
+            return route(call.catalogue, asked.model, operation.protocol, asked.demand, levels)
         except NoRoute as error:
             raise errors.no_route(error) from None
 
@@ -164,7 +178,7 @@ class ChatCalls:
         """Hold, send, and bring the answer back; None: the caller has its answer."""
         if offer.prices is None:
             raise AssertionError("routing leaves out what has no price")
-        demand = call.chat.demand
+        demand = call.asked.demand
         left = self._admission.left_beside_spent(call.path)
         # A limit that doesn't fit is refused by the ledger, which knows whose cap it is.
         limit = affordable_limit(demand, offer.model, offer.prices, left) or default_limit(
@@ -186,9 +200,13 @@ class ChatCalls:
             )
             if demand.limit is None:
                 attempt.headers.append(("x-llmbudget-output-limit", str(limit)))
-            body = upstream_body(call.chat, offer, limit)
+            body = call.asked.write(offer, limit)
+            upstream = call.upstreams[offer.provider.name]
+            headers = call.upstream_headers
             try:
-                async with call.upstreams[offer.provider.name].post(PATH, body, key) as answer:
+                async with upstream.post(
+                    call.operation.upstream_path, body, key, headers
+                ) as answer:
                     return await self._answer(call, attempt, answer)
             except NotSent as error:
                 await held.release()
@@ -204,10 +222,11 @@ class ChatCalls:
             return await _error_answer(call, attempt, answer)
         if answer.content_type.startswith("text/event-stream"):
             attempt.headers += self._left(call, attempt)
-            await relay(attempt, answer, call.exchange, call.count_tokens, call.chat.include_usage)
+            meter = call.asked.meter(attempt.plausible)
+            await relay(attempt, answer, call.exchange, meter, call.count_tokens)
             return None
         body = await answer.read()
-        usage = usage_of(body, attempt.plausible)
+        usage = call.operation.usage_of(body, attempt.plausible)
         charged = await attempt.charge(usage)
         if usage is not None:
             call.count_tokens(usage.tokens_in + usage.tokens_out)
@@ -294,12 +313,14 @@ def new_entry_id() -> str:
 
 def _goes_on_free(call: Call, error: BudgetExceeded) -> Route | None:
     """Find what costs nothing, where the spent budget goes on with that."""
-    catalogue, chat = call.catalogue, call.chat
+    catalogue, operation, asked = call.catalogue, call.operation, call.asked
     exceeded = next((a for a in catalogue.path if a.name == error.account), None)
     if error.only_held or exceeded is None or exceeded.on_exceeded is not OnExceeded.DOWNGRADE:
         return None
     try:
-        return free_route(catalogue, chat.model, Protocol.OPENAI, chat.demand)
+        if not operation.generates:
+            return None
+        return free_route(catalogue, asked.model, operation.protocol, asked.demand)
     except NoRoute:
         return None
 

@@ -19,7 +19,7 @@ from llmbudget.clients.cluster import Cluster
 from llmbudget.gateway.admission import Admission
 from llmbudget.gateway.analytics import Analytics
 from llmbudget.gateway.app import App
-from llmbudget.gateway.call import ChatCalls
+from llmbudget.gateway.call import Calls
 from llmbudget.gateway.clock import ClockCheck
 from llmbudget.gateway.configuration import Configuration
 from llmbudget.gateway.identity import Identities
@@ -120,7 +120,7 @@ def _assemble(
         configuration=configuration,
         ledger=ledger,
         keys=keys,
-        calls=ChatCalls(ledger, Admission(ledger), keys),
+        calls=Calls(ledger, Admission(ledger), keys),
         consumers=Identities(cluster, AUDIENCE),
         operators=operators_of,
         monitoring=Monitoring(cluster, ledger),

@@ -14,7 +14,7 @@ from typing import Final
 from llmbudget.api.money import format_usd
 from llmbudget.gateway.attempt import Attempt
 from llmbudget.gateway.keys import mask
-from llmbudget.gateway.protocols.openai_answers import StreamMeter, cost_comment
+from llmbudget.gateway.protocols.sse import EventMeter, cost_comment
 from llmbudget.gateway.upstream import Answer, Doubtful
 from llmbudget.gateway.wire import Exchange, Transport
 from llmbudget.ledger.interface import Status
@@ -45,15 +45,14 @@ async def relay(
     attempt: Attempt,
     answer: Answer,
     exchange: Exchange,
+    meter: EventMeter,
     count_tokens: Callable[[int], None],
-    include_usage: bool,
 ) -> None:
     """Send a stream on, charge it, and end it with what it cost."""
     hold = attempt.held.hold
     headers = [*attempt.headers, ("content-type", "text/event-stream; charset=utf-8")]
     headers += [("cache-control", "no-store"), ("x-llmbudget-cost-usd", format_usd(hold.amount))]
     listener = _Listener(exchange.response_stream(200, headers), attempt.key)
-    meter = StreamMeter(attempt.plausible, include_usage=include_usage)
     why = await _pump(attempt, answer, meter, listener)
     await listener.send(meter.finish())
     usage = None if why or meter.failed else meter.usage
@@ -68,7 +67,7 @@ async def relay(
 
 
 async def _pump(
-    attempt: Attempt, answer: Answer, meter: StreamMeter, listener: _Listener
+    attempt: Attempt, answer: Answer, meter: EventMeter, listener: _Listener
 ) -> str | None:
     """Relay until the end; return what went wrong, if anything did."""
     drained = 0

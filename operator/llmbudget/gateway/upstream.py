@@ -31,6 +31,7 @@ from pyreqwest.response import Response
 from llmbudget.api.provider import KeyHeader
 from llmbudget.contract.config import ProviderConfig
 from llmbudget.gateway.addresses import ForbiddenAddress, choose
+from llmbudget.gateway.wire import Headers
 
 RESOLVE_SECONDS: Final = 30.0
 """How long the addresses of a name are taken for granted."""
@@ -107,7 +108,7 @@ class Upstream:
 
     @contextlib.asynccontextmanager
     async def post(
-        self, path: str, body: bytes, key: str, content_type: str = "application/json"
+        self, path: str, body: bytes, key: str, headers: Headers
     ) -> AsyncIterator[Answer]:
         """Send a call and give its answer, once the status and headers are there.
 
@@ -115,16 +116,18 @@ class Upstream:
             NotSent, Doubtful.
         """
         client = await self._checked_client()
-        request = (
+        builder = (
             client.post(self._base + path)
-            .header("content-type", content_type)
+            .header("content-type", "application/json")
             .header("accept-encoding", "identity")
             .header(*_auth(self.provider.key_header, key), is_sensitive=True)
             .timeout(self._total)
             .streamed_read_buffer_limit(_BUFFER)
             .body_bytes(body)
-            .build_streamed()
         )
+        for name, value in headers:
+            builder = builder.header(name, value)
+        request = builder.build_streamed()
         async with contextlib.AsyncExitStack() as stack:
             try:
                 response = await stack.enter_async_context(request)

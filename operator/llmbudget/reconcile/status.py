@@ -122,9 +122,9 @@ def provider_status(
             _condition(ConditionType.READY, "False", *problem, generation),
             _condition(ConditionType.STALLED, "True", *problem, generation),
         ]
-    models = provider.spec.models if provider.spec else []
-    endpoint = provider.spec.endpoint if provider.spec else ""
-    priced = [m for m in models if resolve_prices(m, endpoint, world.now) is not None]
+    spec = provider.spec
+    models = spec.models if spec else []
+    priced = [m for m in models if spec and resolve_prices(m, spec, world.now) is not None]
     status = ProviderStatus(
         observed_generation=generation,
         models=len(priced),

@@ -21,6 +21,7 @@ from llmbudget.contract.config import (
     Threshold,
 )
 from llmbudget.decide.ladder import default_ladder
+from llmbudget.decide.media import image_tokens
 from llmbudget.decide.prices import resolve_prices
 from llmbudget.decide.validity import Finding, callable_providers
 from llmbudget.decide.world import Budget, Provider, World
@@ -96,11 +97,12 @@ def _provider(provider: Provider, spec: BudgetSpec, world: World) -> ProviderCon
             ModelConfig(
                 name=model.name,
                 upstream_name=model.upstream_name or model.name,
-                prices=resolve_prices(model, written.endpoint, world.now),
+                prices=resolve_prices(model, written, world.now),
                 max_context=model.max_context,
                 max_output=model.max_output,
                 default_max_output=model.default_max_output,
                 latency_ms=model.latency_ms,
+                image_tokens=model.image_tokens or image_tokens(model.upstream_name or model.name),
             )
             for model in written.models
         ),

@@ -23,7 +23,7 @@ from genai_prices.types import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmbudget.api.provider import Cost, ProviderModel
+from llmbudget.api.provider import Cost, Protocol, ProviderModel, ProviderSpec
 from llmbudget.contract.config import Prices
 from llmbudget.decide.prices import Usage, cost, list_prices, resolve_prices
 
@@ -34,10 +34,15 @@ ENDPOINT = "https://models.example/v1"
 def prices(base: str = "150", out: str = "600", **rates: str) -> Prices:
     given = {name: Decimal(rate) for name, rate in rates.items()}
     defaults = {"cached_input": base, "cache_write": base, "reasoning": out}
-    return Prices(
-        input=Decimal(base),
-        output=Decimal(out),
-        **{name: given.get(name, Decimal(rate)) for name, rate in defaults.items()},
+    rated = {name: Decimal(rate) for name, rate in defaults.items()} | given
+    return Prices(input=Decimal(base), output=Decimal(out), **rated)
+
+
+def at(endpoint: str, protocol: Protocol = Protocol.OPENAI) -> ProviderSpec:
+    secret = {"secretKeyRef": {"name": "keys", "key": "KEY"}}
+    models = [{"name": "any"}]
+    return ProviderSpec.model_validate(
+        {"protocol": protocol, "endpoint": endpoint, "credentials": secret, "models": models}
     )
 
 
@@ -72,7 +77,7 @@ def test_prices_of_the_resource_come_before_list_prices() -> None:
     model = ProviderModel(
         name="gpt-4o-mini", cost=Cost(input_per_1k="0.0006", output_per_1k="0.0012")
     )
-    found = resolve_prices(model, "https://api.openai.com/v1", NOW)
+    found = resolve_prices(model, at("https://api.openai.com/v1"), NOW)
     assert found == prices("600", "1200")
 
 
@@ -84,14 +89,22 @@ def test_what_the_resource_leaves_out_costs_as_its_base_rate() -> None:
         cache_write_per_1k="0.00375",
         reasoning_per_1k="0.02",
     )
-    found = resolve_prices(ProviderModel(name="m", cost=written), ENDPOINT, NOW)
+    found = resolve_prices(ProviderModel(name="m", cost=written), at(ENDPOINT), NOW)
     expected = prices("3000", "15000", cached_input="300", cache_write="3750", reasoning="20000")
     assert found == expected
 
 
+def test_anthropic_charges_more_for_what_is_written_to_a_cache() -> None:
+    model = ProviderModel(name="m", cost=Cost(input_per_1k="0.003", output_per_1k="0.015"))
+    found = resolve_prices(model, at(ENDPOINT, Protocol.ANTHROPIC), NOW)
+    assert found == prices("3000", "15000", cache_write="3750", cache_write_hour="6000")
+    usage = Usage(100, 0, cached=10, cache_write=50, cache_write_hour=20)
+    assert cost(usage, found) == 40 * 3000 + 10 * 3000 + 30 * 3750 + 20 * 6000
+
+
 def test_list_prices_are_found_by_endpoint_and_upstream_name() -> None:
     model = ProviderModel(name="small", upstream_name="openai/gpt-4o-mini")
-    found = resolve_prices(model, "https://openrouter.ai/api/v1", NOW)
+    found = resolve_prices(model, at("https://openrouter.ai/api/v1"), NOW)
     assert found is not None
     assert found.input > 0
     assert found.output >= found.input
@@ -179,8 +192,15 @@ HOURLY = [
         pytest.param(HOURLY, prices("2000", "10000"), id="the dearest hour"),
         pytest.param(
             table("2", cache_read="1", cache_write="3", cache_write_1h="4", output_reasoning="11"),
-            prices("2000", "10000", cached_input="1000", cache_write="4000", reasoning="11000"),
-            id="the dearest cache write",
+            prices(
+                "2000",
+                "10000",
+                cached_input="1000",
+                cache_write="3000",
+                cache_write_hour="4000",
+                reasoning="11000",
+            ),
+            id="each kind of cache write",
         ),
         pytest.param(
             ModelPrice(input_mtok=Decimal(1), output_mtok=Decimal(1), requests_kcount=Decimal(5)),

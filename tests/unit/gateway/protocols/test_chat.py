@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from decimal import Decimal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.offers import offer
 
-from llmbudget.api.provider import KeyHeader, Protocol
-from llmbudget.contract.config import ModelConfig, Prices, ProviderConfig
-from llmbudget.decide.catalogue import Offer
+from llmbudget.api.provider import Protocol
 from llmbudget.gateway.protocols import strict
+from llmbudget.gateway.protocols.chat import parse_chat
 from llmbudget.gateway.protocols.errors import Refusal
-from llmbudget.gateway.protocols.openai import models_body, parse_chat, upstream_body
+from llmbudget.gateway.protocols.models import models_body
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -23,41 +22,15 @@ def body(**fields: object) -> bytes:
     return json.dumps({"model": "gpt-4o-mini", "messages": HELLO} | fields).encode()
 
 
-def offer(name: str = "gpt-4o-mini", owner: str = "openrouter", host: str = "router.example"):
-    one = Decimal(1)
-    model = ModelConfig(
-        name=name,
-        upstream_name=f"upstream/{name}",
-        prices=Prices(input=one, output=one, cached_input=one, cache_write=one, reasoning=one),
-        max_context=128_000,
-        max_output=16_384,
-        default_max_output=4096,
-        latency_ms=1,
-    )
-    provider = ProviderConfig(
-        name=owner,
-        protocol=Protocol.OPENAI,
-        endpoint=f"https://{host}/v1",
-        allow_private=False,
-        key_header=KeyHeader.AUTHORIZATION,
-        models=(model,),
-        connect_timeout_ms=1,
-        idle_timeout_ms=1,
-        total_timeout_ms=1,
-        bills_errors=False,
-    )
-    return Offer(provider, model)
-
-
 def sent(request: bytes, limit: int = 99, host: str = "router.example") -> dict[str, object]:
-    document = strict.parse(upstream_body(parse_chat(request), offer(host=host), limit))
+    document = strict.parse(parse_chat(request).write(offer(host=host), limit))
     assert isinstance(document, dict)
     return document
 
 
 def test_a_plain_request_is_read() -> None:
     request = parse_chat(body())
-    assert (request.model, request.stream, request.include_usage) == ("gpt-4o-mini", False, False)
+    assert request.model == "gpt-4o-mini"
     assert request.demand.limit is None
     assert (request.demand.choices, request.demand.messages) == (1, 1)
     assert request.demand.schema_bytes == 0
@@ -89,9 +62,7 @@ def test_openai_gets_the_field_its_reasoning_models_take_and_the_standard_tier()
 
 def test_a_stream_always_sends_its_usage() -> None:
     request = body(stream=True, stream_options={"include_obfuscation": False})
-    assert not parse_chat(request).include_usage
     assert sent(request)["stream_options"] == {"include_obfuscation": False, "include_usage": True}
-    assert parse_chat(body(stream=True, stream_options={"include_usage": True})).include_usage
 
 
 FIELDS = {
@@ -240,12 +211,29 @@ def test_a_refusal_names_its_field(fields: dict[str, object], param: str) -> Non
     assert param in refused.value.message
 
 
-@pytest.mark.parametrize("kind", ["image_url", "input_audio", "file", "video_url", "input_image"])
-def test_media_are_refused(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["input_audio", "file", "video_url", "input_image"])
+def test_other_media_are_refused(kind: str) -> None:
     messages = [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": kind}]}]
-    with pytest.raises(Refusal, match="send text only") as refused:
+    with pytest.raises(Refusal, match="can't be bounded yet") as refused:
         parse_chat(body(messages=messages))
     assert refused.value.param == f"messages[0].content[1].{kind}"
+
+
+def test_images_are_counted_and_their_data_is_no_text() -> None:
+    def asked(url: str, **fields: object) -> bytes:
+        image = {"type": "image_url", "image_url": {"url": url, **fields}}
+        return body(messages=[{"role": "user", "content": [image, image]}])
+
+    small = parse_chat(asked("data:image/png;base64,AAAA")).demand
+    large = parse_chat(asked("data:image/png;base64," + "A" * 100_000, detail="high")).demand
+    assert small.images == large.images == 2
+    assert large.prompt_bytes - small.prompt_bytes < 100
+    assert parse_chat(asked("https://images.example/a.png")).demand.images == 2
+    for url in ("http://images.example/a.png", "file:///etc/passwd", ""):
+        with pytest.raises(Refusal):
+            parse_chat(asked(url))
+    with pytest.raises(Refusal):
+        parse_chat(asked("data:image/png;base64,AAAA", detail="original"))
 
 
 @pytest.mark.parametrize("part", [5, None, [], {}, {"type": []}, {"type": "text", "url": "x"}])
@@ -305,12 +293,12 @@ def test_arbitrary_bytes_are_read_or_refused(document: bytes) -> None:
         request = parse_chat(document)
     except Refusal:
         return
-    strict.parse(upstream_body(request, offer(), 1))
+    strict.parse(request.write(offer(), 1))
 
 
 def test_the_list_of_models_names_each_once_and_providers_where_two_offer_it() -> None:
     offers = [offer("a", "p"), offer("b", "p"), offer("a", "q")]
-    document = json.loads(models_body(offers))
+    document = json.loads(models_body(offers, Protocol.OPENAI))
     assert document["object"] == "list"
     listed = {entry["id"]: entry["owned_by"] for entry in document["data"]}
     assert listed == {"a": "p", "b": "p", "p/a": "p", "q/a": "q"}

@@ -10,12 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmbudget.decide.prices import Usage
-from llmbudget.gateway.protocols.openai_answers import (
-    MAX_EVENT,
-    StreamMeter,
-    cost_comment,
-    usage_of,
-)
+from llmbudget.gateway.protocols.chat_answers import ChatMeter, usage_of
+from llmbudget.gateway.protocols.sse import MAX_EVENT, cost_comment
 
 PLAUSIBLE = 1_000_000
 
@@ -149,8 +145,8 @@ STREAM = event(text("Hel")) + b": keep-alive\n\n" + event(text("lo"))
 
 def run(
     stream: bytes, *, include_usage: bool = False, cuts: tuple[int, ...] = ()
-) -> tuple[bytes, StreamMeter]:
-    meter = StreamMeter(PLAUSIBLE, include_usage=include_usage)
+) -> tuple[bytes, ChatMeter]:
+    meter = ChatMeter(PLAUSIBLE, include_usage=include_usage)
     borders = [0, *sorted(cut % (len(stream) + 1) for cut in cuts), len(stream)]
     pieces = [stream[a:b] for a, b in pairwise(borders)]
     passed = b"".join(meter.feed(piece) for piece in pieces)
@@ -233,7 +229,7 @@ def test_a_byte_order_mark_hides_nothing() -> None:
 @pytest.mark.parametrize("size", [MAX_EVENT + 10, 5 * MAX_EVENT])
 def test_an_endless_event_is_passed_on_unread_in_bounded_memory(size: int) -> None:
     garbage = b"data: " + b"x" * size
-    meter = StreamMeter(PLAUSIBLE, include_usage=False)
+    meter = ChatMeter(PLAUSIBLE, include_usage=False)
     passed = bytearray(meter.feed(event(USAGE)))
     kept = 0
     for start in range(0, len(garbage), 65_536):

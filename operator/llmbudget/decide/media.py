@@ -1,0 +1,38 @@
+"""What an image costs at most, in input tokens, as its provider documents it.
+
+OpenAI scales an image down to a 2048 pixels' square and then to 768 pixels on its shorter side,
+and counts tiles of 512 pixels, so eight at most, beside a base; or it counts patches of 32 pixels,
+1,536 at most, times a factor of the model. Anthropic scales to 1,568 pixels on the longer side and
+about 1,600 tokens, newer models to 2,576 pixels, which are 92 × 92 patches of 28 pixels at most.
+Each figure below is the documented maximum, rounded up. A model that is not listed has no maximum
+here: its images count as the whole context.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_VENDOR: Final = re.compile(r"^(openai|anthropic)/")
+_DATE: Final = re.compile(r"(-latest|-\d{8}|-\d{4}-\d{2}-\d{2})$")
+_TILES: Final = 8
+
+_MOST: Final[dict[str, int]] = {
+    **dict.fromkeys(("gpt-4o", "gpt-4.1", "chatgpt-4o", "gpt-4-turbo"), 1600),
+    "gpt-4o-mini": 2833 + 5667 * _TILES,
+    "gpt-4.1-mini": 2500,
+    "gpt-4.1-nano": 3800,
+    "o4-mini": 2700,
+    **dict.fromkeys(("o1", "o3"), 75 + 150 * _TILES),
+}
+_CLAUDE: Final = re.compile(r"^claude-(3|(opus|sonnet|haiku)-4(-[0-6])?$)")
+_CLAUDE_MOST: Final = 1700
+_LATER_CLAUDE_MOST: Final = 92 * 92
+
+
+def image_tokens(upstream_name: str) -> int | None:
+    """Tell the most tokens of one image; None: nobody documents it here."""
+    name = _DATE.sub("", _VENDOR.sub("", upstream_name.lower()))
+    if name.startswith("claude-"):
+        return _CLAUDE_MOST if _CLAUDE.match(name) else _LATER_CLAUDE_MOST
+    return _MOST.get(name)

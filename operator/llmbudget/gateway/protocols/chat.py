@@ -1,0 +1,250 @@
+"""OpenAI's chat completions: what a caller may ask, and what is sent upstream for it.
+
+The upstream body is written anew from what was parsed, so the provider reads exactly the request
+that was bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from llmbudget.api.provider import Protocol
+from llmbudget.decide.bounds import Demand, longest_form
+from llmbudget.decide.catalogue import Offer
+from llmbudget.gateway.protocols import fields as read
+from llmbudget.gateway.protocols.chat_answers import ChatMeter, usage_of
+from llmbudget.gateway.protocols.fields import HOSTED, MEDIA, STORED, Fields, bad
+from llmbudget.gateway.protocols.operation import CallRequest, Operation
+
+LIMITS: Final = ("max_completion_tokens", "max_tokens")
+PLAIN: Final = frozenset(
+    {
+        *("temperature", "top_p", "top_k", "min_p", "stop", "seed", "user", "metadata"),
+        *("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias"),
+        *("logprobs", "top_logprobs", "reasoning_effort", "verbosity"),
+        *("safety_identifier", "prompt_cache_key"),
+    }
+)
+"""Fields that go upstream as they are: they change the answer, never its bound."""
+_SCHEMAS: Final = frozenset(
+    {*("tools", "tool_choice", "parallel_tool_calls"), "functions", "function_call"}
+    | {"response_format"}
+)
+"""Fields that a provider renders into the prompt in a notation of its own."""
+_WRITTEN: Final = ("n", "stream", "service_tier")
+_READ: Final = frozenset({"model", "messages", "stream_options", *_WRITTEN, *LIMITS})
+"""Fields that are read here and written anew."""
+_APART: Final = _READ | _SCHEMAS
+_MESSAGE: Final = frozenset(
+    {"role", "content", "name", "refusal", "reasoning_content"}
+    | {"tool_calls", "tool_call_id", "function_call"}
+)
+_CALLS: Final = ("tool_calls", "function_call")
+_PARTS: Final = {"text": frozenset({"type", "text"}), "refusal": frozenset({"type", "refusal"})}
+_TOOL: Final = frozenset({"type", "function"})
+_STREAM_OPTIONS: Final = frozenset({"include_usage", "include_obfuscation"})
+_IMAGE: Final = frozenset({"type", "image_url"})
+_IMAGE_URL: Final = frozenset({"url", "detail"})
+_DETAILS: Final = (None, "low", "high", "auto")
+
+_OPENROUTER: Final = "it would let the provider choose another model, route or price"
+REASONS: Final = {
+    "web_search_options": HOSTED,
+    "plugins": HOSTED,
+    "modalities": MEDIA,
+    "audio": MEDIA,
+    "previous_response_id": STORED,
+    "conversation": STORED,
+    "prediction": "rejected predicted tokens are charged beyond the output limit",
+    "best_of": "it charges for answers that are not returned: use n",
+    "models": _OPENROUTER,
+    "provider": _OPENROUTER,
+    "route": _OPENROUTER,
+    "transforms": _OPENROUTER,
+    "extra_body": "its fields belong at the top level of the body",
+    "cache_control": read.CACHED,
+}
+
+
+def parse_chat(body: bytes) -> CallRequest:
+    """Read a body of POST /v1/chat/completions.
+
+    Raises:
+        Refusal: 400, naming the field and the reason.
+    """
+    found = read.read_object(body)
+    read.check(found, _ALLOWED, REASONS, CHECKS)
+    images = _Images()
+    messages = _check_messages(found.get("messages"), images)
+    model = read.model_of(found)
+    options = stream_options(found, stream=read.flag(found, "stream"))
+    choices = read.integer(found, "n", read.MAX_CHOICES) or 1
+    schemas = read.inside({key: found[key] for key in found if key in _SCHEMAS})
+    others = read.inside({key: found[key] for key in found if key not in _APART})
+    written = b'"messages":' + read.serialise(messages)
+    field, limit = output_limit(found)
+    head = written_anew(found, _WRITTEN, options)
+    demand = Demand(
+        prompt_bytes=_prompt_bytes(messages, written, others) - images.bytes,
+        messages=len(messages),
+        schema_bytes=longest_form(schemas),
+        choices=choices,
+        limit=limit,
+        images=images.count,
+    )
+
+    def write(offer: Offer, most: int) -> bytes:
+        upstream = upstream_head(offer, head, field, limit, most)
+        return read.joined(upstream, written, schemas, others)
+
+    asked = options.get("include_usage", False)
+    return CallRequest(
+        model, demand, write, lambda plausible: ChatMeter(plausible, include_usage=asked)
+    )
+
+
+CHAT: Final = Operation(
+    "/v1/chat/completions", "/chat/completions", Protocol.OPENAI, parse_chat, usage_of
+)
+
+
+def upstream_head(
+    offer: Offer, head: Fields, field: str, asked: int | None, most: int
+) -> dict[str, object]:
+    """Write the first fields: the provider's own model name, and the limit that the hold bounds.
+
+    The limit goes in the field that the caller used. Without one it is `max_tokens`, which every
+    compatible server knows, but `max_completion_tokens` for OpenAI itself, whose reasoning models
+    refuse the other. OpenAI is also told to bill the standard tier: by default a project's
+    settings choose, and may choose a dearer one.
+    """
+    upstream = dict(head)
+    if is_openai(offer):
+        field = "max_completion_tokens" if asked is None else field
+        upstream["service_tier"] = "default"
+    return {"model": offer.model.upstream_name, field: most} | upstream
+
+
+def is_openai(offer: Offer) -> bool:
+    """Tell whether a provider is OpenAI itself."""
+    return urlsplit(offer.provider.endpoint).hostname == "api.openai.com"
+
+
+def output_limit(fields: Fields) -> tuple[str, int | None]:
+    """Find the output limit and the field it came in.
+
+    Raises:
+        Refusal: 400.
+    """
+    given = [name for name in LIMITS if name in fields]
+    if len(given) > 1:
+        raise bad(given[1], "max_completion_tokens says the same: send one of them")
+    if not given:
+        return "max_tokens", None
+    return given[0], read.integer(fields, given[0], read.MAX_TOKENS)
+
+
+def stream_options(fields: Fields, *, stream: bool) -> dict[str, bool]:
+    """Read the options of a stream.
+
+    Raises:
+        Refusal: 400.
+    """
+    options = read.object_at(fields.get("stream_options", {}), "stream_options")
+    if options and not stream:
+        raise bad("stream_options", "it is allowed only with stream: true")
+    read.only(options, _STREAM_OPTIONS, "stream_options", REASONS)
+    return {
+        key: read.flag(options, key, f"stream_options.{key}")
+        for key, value in options.items()
+        if value is not None
+    }
+
+
+def written_anew(
+    fields: Fields, names: tuple[str, ...], options: Mapping[str, bool]
+) -> dict[str, object]:
+    """Collect fields that are written anew; every stream sends its usage."""
+    head: dict[str, object] = {key: fields[key] for key in names if key in fields}
+    if head.get("stream"):
+        head["stream_options"] = {**options, "include_usage": True}
+    return head
+
+
+@dataclass(slots=True)
+class _Images:
+    """The images of a request."""
+
+    count: int = 0
+    bytes: int = 0
+    """Bytes of their URLs, which no model reads as text."""
+
+
+def _prompt_bytes(parsed: list[dict[str, object]], messages: bytes, others: bytes) -> int:
+    """Measure the prompt. Earlier tool calls count twice: templates may space their JSON out."""
+    calls = [message[key] for message in parsed for key in _CALLS if key in message]
+    again = longest_form(read.serialise(calls)) if calls else 0
+    return longest_form(messages) + longest_form(others) + again
+
+
+def _check_messages(messages: object, images: _Images) -> list[dict[str, object]]:
+    checked: list[dict[str, object]] = []
+    for index, item in enumerate(read.list_at(messages, "messages")):
+        where = f"messages[{index}]"
+        message = read.object_at(item, where)
+        read.only(message, _MESSAGE, where, REASONS)
+        content = message.get("content")
+        if isinstance(content, list):
+            for part_index, part in enumerate(content):
+                _check_part(part, f"{where}.content[{part_index}]", images)
+        elif content is not None and not isinstance(content, str):
+            raise bad(f"{where}.content", "it must be a string or a list of parts")
+        checked.append(message)
+    return checked
+
+
+def _check_part(part: object, where: str, images: _Images) -> None:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if isinstance(part, dict) and kind == "image_url":
+        read.only(part, _IMAGE, where, REASONS)
+        _check_image(part.get("image_url"), f"{where}.image_url", images)
+        return
+    known = _PARTS.get(kind) if isinstance(kind, str) else None
+    if not isinstance(part, dict) or known is None:
+        raise bad(f"{where}.{kind}" if isinstance(kind, str) else where, MEDIA)
+    read.only(part, known, where, REASONS)
+
+
+def _check_image(value: object, where: str, images: _Images) -> None:
+    image = read.object_at(value, where)
+    read.only(image, _IMAGE_URL, where, REASONS)
+    url = image.get("url")
+    if not isinstance(url, str) or not url.startswith(("data:image/", "https://")):
+        raise bad(f"{where}.url", "it must be a data:image/ or https:// URL")
+    if image.get("detail") not in _DETAILS:
+        raise bad(f"{where}.detail", "it must be low, high or auto")
+    images.count += 1
+    images.bytes += len(url) if url.isascii() else 0
+
+
+def _check_tools(tools: object) -> None:
+    if not isinstance(tools, list):
+        raise bad("tools", "it must be a list")
+    for index, tool in enumerate(tools):
+        where = f"tools[{index}]"
+        if not isinstance(tool, dict) or tool.get("type") != "function":
+            raise bad(f"{where}.type", f"only function is allowed: {HOSTED}")
+        read.only(tool, _TOOL, where, REASONS)
+
+
+CHECKS: Final = {
+    "tools": _check_tools,
+    "service_tier": read.must_be(
+        "default", "service_tier", "only default is allowed: other tiers have other prices"
+    ),
+    "store": read.must_be(False, "store", "only false is allowed: a prompt is kept nowhere"),
+}
+_ALLOWED: Final = _READ | _SCHEMAS | PLAIN

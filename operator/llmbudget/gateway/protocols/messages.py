@@ -1,0 +1,243 @@
+"""Anthropic's messages, and the counting of their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from llmbudget.api.provider import Protocol
+from llmbudget.decide.bounds import Demand, longest_form
+from llmbudget.decide.catalogue import Offer
+from llmbudget.decide.prices import Usage
+from llmbudget.gateway.protocols import fields as read
+from llmbudget.gateway.protocols.fields import HOSTED, MEDIA, STORED, Fields, bad
+from llmbudget.gateway.protocols.messages_answers import MessageMeter, message_usage
+from llmbudget.gateway.protocols.operation import CallRequest, Operation
+
+VERSION: Final = ("anthropic-version", "2023-06-01")
+"""Sent with every call; the only version that there is."""
+BETAS: Final = frozenset(
+    {"prompt-caching-2024-07-31", "fine-grained-tool-streaming-2025-05-14"}
+    | {"output-128k-2025-02-19", "token-efficient-tools-2025-02-19"}
+)
+"""Values of `anthropic-beta` that change nothing of what a call may cost at most."""
+
+_PLAIN: Final = frozenset({"metadata", "stop_sequences", "temperature", "top_k", "top_p"})
+_PROMPT: Final = frozenset({"system", "thinking", "tool_choice", "output_config"})
+_READ: Final = frozenset({"model", "messages", "max_tokens", "stream", "tools"})
+_REASONS: Final = {
+    "container": HOSTED,
+    "mcp_servers": HOSTED,
+    "context_management": STORED,
+    "inference_geo": "where a model runs changes its price",
+    "speed": "the fast mode has other prices",
+    "betas": "send them as the header anthropic-beta",
+}
+_CACHE: Final = frozenset({"type", "ttl"})
+_BLOCKS: Final[Mapping[str, frozenset[str]]] = {
+    "text": frozenset({"type", "text", "citations", "cache_control"}),
+    "image": frozenset({"type", "source", "cache_control"}),
+    "document": frozenset({"type", "source", "title", "context", "citations", "cache_control"}),
+    "search_result": frozenset(
+        {"type", "source", "title", "content", "citations", "cache_control"}
+    ),
+    "tool_use": frozenset({"type", "id", "name", "input", "cache_control", "caller"}),
+    "tool_result": frozenset({"type", "tool_use_id", "content", "is_error", "cache_control"}),
+    "thinking": frozenset({"type", "thinking", "signature"}),
+    "redacted_thinking": frozenset({"type", "data"}),
+}
+_TOOL: Final = frozenset(
+    {"type", "name", "description", "input_schema", "cache_control", "strict"}
+    | {"input_examples", "eager_input_streaming"}
+)
+
+
+@dataclass(slots=True)
+class _Media:
+    """Images seen so far."""
+
+    images: int = 0
+    bytes: int = 0
+    """Bytes of their data, which no model reads as text."""
+
+
+def parse_message(body: bytes) -> CallRequest:
+    """Read a body of POST /v1/messages.
+
+    Raises:
+        Refusal: 400, naming the field and the reason.
+    """
+    found = read.read_object(body)
+    read.check(found, _READ | _PLAIN | _PROMPT, _REASONS, _CHECKS)
+    written, tools, media = _read_prompt(found)
+    limit = read.integer(found, "max_tokens", read.MAX_TOKENS)
+    others = read.inside({key: found[key] for key in found if key in _PLAIN})
+    head = {"stream": True} if read.flag(found, "stream") else {}
+    demand = Demand(
+        prompt_bytes=longest_form(written) - media.bytes + _again(found["messages"]),
+        messages=len(read.list_at(found["messages"], "messages")),
+        schema_bytes=longest_form(tools),
+        limit=limit,
+        images=media.images,
+    )
+
+    def write(offer: Offer, most: int) -> bytes:
+        upstream = {"model": offer.model.upstream_name, "max_tokens": most} | head
+        if urlsplit(offer.provider.endpoint).hostname == "api.anthropic.com":
+            # By default a committed, and dearer, capacity may be used.
+            upstream["service_tier"] = "standard_only"
+        return read.joined(upstream, written, tools, others)
+
+    return CallRequest(read.model_of(found), demand, write, MessageMeter)
+
+
+def parse_count(body: bytes) -> CallRequest:
+    """Read a body of POST /v1/messages/count_tokens, which no provider charges for.
+
+    Raises:
+        Refusal: 400, naming the field and the reason.
+    """
+    found = read.read_object(body)
+    read.check(found, {"model", "messages", "tools"} | _PROMPT, _REASONS, _CHECKS)
+    written, tools, _ = _read_prompt(found)
+
+    def write(offer: Offer, most: int) -> bytes:
+        return read.joined({"model": offer.model.upstream_name}, written, tools)
+
+    free = Demand(prompt_bytes=0, messages=0, choices=0, limit=1, contexts=0)
+    return CallRequest(read.model_of(found), free, write, MessageMeter)
+
+
+def check_betas(header: str | None) -> None:
+    """Let only those betas pass that change nothing of what a call may cost at most.
+
+    Raises:
+        Refusal: 400.
+    """
+    for beta in (header or "").split(","):
+        if beta.strip() and beta.strip() not in BETAS:
+            raise bad(f"anthropic-beta: {beta.strip()}", read.UNKNOWN)
+
+
+def _read_prompt(found: Fields) -> tuple[bytes, bytes, _Media]:
+    """Check and write what the model reads: messages and their like, and tools."""
+    media = _Media()
+    _check_messages(found.get("messages"), media)
+    system = found.get("system")
+    if system is not None and not isinstance(system, str):
+        _check_blocks(system, "system", media)
+    prompt = {key: found[key] for key in found if key in _PROMPT}
+    written = read.inside({"messages": found["messages"]} | prompt)
+    return written, read.inside({"tools": found["tools"]} if "tools" in found else {}), media
+
+
+def _again(messages: object) -> int:
+    """Count earlier tool calls once more: their JSON may be rendered with more space."""
+    blocks = [
+        block
+        for message in (messages if isinstance(messages, list) else ())
+        for block in (message["content"] if isinstance(message["content"], list) else ())
+        if block.get("type") == "tool_use"
+    ]
+    return longest_form(read.serialise(blocks)) if blocks else 0
+
+
+def _check_messages(messages: object, media: _Media) -> None:
+    for index, item in enumerate(read.list_at(messages, "messages")):
+        where = f"messages[{index}]"
+        message = read.object_at(item, where)
+        read.only(message, {"role", "content"}, where, _REASONS)
+        content = message.get("content")
+        if not isinstance(content, str):
+            _check_blocks(content, f"{where}.content", media)
+
+
+def _check_blocks(blocks: object, where: str, media: _Media) -> None:
+    if not isinstance(blocks, list):
+        raise bad(where, "it must be a string or a list of blocks")
+    for index, block in enumerate(blocks):
+        _check_block(block, f"{where}[{index}]", media)
+
+
+def _check_block(value: object, where: str, media: _Media) -> None:
+    block = read.object_at(value, where)
+    kind = block.get("type")
+    known = _BLOCKS.get(kind) if isinstance(kind, str) else None
+    if known is None:
+        hosted = str(kind).startswith(("server_tool", "web_", "mcp_", "code_execution"))
+        raise bad(f"{where}.type", HOSTED if hosted else MEDIA)
+    read.only(block, known, where, _REASONS)
+    _check_cache(block.get("cache_control"), f"{where}.cache_control")
+    if kind in ("image", "document"):
+        _check_source(block.get("source"), f"{where}.source", media, image=kind == "image")
+    content = block.get("content")
+    if content is not None and not isinstance(content, str):
+        _check_blocks(content, f"{where}.content", media)
+
+
+def _check_source(value: object, where: str, media: _Media, *, image: bool) -> None:
+    source = read.object_at(value, where)
+    kind, data = source.get("type"), source.get("data")
+    if image and kind == "base64" and isinstance(data, str):
+        media.images += 1
+        media.bytes += len(data) if data.isascii() else 0
+    elif image and kind == "url":
+        media.images += 1
+    elif image or kind not in ("text", "content"):
+        raise bad(f"{where}.type", MEDIA)
+    elif kind == "content" and not isinstance(source.get("content"), str):
+        _check_blocks(source.get("content"), f"{where}.content", media)
+
+
+def _check_cache(value: object, where: str) -> None:
+    if value is None:
+        return
+    control = read.object_at(value, where)
+    read.only(control, _CACHE, where, _REASONS)
+    if control.get("type") != "ephemeral" or control.get("ttl", "5m") not in ("5m", "1h"):
+        raise bad(where, "it must be ephemeral, for 5m or 1h")
+
+
+def _check_tools(tools: object) -> None:
+    if not isinstance(tools, list):
+        raise bad("tools", "it must be a list")
+    for index, tool in enumerate(tools):
+        where = f"tools[{index}]"
+        found = read.object_at(tool, where)
+        if found.get("type", "custom") != "custom":
+            raise bad(f"{where}.type", f"only custom is allowed: {HOSTED}")
+        read.only(found, _TOOL, where, _REASONS)
+        _check_cache(found.get("cache_control"), f"{where}.cache_control")
+
+
+_CHECKS: Final = {
+    "tools": _check_tools,
+    "service_tier": read.must_be(
+        "standard_only", "service_tier", "only standard_only is allowed: others cost more"
+    ),
+}
+
+
+def count_usage(body: bytes, plausible: int) -> Usage | None:
+    """Counting costs nothing, whatever the answer."""
+    return Usage(0, 0)
+
+
+MESSAGES: Final = Operation(
+    "/v1/messages",
+    "/messages",
+    Protocol.ANTHROPIC,
+    parse_message,
+    message_usage,
+    headers=(VERSION,),
+)
+COUNT_TOKENS: Final = Operation(
+    "/v1/messages/count_tokens",
+    "/messages/count_tokens",
+    Protocol.ANTHROPIC,
+    parse_count,
+    count_usage,
+    headers=(VERSION,),
+)

@@ -1,0 +1,72 @@
+"""What Anthropic's answers say about their tokens, plain and streamed.
+
+`input_tokens` leaves out what was read from and written to the cache. In a stream the first event
+tells of the input and the last but one of the output, cumulative.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from llmbudget.decide.prices import Usage
+from llmbudget.gateway.protocols.fields import Fields
+from llmbudget.gateway.protocols.sse import EventMeter, as_object, count, given, parse
+
+_MARKS: Final = (b'"usage"', b'"message_stop"', b'"error"')
+
+
+def message_usage(body: bytes, plausible: int) -> Usage | None:
+    """Read the usage of a plain answer; None: the answer doesn't say what it used."""
+    return _usage(as_object(as_object(parse(body)).get("usage")), plausible)
+
+
+class MessageMeter(EventMeter):
+    """Reads the events of a message."""
+
+    def __init__(self, plausible: int) -> None:
+        super().__init__(plausible)
+        self._counts: dict[str, object] = {}
+
+    def _read(self, data: bytes, event: bytes) -> bytes:
+        if not any(mark in data for mark in _MARKS):
+            return event
+        document = as_object(parse(data))
+        kind = document.get("type")
+        if kind == "message_stop":
+            self.last_event = event
+            return b""
+        if kind == "error":
+            self.failed = True
+        elif kind == "message_start":
+            self._take(as_object(as_object(document.get("message")).get("usage")))
+        elif kind == "message_delta":
+            self._take(as_object(document.get("usage")))
+        return event
+
+    def _take(self, counts: Fields) -> None:
+        self._counts |= {name: value for name, value in counts.items() if value is not None}
+        self.usage = _usage(self._counts, self._plausible)
+
+
+def _usage(usage: Fields, plausible: int) -> Usage | None:
+    by_life = as_object(usage.get("cache_creation"))
+    counts = [
+        count(usage.get("input_tokens"), plausible),
+        count(usage.get("output_tokens"), plausible),
+        count(given(usage, "cache_read_input_tokens"), plausible),
+        count(given(usage, "cache_creation_input_tokens"), plausible),
+        count(given(by_life, "ephemeral_1h_input_tokens"), plausible),
+    ]
+    known = [found for found in counts if found is not None]
+    if len(known) < len(counts) or not sum(known[:4]):
+        return None
+    read, written, cached, cache_write, an_hour = known
+    # Parts that don't fit in their total come on top of it: the dearer reading.
+    cache_write = max(cache_write, an_hour)
+    return Usage(
+        tokens_in=read + cached + cache_write,
+        tokens_out=written,
+        cached=cached,
+        cache_write=cache_write,
+        cache_write_hour=an_hour,
+    )

@@ -1,0 +1,46 @@
+"""What the gateway must know of an API's operation to bound it, send it and meter it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from llmbudget.api.provider import Protocol
+from llmbudget.decide.bounds import Demand
+from llmbudget.decide.catalogue import Offer
+from llmbudget.decide.prices import Usage
+from llmbudget.gateway.protocols.sse import EventMeter
+
+Write = Callable[[Offer, int], bytes]
+"""Write the body for a provider: its own model name, and the output limit that is held for."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallRequest:
+    """A request that was read, allowed and measured."""
+
+    model: str
+    """As the caller wrote it: a name, PROVIDER/name, or auto."""
+    demand: Demand
+    write: Write
+    meter: Callable[[int], EventMeter]
+    """Make the meter of a streamed answer, from the highest count that is believed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operation of an API."""
+
+    path: str
+    """The gateway's."""
+    upstream_path: str
+    """The provider's, after its endpoint."""
+    protocol: Protocol
+    parse: Callable[[bytes], CallRequest]
+    """Read a body; raises a Refusal that names what is wrong."""
+    usage_of: Callable[[bytes, int], Usage | None]
+    """Read the usage of a plain answer; None: it doesn't say."""
+    headers: tuple[tuple[str, str], ...] = ()
+    """Sent to the provider with every call."""
+    generates: bool = True
+    """Its models can stand in for each other: the ladder and `auto` apply."""

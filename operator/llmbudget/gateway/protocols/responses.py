@@ -1,0 +1,202 @@
+"""OpenAI's responses: stateless. Whatever the provider would add by itself is refused.
+
+By default the provider keeps a response for thirty days; here nothing is kept, so `store: false` is
+always sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from llmbudget.api.provider import Protocol
+from llmbudget.decide.bounds import Demand, longest_form
+from llmbudget.decide.catalogue import Offer
+from llmbudget.decide.prices import Usage
+from llmbudget.gateway.protocols import fields as read
+from llmbudget.gateway.protocols.chat import CHECKS, REASONS, is_openai
+from llmbudget.gateway.protocols.fields import HOSTED, MEDIA, STORED, Fields, bad
+from llmbudget.gateway.protocols.operation import CallRequest, Operation
+from llmbudget.gateway.protocols.sse import EventMeter, as_object, count, given, parse
+
+_PLAIN: Final = frozenset(
+    {
+        *("instructions", "temperature", "top_p", "metadata", "user", "reasoning"),
+        *("top_logprobs", "safety_identifier", "prompt_cache_key", "truncation", "max_tool_calls"),
+    }
+)
+_SCHEMAS: Final = frozenset({"tools", "tool_choice", "parallel_tool_calls", "text"})
+_READ: Final = frozenset({"model", "input", "stream", "stream_options", "max_output_tokens"})
+_APART: Final = _READ | _SCHEMAS | {"store", "service_tier", "include"}
+_INCLUDES: Final = ("reasoning.encrypted_content", "message.output_text.logprobs")
+_REASONS: Final = REASONS | {
+    "background": "a call that goes on by itself can't be metered",
+    "prompt": STORED,
+    "context_management": STORED,
+}
+_TOOL: Final = frozenset({"type", "name", "description", "parameters", "strict"})
+_ITEMS: Final[Mapping[str, frozenset[str]]] = {
+    "message": frozenset({"type", "role", "content", "id", "status", "phase"}),
+    "function_call": frozenset({"type", "id", "call_id", "name", "arguments", "status"}),
+    "function_call_output": frozenset({"type", "id", "call_id", "output", "status"}),
+    "reasoning": frozenset({"type", "id", "summary", "content", "encrypted_content", "status"}),
+}
+_PARTS: Final[Mapping[str, frozenset[str]]] = {
+    "input_text": frozenset({"type", "text"}),
+    "output_text": frozenset({"type", "text", "annotations", "logprobs"}),
+    "refusal": frozenset({"type", "refusal"}),
+    "reasoning_text": frozenset({"type", "text"}),
+    "summary_text": frozenset({"type", "text"}),
+}
+_IMAGE: Final = frozenset({"type", "image_url", "detail"})
+_ENDS: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
+
+
+def parse_response(body: bytes) -> CallRequest:
+    """Read a body of POST /v1/responses.
+
+    Raises:
+        Refusal: 400, naming the field and the reason.
+    """
+    found = read.read_object(body)
+    read.check(found, _READ | _SCHEMAS | _PLAIN, _REASONS, _CHECKS)
+    items, images, image_bytes = _check_input(found.get("input"))
+    stream = read.flag(found, "stream")
+    limit = read.integer(found, "max_output_tokens", read.MAX_TOKENS)
+    schemas = read.inside({key: found[key] for key in found if key in _SCHEMAS})
+    others = read.inside({key: found[key] for key in found if key not in _APART})
+    written = b'"input":' + read.serialise(found["input"])
+    head = {key: found[key] for key in ("include", "stream_options") if key in found}
+    demand = Demand(
+        prompt_bytes=_prompt_bytes(found["input"], written, others) - image_bytes,
+        messages=items,
+        schema_bytes=longest_form(schemas),
+        limit=limit,
+        images=images,
+    )
+
+    def write(offer: Offer, most: int) -> bytes:
+        upstream: dict[str, object] = {
+            "model": offer.model.upstream_name,
+            "max_output_tokens": most,
+            "store": False,
+        }
+        if is_openai(offer):
+            upstream["service_tier"] = "default"
+        return read.joined(upstream | {"stream": stream} | head, written, schemas, others)
+
+    return CallRequest(read.model_of(found), demand, write, ResponseMeter)
+
+
+def _prompt_bytes(parsed: object, written: bytes, others: bytes) -> int:
+    """Measure the prompt. Earlier calls count twice: templates may space their JSON out."""
+    items = parsed if isinstance(parsed, list) else []
+    calls = [item for item in items if item.get("type") == "function_call"]
+    again = longest_form(read.serialise(calls)) if calls else 0
+    return longest_form(written) + longest_form(others) + again
+
+
+def _check_input(value: object) -> tuple[int, int, int]:
+    """Check the items; return how many there are, how many images, and the bytes of those."""
+    if isinstance(value, str):
+        return 1, 0, 0
+    images = image_bytes = 0
+    items = read.list_at(value, "input")
+    for index, item in enumerate(items):
+        where = f"input[{index}]"
+        found = read.object_at(item, where)
+        kind = found.get("type", "message")
+        known = _ITEMS.get(kind) if isinstance(kind, str) else None
+        if known is None:
+            raise bad(f"{where}.type", HOSTED if str(kind).endswith("_call") else STORED)
+        read.only(found, known, where, _REASONS)
+        for name in ("content", "output", "summary"):
+            parts = found.get(name)
+            for part_index, part in enumerate(parts if isinstance(parts, list) else ()):
+                size = _check_part(part, f"{where}.{name}[{part_index}]")
+                images += size is not None
+                image_bytes += size or 0
+    return len(items), images, image_bytes
+
+
+def _check_part(part: object, where: str) -> int | None:
+    """Check one part; return the bytes of an image's URL, None for what is text."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if isinstance(part, dict) and kind == "input_image":
+        read.only(part, _IMAGE, where, _REASONS)
+        url = part.get("image_url")
+        if not isinstance(url, str) or not url.startswith(("data:image/", "https://")):
+            raise bad(f"{where}.image_url", "it must be a data:image/ or https:// URL")
+        return len(url) if url.isascii() else 0
+    known = _PARTS.get(kind) if isinstance(kind, str) else None
+    if not isinstance(part, dict) or known is None:
+        raise bad(f"{where}.{kind}" if isinstance(kind, str) else where, MEDIA)
+    read.only(part, known, where, _REASONS)
+    return None
+
+
+def _check_tools(tools: object) -> None:
+    if not isinstance(tools, list):
+        raise bad("tools", "it must be a list")
+    for index, tool in enumerate(tools):
+        where = f"tools[{index}]"
+        if not isinstance(tool, dict) or tool.get("type") != "function":
+            raise bad(f"{where}.type", f"only function is allowed: {HOSTED}")
+        read.only(tool, _TOOL, where, _REASONS)
+
+
+def _check_include(value: object) -> None:
+    if not isinstance(value, list) or any(item not in _INCLUDES for item in value):
+        raise bad("include", f"only {' and '.join(_INCLUDES)} are allowed")
+
+
+_CHECKS: Final = {**CHECKS, "tools": _check_tools, "include": _check_include}
+
+
+def response_usage(body: bytes, plausible: int) -> Usage | None:
+    """Read the usage of a plain answer."""
+    return _usage(as_object(parse(body)), plausible)
+
+
+def _usage(answer: Fields, plausible: int) -> Usage | None:
+    """Read the `usage` of a response; figures that don't fit each other count as the dearer."""
+    usage = as_object(answer.get("usage"))
+    counts = [
+        count(usage.get("input_tokens"), plausible),
+        count(usage.get("output_tokens"), plausible),
+        count(given(usage, "total_tokens"), plausible),
+        count(given(as_object(usage.get("input_tokens_details")), "cached_tokens"), plausible),
+        count(given(as_object(usage.get("output_tokens_details")), "reasoning_tokens"), plausible),
+    ]
+    known = [found for found in counts if found is not None]
+    if len(known) < len(counts) or not known[0] + known[1]:
+        return None
+    tokens_in, tokens_out, total, cached, reasoning = known
+    tokens_in += cached if cached > tokens_in else 0
+    tokens_out = max(tokens_out, total - tokens_in)
+    tokens_out += reasoning if reasoning > tokens_out else 0
+    return Usage(tokens_in, tokens_out, cached, reasoning=reasoning)
+
+
+class ResponseMeter(EventMeter):
+    """Reads the events of a response: the last one carries the whole answer, and its usage."""
+
+    def _read(self, data: bytes, event: bytes) -> bytes:
+        if b'"type"' not in data:
+            return event
+        if not any(end.encode() in data for end in _ENDS) and b'"error"' not in data:
+            return event
+        document = as_object(parse(data))
+        kind = document.get("type")
+        if kind == "error":
+            self.failed = True
+        if kind not in _ENDS:
+            return event
+        self.usage = _usage(as_object(document.get("response")), self._plausible)
+        self.last_event = event
+        return b""
+
+
+RESPONSES: Final = Operation(
+    "/v1/responses", "/responses", Protocol.OPENAI, parse_response, response_usage
+)

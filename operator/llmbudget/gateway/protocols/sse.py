@@ -1,0 +1,142 @@
+"""Server-sent events as they pass: cut at their ends, whatever the borders of the chunks."""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Final
+
+from llmbudget.decide.prices import Usage
+
+MAX_EVENT: Final = 1 << 20
+"""Bytes of the largest event that is read; a stream with a larger one is passed on unread."""
+
+_NEWLINE: Final = rb"(?:\r\n|\n|\r(?=[^\n]))"
+_EVENT_END: Final = re.compile(_NEWLINE + _NEWLINE)
+_BOM: Final = b"\xef\xbb\xbf"
+
+
+def cost_comment(entry_id: str, cost_usd: str) -> bytes:
+    """Write the comment that ends a stream, which every SSE client skips."""
+    return f": llmbudget cost_usd={cost_usd} entry_id={entry_id}\n\n".encode()
+
+
+class EventMeter(ABC):
+    """Reads a stream of events on its way.
+
+    Send on what `feed` returns. At the end of the stream, or as soon as `done` is set, send what
+    `finish` returns, settle by `usage`, and end with a comment and `last_event`. Events are passed
+    on byte for byte, but for those that a protocol keeps back.
+    """
+
+    def __init__(self, plausible: int) -> None:
+        self.usage: Usage | None = None
+        """What the provider says it charges; None: unknown so far."""
+        self.failed = False
+        """The stream carried an error, or isn't a stream of events."""
+        self.last_event = b""
+        """The event that ends the stream, as it came, held back for the comment to go before it;
+        empty: not seen."""
+        self._plausible = plausible
+        self._buffer = bytearray()
+        self._scanned = 0
+        self._unread = False
+
+    @property
+    def done(self) -> bool:
+        """Whether the provider said that the stream is complete. What follows is dropped."""
+        return bool(self.last_event)
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take the next bytes and return those to send on."""
+        if self.done:
+            return b""
+        if self._unread:
+            return chunk
+        self._buffer += chunk
+        passed = self._take_events()
+        if len(self._buffer) > MAX_EVENT:
+            self._give_up()
+            passed += self._flush()
+        return passed
+
+    def finish(self) -> bytes:
+        """Return what the provider left without a blank line behind it."""
+        rest = self._flush()
+        return self._pass(rest) if rest and not self.done else b""
+
+    @abstractmethod
+    def _read(self, data: bytes, event: bytes) -> bytes:
+        """Read one event by its data; return what of it is for the caller. An event that ends the
+        stream goes to `last_event`."""
+
+    def _take_events(self) -> bytes:
+        passed: list[bytes] = []
+        start = 0
+        while not self.done:
+            end = _EVENT_END.search(self._buffer, max(start, self._scanned))
+            if end is None:
+                break
+            if end.end() - start > MAX_EVENT:
+                break
+            passed.append(self._pass(bytes(self._buffer[start : end.end()])))
+            start = end.end()
+        del self._buffer[:start]
+        # An end may straddle the next chunk: look again at the last three bytes.
+        self._scanned = max(0, len(self._buffer) - 3)
+        return b"".join(passed)
+
+    def _pass(self, event: bytes) -> bytes:
+        return self._read(_data(event), event)
+
+    def _give_up(self) -> None:
+        """Stop reading: this is garbage, and its figures would be too."""
+        self._unread = self.failed = True
+        self.usage = None
+
+    def _flush(self) -> bytes:
+        rest = bytes(self._buffer)
+        self._buffer.clear()
+        self._scanned = 0
+        return rest
+
+
+class NoMeter(EventMeter):
+    """For operations that have no streams: whatever comes is passed on, and is no measure."""
+
+    def _read(self, data: bytes, event: bytes) -> bytes:
+        return event
+
+
+def parse(document: bytes) -> object:
+    """Parse what a provider says; None: it is no JSON."""
+    try:
+        return json.loads(document)
+    except (ValueError, RecursionError):
+        return None
+
+
+def as_object(value: object) -> Mapping[str, object]:
+    """Take an object as it is, and all else as an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def count(value: object, plausible: int) -> int | None:
+    """Read a token count; None: it is no count, or beyond all reason."""
+    # Not isinstance: a bool is an int to Python.
+    return value if type(value) is int and 0 <= value <= plausible else None
+
+
+def given(counts: Mapping[str, object], name: str) -> object:
+    """Read a count that may be left out, which means 0."""
+    value = counts.get(name)
+    return 0 if value is None else value
+
+
+def _data(event: bytes) -> bytes:
+    """Join an event's data lines."""
+    lines = event.removeprefix(_BOM).splitlines()
+    values = [line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:")]
+    return b"\n".join(values)

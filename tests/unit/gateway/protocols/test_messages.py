@@ -1,0 +1,181 @@
+"""Anthropic's messages: what may be asked, what is sent for it, and what an answer cost."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from tests.support.offers import offer
+
+from llmbudget.decide.prices import Usage
+from llmbudget.gateway.protocols.errors import Refusal
+from llmbudget.gateway.protocols.messages import check_betas, parse_count, parse_message
+from llmbudget.gateway.protocols.messages_answers import MessageMeter, message_usage
+
+HELLO = [{"role": "user", "content": "Hello"}]
+IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
+PLAUSIBLE = 1_000_000
+
+
+def body(**fields: Any) -> bytes:
+    return json.dumps({"model": "claude", "max_tokens": 50, "messages": HELLO} | fields).encode()
+
+
+def sent(request: bytes, limit: int = 50, host: str = "models.example") -> dict[str, Any]:
+    written = parse_message(request).write(offer("claude", host=host), limit)
+    document: dict[str, Any] = json.loads(written)
+    return document
+
+
+def test_a_request_is_read_and_written_anew() -> None:
+    request = parse_message(body(system="Be brief.", stream=True, temperature=0.5))
+    assert (request.model, request.demand.limit, request.demand.messages) == ("claude", 50, 1)
+    assert sent(body(system="Be brief.", stream=True, temperature=0.5), 40) == {
+        "model": "upstream/claude",
+        "max_tokens": 40,
+        "stream": True,
+        "messages": HELLO,
+        "system": "Be brief.",
+        "temperature": 0.5,
+    }
+
+
+def test_anthropic_itself_is_told_the_standard_tier() -> None:
+    assert sent(body(), host="api.anthropic.com")["service_tier"] == "standard_only"
+    assert "service_tier" not in sent(body())
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}},
+        {"type": "text", "text": "x", "cache_control": {"type": "ephemeral", "ttl": "1h"}},
+        IMAGE,
+        {"type": "image", "source": {"type": "url", "url": "https://images.example/a.png"}},
+        {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "x"}},
+        {"type": "tool_use", "id": "t", "name": "f", "input": {"a": [1, 2]}},
+        {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "text", "text": "x"}]},
+        {"type": "tool_result", "tool_use_id": "t", "content": "x"},
+        {"type": "thinking", "thinking": "hm", "signature": "s"},
+        {"type": "redacted_thinking", "data": "d"},
+    ],
+)
+def test_blocks_arrive_as_they_were_sent(block: dict[str, Any]) -> None:
+    messages = [{"role": "user", "content": [block]}]
+    assert sent(body(messages=messages))["messages"] == messages
+
+
+def test_images_are_counted_wherever_they_are() -> None:
+    result = {"type": "tool_result", "tool_use_id": "t", "content": [IMAGE]}
+    request = parse_message(body(messages=[{"role": "user", "content": [IMAGE, result]}]))
+    assert request.demand.images == 2
+
+
+def test_earlier_tool_calls_count_twice() -> None:
+    call = {"type": "tool_use", "id": "t", "name": "f", "input": {"a": "x" * 1000}}
+    messages = [{"role": "assistant", "content": [call]}, *HELLO]
+    assert parse_message(body(messages=messages)).demand.prompt_bytes > 2000
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"mcp_servers": []}, "mcp_servers"),
+        ({"container": "c"}, "container"),
+        ({"speed": "fast"}, "speed"),
+        ({"inference_geo": "us"}, "inference_geo"),
+        ({"context_management": {}}, "context_management"),
+        ({"service_tier": "auto"}, "service_tier"),
+        ({"unheard_of": 1}, "unheard_of"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"name": "f", "input_schema": {}, "defer": 1}]}, "tools[0].defer"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "server_tool_use"}]}]},
+            "messages[0].content[0].type",
+        ),
+        (
+            {"system": [{"type": "text", "text": "x", "cache_control": {"type": "forever"}}]},
+            "system[0].cache_control",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "document", "source": {
+                "type": "base64", "media_type": "application/pdf", "data": "AAAA"}}]}]},
+            "messages[0].content[0].source.type",
+        ),
+    ],
+)  # fmt: skip
+def test_a_refusal_names_its_field(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(Refusal) as refused:
+        parse_message(body(**fields))
+    assert (refused.value.status, refused.value.param) == (400, param)
+
+
+def test_betas() -> None:
+    check_betas(None)
+    check_betas("prompt-caching-2024-07-31, output-128k-2025-02-19")
+    with pytest.raises(Refusal, match="context-1m"):
+        check_betas("prompt-caching-2024-07-31,context-1m-2025-08-07")
+
+
+def test_counting_holds_nothing() -> None:
+    request = parse_count(json.dumps({"model": "claude", "messages": HELLO}).encode())
+    assert request.demand.contexts == request.demand.choices == 0
+    written = json.loads(request.write(offer("claude"), 1))
+    assert written == {"model": "upstream/claude", "messages": HELLO}
+    with pytest.raises(Refusal):
+        parse_count(body())
+
+
+USAGE = {
+    "input_tokens": 10,
+    "cache_read_input_tokens": 20,
+    "cache_creation_input_tokens": 30,
+    "cache_creation": {"ephemeral_5m_input_tokens": 25, "ephemeral_1h_input_tokens": 5},
+    "output_tokens": 40,
+}
+READ = Usage(60, 40, cached=20, cache_write=30, cache_write_hour=5)
+
+
+def test_usage_is_read() -> None:
+    assert message_usage(json.dumps({"usage": USAGE}).encode(), PLAUSIBLE) == READ
+
+
+@pytest.mark.parametrize("field", ["input_tokens", "output_tokens", "cache_read_input_tokens"])
+@pytest.mark.parametrize("bad", [-1, 1.5, "7", True, [], PLAUSIBLE + 1])
+def test_a_count_that_is_no_measure_makes_the_usage_unknown(field: str, bad: object) -> None:
+    assert message_usage(json.dumps({"usage": USAGE | {field: bad}}).encode(), PLAUSIBLE) is None
+
+
+def event(kind: str, **fields: Any) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **fields})}\n\n".encode()
+
+
+STREAM = (
+    event("message_start", message={"usage": USAGE | {"output_tokens": 1}})
+    + event("content_block_delta", delta={"type": "text_delta", "text": '{"usage": 7} "error"'})
+    + event("ping")
+    + event("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 40})
+)
+END = event("message_stop")
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 100_000])
+def test_a_stream_is_read_whatever_its_chunks(size: int) -> None:
+    meter = MessageMeter(PLAUSIBLE)
+    whole = STREAM + END
+    passed = b"".join(meter.feed(whole[at : at + size]) for at in range(0, len(whole), size))
+    assert passed + meter.finish() == STREAM
+    assert (meter.usage, meter.failed, meter.done) == (READ, False, True)
+    assert meter.last_event == END
+
+
+def test_an_error_in_a_stream_is_seen() -> None:
+    meter = MessageMeter(PLAUSIBLE)
+    meter.feed(STREAM[:100] + b"\n\n" + event("error", error={"type": "overloaded_error"}))
+    assert meter.failed
+    assert not meter.done

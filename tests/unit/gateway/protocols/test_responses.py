@@ -1,0 +1,138 @@
+"""OpenAI's responses: stateless, and metered by their last event."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from tests.support.offers import offer
+
+from llmbudget.decide.prices import Usage
+from llmbudget.gateway.protocols.errors import Refusal
+from llmbudget.gateway.protocols.responses import ResponseMeter, parse_response, response_usage
+
+PLAUSIBLE = 1_000_000
+
+
+def body(**fields: Any) -> bytes:
+    return json.dumps({"model": "small", "input": "Hello"} | fields).encode()
+
+
+def sent(request: bytes, limit: int = 50, host: str = "models.example") -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(
+        parse_response(request).write(offer("small", host=host), limit)
+    )
+    return document
+
+
+def test_nothing_is_ever_stored() -> None:
+    assert sent(body()) == {
+        "model": "upstream/small",
+        "max_output_tokens": 50,
+        "store": False,
+        "stream": False,
+        "input": "Hello",
+    }
+    assert sent(body(store=False))["store"] is False
+    assert sent(body(), host="api.openai.com")["service_tier"] == "default"
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"role": "user", "content": "Hello"},
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "x"}]},
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": "x"},
+        {"type": "reasoning", "id": "r", "summary": [], "encrypted_content": "e"},
+        {
+            "type": "message",
+            "role": "user",
+            "content": [{"type": "input_image", "image_url": "data:image/png;base64,AAAA"}],
+        },
+    ],
+)
+def test_items_arrive_as_they_were_sent(item: dict[str, Any]) -> None:
+    assert sent(body(input=[item]))["input"] == [item]
+
+
+def test_the_demand() -> None:
+    image = {"type": "input_image", "image_url": "data:image/png;base64," + "A" * 100_000}
+    item = {"type": "message", "role": "user", "content": [image]}
+    demand = parse_response(body(input=[item], max_output_tokens=7)).demand
+    assert (demand.images, demand.limit, demand.messages) == (1, 7, 1)
+    assert demand.prompt_bytes < 1000
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "x" * 1000}
+    assert parse_response(body(input=[call])).demand.prompt_bytes > 2000
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"store": True}, "store"),
+        ({"background": True}, "background"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"conversation": "c"}, "conversation"),
+        ({"prompt": {"id": "p"}}, "prompt"),
+        ({"service_tier": "flex"}, "service_tier"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"include": ["file_search_call.results"]}, "include"),
+        ({"input": [{"type": "item_reference", "id": "i"}]}, "input[0].type"),
+        ({"input": [{"type": "web_search_call", "id": "i"}]}, "input[0].type"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_file"}]}]},
+            "input[0].content[0].input_file",
+        ),
+        ({"input": []}, "input"),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"unheard_of": 1}, "unheard_of"),
+    ],
+)
+def test_a_refusal_names_its_field(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(Refusal) as refused:
+        parse_response(body(**fields))
+    assert (refused.value.status, refused.value.param) == (400, param)
+
+
+USAGE = {
+    "input_tokens": 10,
+    "input_tokens_details": {"cached_tokens": 4},
+    "output_tokens": 20,
+    "output_tokens_details": {"reasoning_tokens": 5},
+    "total_tokens": 30,
+}
+READ = Usage(10, 20, cached=4, reasoning=5)
+
+
+def test_usage_is_read() -> None:
+    assert response_usage(json.dumps({"usage": USAGE}).encode(), PLAUSIBLE) == READ
+
+
+@pytest.mark.parametrize("bad", [-1, None, 1.5, "7", True, PLAUSIBLE + 1])
+def test_a_count_that_is_no_measure_makes_the_usage_unknown(bad: object) -> None:
+    usage = USAGE | {"output_tokens": bad}
+    assert response_usage(json.dumps({"usage": usage}).encode(), PLAUSIBLE) is None
+
+
+def event(kind: str, **fields: Any) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **fields})}\n\n".encode()
+
+
+@pytest.mark.parametrize("end", ["response.completed", "response.incomplete", "response.failed"])
+@pytest.mark.parametrize("size", [1, 13, 100_000])
+def test_the_last_event_carries_the_usage(end: str, size: int) -> None:
+    before = event("response.created", response={"usage": None})
+    before += event("response.output_text.delta", delta='"response.completed" "error"')
+    last = event(end, response={"usage": USAGE})
+    meter = ResponseMeter(PLAUSIBLE)
+    whole = before + last + b"garbage"
+    passed = b"".join(meter.feed(whole[at : at + size]) for at in range(0, len(whole), size))
+    assert passed == before
+    assert (meter.usage, meter.done, meter.last_event) == (READ, True, last)
+
+
+def test_an_error_ends_in_doubt() -> None:
+    meter = ResponseMeter(PLAUSIBLE)
+    meter.feed(event("error", code="server_error"))
+    assert meter.failed
