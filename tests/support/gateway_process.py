@@ -33,7 +33,8 @@ from llmbudget.contract.config import (
     Threshold,
 )
 from llmbudget.ledger.interface import Entry
-from llmbudget.ledger.sqlite import SqliteLedger
+from llmbudget.ledger.sqlite.rows import Rows
+from llmbudget.ledger.sqlite.schema import connect_reading
 from llmbudget.local.process import free_port
 
 USD = 10**9
@@ -328,15 +329,18 @@ async def post(
 
 
 async def rows(gateway: GatewayProcess) -> list[Entry]:
-    """Stop the gateway, so that everything is settled, and read its ledger."""
-    gateway.stop()
-    ledger = await SqliteLedger.open(gateway.folder / "ledger" / "ledger.db")
-    try:
-        return list(await ledger.entries())
-    finally:
-        await ledger.close()
-        gateway.start()
-        await gateway.ready()
+    """Read the ledger beside the gateway, once every hold is resolved."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        connection = connect_reading(gateway.folder / "ledger" / "ledger.db")
+        try:
+            ledger = Rows(connection)
+            if not ledger.holds():
+                return ledger.entries(0, 1_000_000)
+        finally:
+            connection.close()
+        await asyncio.sleep(0.05)
+    raise AssertionError("a hold is never resolved")
 
 
 __all__ = ["KEY", "Limits", "Threshold"]
