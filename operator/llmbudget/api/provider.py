@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
@@ -110,6 +110,10 @@ class Cost(Model):
     """Reasoning tokens; default: as output."""
 
 
+DEFAULT_CONTEXT: Final = 128_000
+"""Tokens; assumed for choosing among models where nothing is said."""
+
+
 class ProviderModel(Model):
     """A model that the provider offers."""
 
@@ -135,8 +139,10 @@ class ProviderModel(Model):
     """Name by which the provider knows it; default: `name`."""
     cost: Cost | None = None
     """Prices; omitted: those of the genai-prices package; unknown there: the model is refused."""
-    max_context: Annotated[int, Field(ge=1, le=100_000_000)] = 128_000
-    """Context window in tokens: an upper bound of any call's input."""
+    max_context: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
+    """Context window in tokens: an upper bound of any call's input, so never less than what the
+    provider accepts. Omitted: only a request's size bounds it, and 128000 is assumed for choosing
+    among models."""
     max_output: Annotated[int, Field(ge=1, le=10_000_000)] = 16_384
     """Most output tokens that the provider produces in one call."""
     default_max_output: Annotated[int, Field(ge=1, le=10_000_000)] = 4096

@@ -71,9 +71,12 @@ class ModelConfig(Wire):
     upstream_name: str
     prices: Prices | None
     max_context: int
+    """For choosing among models; an assumption where nobody has said it."""
     max_output: int
     default_max_output: int
     latency_ms: int
+    context_bound: int | None = None
+    """What is said to be the model's context: no input is longer; None: nobody has said it."""
     image_tokens: int | None = None
     """Most tokens of one image; None: as many as the context holds."""
 

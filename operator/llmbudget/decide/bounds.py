@@ -2,8 +2,8 @@
 
 Input. A tokeniser makes at most one token of a byte, so the prompt's UTF-8 bytes bound its tokens,
 counted in the longest of the Unicode forms that tokenisers convert to before they cut. The model's
-context bounds them too: a longer prompt is refused by the provider. An image counts as its
-provider documents at most, or as a whole context.
+context bounds them too, where someone has said how long it is: a longer prompt is refused by the
+provider. An image counts as its provider documents at most, or as a whole context.
 What the provider adds counts as well: markers around each message and a preamble, and for tools
 and output schemas their rendering, which may be indented or turned into another notation. All of
 these are counted at several times what known templates need.
@@ -19,8 +19,10 @@ provider's affair, so all of them are taken at the dearest rate.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from decimal import Context, Decimal, Inexact
+from functools import lru_cache
 from typing import Final
 from unicodedata import normalize
 
@@ -59,22 +61,43 @@ class Demand:
     """Inputs that are read each by itself; 0: nothing that is charged is read."""
 
 
+class Unbounded(Exception):
+    """Nothing bounds what a model reads."""
+
+
 def longest_form(text: bytes) -> int:
-    """Count the bytes of valid UTF-8, in the longest of the forms that a tokeniser may give it."""
+    """Bound the bytes of valid UTF-8 in any form that a tokeniser may give it.
+
+    Each character is taken in its own longest form. Composing never adds bytes, and normalising a
+    whole text takes time that grows with the square of its combining marks.
+    """
     if text.isascii():
         return len(text)
-    decoded = text.decode()
-    forms = (normalize("NFC", decoded), normalize("NFKC", decoded))
-    return max(len(text), *(len(form.encode()) for form in forms))
+    return sum(times * _longest(each) for each, times in Counter(text.decode()).items())
+
+
+@lru_cache(maxsize=65_536)
+def _longest(character: str) -> int:
+    forms = (character, normalize("NFD", character), normalize("NFKD", character))
+    return max(len(form.encode()) for form in forms)
 
 
 def input_bound(demand: Demand, model: ModelConfig) -> int:
-    """Bound the input in tokens."""
+    """Bound the input in tokens.
+
+    Raises:
+        Unbounded: it has images, and nobody knows what one costs at most.
+    """
     schema = SCHEMA_OVERHEAD + SCHEMA_FACTOR * demand.schema_bytes if demand.schema_bytes else 0
     wrapping = REQUEST_OVERHEAD + MESSAGE_OVERHEAD * demand.messages
-    most = model.max_context * demand.contexts
-    images = demand.images * (most if model.image_tokens is None else model.image_tokens)
-    return min(demand.prompt_bytes + wrapping + schema + images, most)
+    text = demand.prompt_bytes + wrapping + schema
+    each = model.image_tokens or model.context_bound
+    if demand.images and each is None:
+        raise Unbounded
+    read = text + demand.images * (each or 0)
+    if model.context_bound is None:
+        return read if demand.contexts else 0
+    return min(read, model.context_bound * demand.contexts)
 
 
 def default_limit(demand: Demand, model: ModelConfig) -> int:
@@ -146,4 +169,5 @@ def plausible_tokens(demand: Demand, model: ModelConfig, limit: int) -> int:
 
     Generous, since what a provider really charges beyond the hold must be recorded in full.
     """
-    return _ABSURD * (model.max_context + limit * demand.choices)
+    read = max(model.max_context * demand.contexts, input_bound(demand, model))
+    return _ABSURD * (read + limit * demand.choices)

@@ -5,7 +5,7 @@ Built once for each configuration, so that a call only looks things up.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -17,7 +17,7 @@ from llmbudget.contract.config import (
     Prices,
     ProviderConfig,
 )
-from llmbudget.decide.ladder import default_ladder, weights_of
+from llmbudget.decide.ladder import default_ladder, lowered, weights_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +70,27 @@ class Catalogue:
             if offer.provider.protocol is protocol and offer.prices is not None
         )
 
+    def lowering(self, levels: Mapping[str, int]) -> Callable[[str], str | None]:
+        """Make the function that applies all ceilings of the path: from a model to the one that a
+        call for it goes to, None where none is left. `levels` are by account; missing: 0."""
+        path_levels = [levels.get(account.name, 0) for account in self.path]
+        return lambda model: lowered(model, self.ladders, path_levels, self.weights)
+
 
 def catalogues(config: GatewayConfig) -> dict[str, Catalogue]:
     """Build the catalogue of every account, by its name."""
-    accounts = {account.name: account for account in config.accounts}
+    return {account.name: catalogue_of(config, account.name) for account in config.accounts}
+
+
+def catalogue_of(config: GatewayConfig, account: str) -> Catalogue:
+    """Build the catalogue of one account.
+
+    Raises:
+        KeyError: the configuration has no such account.
+    """
+    accounts = {found.name: found for found in config.accounts}
     providers = {provider.name: provider for provider in config.providers}
-    return {name: _catalogue(_path(accounts, name), providers) for name in accounts}
+    return _catalogue(_path(accounts, account), providers)
 
 
 def _catalogue(

@@ -41,7 +41,8 @@ def default_ladder(models: Iterable[ModelConfig]) -> tuple[str, ...]:
 def ceiling(
     model: str, ladder: Sequence[str], level: int, weights: Mapping[str, Decimal]
 ) -> str | None:
-    """Find the model that a call for `model` goes to at a level; 0: no downgrade.
+    """Find the model that a call for `model` goes to at a level; 0: no downgrade. A model without
+    a name, which nobody knows, stands above all.
 
     Steps without a weight are not on offer here: the next one below counts in their place. A
     level beyond the ladder's end is its last step.
@@ -55,7 +56,7 @@ def ceiling(
     step = next((index for index in range(first, len(ladder)) if ladder[index] in weights), None)
     if model in ladder:
         stands_above = ladder.index(model) < (first if step is None else step)
-    elif step is not None:
+    elif model and step is not None:
         stands_above = weights.get(model, Decimal(0)) > weights[ladder[step]]
     else:
         stands_above = True

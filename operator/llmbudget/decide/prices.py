@@ -37,6 +37,7 @@ _CACHE_WRITES: Final = {
 """What writing to a cache costs in multiples of the input's price, as Anthropic documents it."""
 _UNBOUNDED: Final = frozenset(
     {"requests_kcount", "output_citation_mtok", "input_mchars", "input_text_messages_kcount"}
+    | {"output_image_mtok", "output_audio_mtok", "output_video_mtok"}
 )
 """Charges that every call incurs and that prices for tokens can't say."""
 _SEARCHING: Final = ("search", "research", "sonar")

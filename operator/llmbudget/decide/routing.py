@@ -17,7 +17,6 @@ from llmbudget.api.budget import Strategy
 from llmbudget.api.provider import Protocol
 from llmbudget.decide.bounds import Demand, expected_cost, fits
 from llmbudget.decide.catalogue import Catalogue, Offer
-from llmbudget.decide.ladder import lowered
 
 AUTO: Final = "auto"
 
@@ -69,7 +68,7 @@ def route(
     Raises:
         NoRoute.
     """
-    lower = _lowering(catalogue, levels)
+    lower = catalogue.lowering(levels)
     strategy = _strategy(catalogue, wanted)
     if strategy is None:
         return _named(catalogue, wanted, protocol, lower)
@@ -111,14 +110,9 @@ def allowed_models(
     catalogue: Catalogue, protocol: Protocol, levels: Mapping[str, int]
 ) -> tuple[str, ...]:
     """List the models that the ceilings leave in a protocol, in order of preference."""
-    lower = _lowering(catalogue, levels)
+    lower = catalogue.lowering(levels)
     names = dict.fromkeys(offer.name for offer in catalogue.speaking(protocol))
     return tuple(name for name in names if lower(name) == name)
-
-
-def _lowering(catalogue: Catalogue, levels: Mapping[str, int]) -> Callable[[str], str | None]:
-    path_levels = [levels.get(account.name, 0) for account in catalogue.path]
-    return lambda name: lowered(name, catalogue.ladders, path_levels, catalogue.weights)
 
 
 def _strategy(catalogue: Catalogue, wanted: str) -> Strategy | None:

@@ -15,6 +15,7 @@ from typing import Any
 from llmbudget.api.budget import LabelSelector, Target
 from llmbudget.api.meta import (
     ANNOTATION_ALLOW_BUDGET,
+    ANNOTATION_DOWNGRADED_CONTAINER,
     ANNOTATION_DOWNGRADED_TO,
     ANNOTATION_MODEL_ENV,
     ANNOTATION_ORIGINAL_ENV,
@@ -42,15 +43,25 @@ def decide(deployment: Manifest, account: str, target: Target, lower: Lower | No
     """Decide about one Deployment; `lower` None: no downgrade is in force, put things back."""
     metadata = deployment["metadata"]
     annotations = metadata.get("annotations") or {}
-    original = _original(annotations)
+    original = _original(annotations, target.env)
     refusal = _refusal(annotations, account, target)
     if refusal is not None:
         return Decision(refusal=refusal)
     index = _container(deployment, target.container)
     if index is None:
         return Decision(refusal=f"it has no container {target.container}")
-    env = deployment["spec"]["template"]["spec"]["containers"][index].get("env")
-    entry = next((e for e in env or () if e["name"] == target.env), None)
+    containers = deployment["spec"]["template"]["spec"]["containers"]
+    if original is not None and original.container not in (None, containers[index]["name"]):
+        if lower is not None:
+            # The annotations keep the entry of one container.
+            refusal = f"its container {original.container} is changed already"
+            return Decision(model=original.model, refusal=refusal)
+        index = _container(deployment, original.container)
+        if index is None:
+            return Decision(operations=_patch(metadata, _forget(annotations)))
+    env = containers[index].get("env")
+    # Of a variable that is set twice, Kubernetes takes the last.
+    entry = next((e for e in reversed(env or ()) if e["name"] == target.env), None)
     ours = (
         original is not None
         and original.model is not None
@@ -58,8 +69,13 @@ def decide(deployment: Manifest, account: str, target: Target, lower: Lower | No
         and entry.get("value") == original.model
     )
     before = original.entry if original is not None and ours else entry
-    wanted = None if lower is None else _wanted(before, lower)
+    current = (before or {}).get("value") or ""
+    # A variable that is absent or comes from elsewhere can't be read here: it gets the ceiling.
+    wanted = current if lower is None else lower(current)
     if wanted is None:
+        # No model is left to move it to: it stays as it is.
+        return Decision(model=entry.get("value") if ours and entry is not None else None)
+    if wanted == current:
         if original is None:
             return Decision()
         put_back = _replace(index, env, target.env, original.entry) if ours else []
@@ -67,37 +83,38 @@ def decide(deployment: Manifest, account: str, target: Target, lower: Lower | No
     if ours and entry is not None and entry.get("value") == wanted:
         return Decision(model=wanted)
     changed = _replace(index, env, target.env, {"name": target.env, "value": wanted})
-    operations = [*_remember(before, wanted), *changed]
+    operations = [*_remember(before, wanted, containers[index]["name"]), *changed]
     return Decision(operations=_patch(metadata, operations), model=wanted)
 
 
 def former_target(deployment: Manifest) -> Target | None:
-    """Reconstruct the target that a changed Deployment was, from its annotations; None: no
-    container holds a value of ours any more."""
+    """Reconstruct the target that a changed Deployment was, from its annotations; None: none
+    of its containers was changed."""
     metadata = deployment["metadata"]
     annotations = metadata.get("annotations") or {}
     variable = annotations.get(ANNOTATION_MODEL_ENV)
-    ours = {"name": variable, "value": annotations.get(ANNOTATION_DOWNGRADED_TO)}
-    for container in deployment["spec"]["template"]["spec"]["containers"]:
-        if variable and ours in (container.get("env") or ()):
-            return Target(
-                namespace=metadata["namespace"],
-                selector=LabelSelector(match_labels={"*": "*"}),
-                container=container["name"],
-                env=variable,
-            )
-    return None
+    container = annotations.get(ANNOTATION_DOWNGRADED_CONTAINER)
+    if not variable or container is None or _container(deployment, container) is None:
+        return None
+    return Target(
+        namespace=metadata["namespace"],
+        selector=LabelSelector(match_labels={"*": "*"}),
+        container=container,
+        env=variable,
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class _Original:
-    """What the annotations keep: the entry as it was (None: there was none), and our value."""
+    """What the annotations keep: the entry as it was (None: there was none), our value, and the
+    container that has it."""
 
     entry: Mapping[str, Any] | None
     model: str | None
+    container: str | None
 
 
-def _original(annotations: Mapping[str, str]) -> _Original | None:
+def _original(annotations: Mapping[str, str], variable: str) -> _Original | None:
     text = annotations.get(ANNOTATION_ORIGINAL_ENV)
     if text is None:
         return None
@@ -105,10 +122,12 @@ def _original(annotations: Mapping[str, str]) -> _Original | None:
         entry = json.loads(text)
     except ValueError:
         # Someone else's writing: nothing here is ours to put back.
-        return _Original(None, None)
-    known = entry is None or (isinstance(entry, dict) and "name" in entry)
-    model = annotations.get(ANNOTATION_DOWNGRADED_TO)
-    return _Original(entry, model) if known else _Original(None, None)
+        return _Original(None, None, None)
+    known = entry is None or (isinstance(entry, dict) and entry.get("name") == variable)
+    if not known:
+        return _Original(None, None, None)
+    container = annotations.get(ANNOTATION_DOWNGRADED_CONTAINER)
+    return _Original(entry, annotations.get(ANNOTATION_DOWNGRADED_TO), container)
 
 
 def _refusal(annotations: Mapping[str, str], account: str, target: Target) -> str | None:
@@ -126,16 +145,6 @@ def _container(deployment: Manifest, name: str | None) -> int | None:
     return next((i for i, found in enumerate(containers) if found["name"] == name), None)
 
 
-def _wanted(entry: Mapping[str, Any] | None, lower: Lower) -> str | None:
-    """Find the model that a variable should hold; None: it may stay as it is.
-
-    A variable that is absent or comes from elsewhere can't be read here: it gets the ceiling.
-    """
-    current = (entry or {}).get("value") or ""
-    wanted = lower(current)
-    return None if wanted == current else wanted
-
-
 def _replace(
     index: int, env: list[Any] | None, name: str, entry: Mapping[str, Any] | None
 ) -> list[Operation]:
@@ -143,25 +152,26 @@ def _replace(
     path = f"/spec/template/spec/containers/{index}/env"
     positions = [i for i, found in enumerate(env or ()) if found["name"] == name]
     if entry is None:
-        return [{"op": "remove", "path": f"{path}/{i}"} for i in reversed(positions)]
+        return [{"op": "remove", "path": f"{path}/{positions[-1]}"}]
     if positions:
-        return [{"op": "replace", "path": f"{path}/{positions[0]}", "value": dict(entry)}]
+        return [{"op": "replace", "path": f"{path}/{positions[-1]}", "value": dict(entry)}]
     if env is None:
         return [{"op": "add", "path": path, "value": [dict(entry)]}]
     return [{"op": "add", "path": f"{path}/-", "value": dict(entry)}]
 
 
-def _remember(before: Mapping[str, Any] | None, model: str) -> list[Operation]:
+def _remember(before: Mapping[str, Any] | None, model: str, container: str) -> list[Operation]:
     # The consent's annotations are there, so the map is; "add" replaces what is there.
     values = {
         ANNOTATION_ORIGINAL_ENV: json.dumps(before, sort_keys=True),
         ANNOTATION_DOWNGRADED_TO: model,
+        ANNOTATION_DOWNGRADED_CONTAINER: container,
     }
     return [{"op": "add", "path": _path(name), "value": value} for name, value in values.items()]
 
 
 def _forget(annotations: Mapping[str, str]) -> list[Operation]:
-    ours = (ANNOTATION_ORIGINAL_ENV, ANNOTATION_DOWNGRADED_TO)
+    ours = (ANNOTATION_ORIGINAL_ENV, ANNOTATION_DOWNGRADED_TO, ANNOTATION_DOWNGRADED_CONTAINER)
     return [{"op": "remove", "path": _path(name)} for name in ours if name in annotations]
 
 

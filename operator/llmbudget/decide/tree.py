@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -71,6 +71,9 @@ def _path(budgets: Mapping[str, Budget], account: str) -> list[str] | Rejection:
         if (refusal := _refusal(budgets[parent], child)) is not None:
             return refusal
         path.append(parent)
+        for account in path[:-1]:
+            if (abroad := _names_others(budgets, budgets[account], path)) is not None:
+                return abroad
         if len(path) > MAX_DEPTH:
             return Rejection(
                 Reason.PARENT_TOO_DEEP,
@@ -90,13 +93,24 @@ def _refusal(parent: Budget, child: Budget) -> Rejection | None:
             f"LLMBudget {parent.account} does not allow children in namespace {child.namespace}:"
             " add it to its spec.allowedChildren.namespaces.",
         )
+    return None
+
+
+def _names_others(
+    budgets: Mapping[str, Budget], child: Budget, path: Sequence[str]
+) -> Rejection | None:
+    """Outside the namespace of a budget above it, one names consumers of its own namespace only."""
+    above = path[path.index(child.account) + 1 :]
+    if all(budgets[account].namespace == child.namespace for account in above):
+        return None
     named = [consumer.namespace for consumer in child.spec.consumers]
     named += [target.namespace for target in child.spec.targets]
     foreign = sorted({namespace for namespace in named if namespace != child.namespace})
-    if foreign:
-        return Rejection(
-            Reason.CONSUMER_REFUSED,
-            f"A child outside its parent's namespace names consumers and targets of its own"
-            f" namespace only: remove {', '.join(foreign)}.",
-        )
-    return None
+    if not foreign:
+        return None
+    return Rejection(
+        Reason.CONSUMER_REFUSED,
+        f"LLMBudget {child.account} is outside the namespace of a budget above it, and names"
+        " consumers and targets of its own namespace only: remove"
+        f" {', '.join(foreign)}.",
+    )

@@ -53,8 +53,16 @@ def time_zone(world: World) -> Iterator[Finding]:
 
 def providers_exist(world: World) -> Iterator[Finding]:
     """Each budget names providers that exist, a child only such as its root has."""
+    of_root = {ref.name for ref in world.root.spec.providers}
     for budget in world.budgets:
         for ref in budget.spec.providers:
+            if ref.name in world.providers and ref.name not in of_root:
+                yield Finding(
+                    Reason.PROVIDER_NOT_FOUND,
+                    f"The root budget {world.root.account} does not use LLMProvider {ref.name}:"
+                    " add it to its spec.providers, or remove it here.",
+                    account=budget.account,
+                )
             if ref.name not in world.providers:
                 yield Finding(
                     Reason.PROVIDER_NOT_FOUND,
@@ -136,6 +144,7 @@ def features_supported(world: World) -> Iterator[Finding]:
             "budget.rollover": spec.budget.rollover is not None,
             "budget.borrowing": spec.budget.borrowing is not None,
             "monitoring.datadog": spec.monitoring.datadog.api_key_secret_ref is not None,
+            "monitoring.distributedTracing": spec.monitoring.distributed_tracing.enabled,
         }
         for field, wanted in asked.items():
             if wanted:

@@ -1,7 +1,8 @@
 """Money for calls: holds that wait their turn, and resolutions that are never forgotten.
 
-Where only other calls' holds are in the way, a call waits in line: the oldest tries again when a
-hold is resolved. Where what is spent leaves no room, nobody waits.
+Where only other calls' holds are in the way, a call waits in the line of the account that has no
+room: the oldest of each line tries again when a hold is resolved. Where what is spent leaves no
+room, nobody waits.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ class Admission:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._line: deque[asyncio.Future[None]] = deque()
+        self._lines: dict[str, deque[asyncio.Future[None]]] = {}
+        """Calls that wait, by the account that has no room for them."""
         self._resolutions = 0
         """Holds resolved so far."""
         self._unresolved: set[asyncio.Task[None]] = set()
@@ -79,7 +81,7 @@ class Admission:
     async def _hold(self, request: HoldRequest) -> Hold:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + WAIT_SECONDS
-        at_the_front = False
+        first_of: str | None = None
         try:
             while True:
                 before = self._resolutions
@@ -90,22 +92,25 @@ class Admission:
                         raise
                     if self._resolutions != before:
                         continue  # what was in the way may have gone while we were told
-                    if not await self._turn(deadline, at_the_front):
+                    left, first_of = first_of, None
+                    if left not in (None, error.account):
+                        self._wake_first(left)
+                    if not await self._turn(error.account, deadline, left == error.account):
                         raise
-                    at_the_front = True
+                    first_of = error.account
         finally:
-            if at_the_front:
-                # Whatever became of this turn: there may be room for one more, or an answer.
-                self._wake_next()
+            # Whatever became of this turn: there may be room for one more, or an answer.
+            self._wake_first(first_of)
 
-    async def _turn(self, deadline: float, at_the_front: bool) -> bool:
-        """Wait in line until a hold is resolved; False: the time is up."""
+    async def _turn(self, account: str, deadline: float, was_first: bool) -> bool:
+        """Wait in an account's line until a hold is resolved; False: the time is up."""
         loop = asyncio.get_running_loop()
         turn = loop.create_future()
-        if at_the_front:
-            self._line.appendleft(turn)
+        line = self._lines.setdefault(account, deque())
+        if was_first:
+            line.appendleft(turn)
         else:
-            self._line.append(turn)
+            line.append(turn)
         try:
             async with asyncio.timeout_at(deadline):
                 await turn
@@ -114,15 +119,22 @@ class Admission:
         finally:
             if not turn.done() or turn.cancelled():
                 with contextlib.suppress(ValueError):
-                    self._line.remove(turn)
+                    line.remove(turn)
+            if not line and self._lines.get(account) is line:
+                del self._lines[account]
         return True
 
-    def _wake_next(self) -> None:
-        while self._line:
-            turn = self._line.popleft()
+    def _wake_first(self, account: str | None) -> None:
+        line = self._lines.get(account, deque()) if account is not None else deque()
+        while line:
+            turn = line.popleft()
             if not turn.done():
                 turn.set_result(None)
                 return
+
+    def _wake_all_lines(self) -> None:
+        for account in list(self._lines):
+            self._wake_first(account)
 
     async def resolve(self, hold: Hold, settlement: Settlement | None) -> None:
         """Settle, or release where there is no settlement. What the ledger can't take now is
@@ -141,7 +153,7 @@ class Admission:
         else:
             await self._ledger.settle(hold_id, settlement)
         self._resolutions += 1
-        self._wake_next()
+        self._wake_all_lines()
 
     async def _insist(self, hold_id: str, settlement: Settlement | None) -> None:
         pause, longest = _RETRY_SECONDS

@@ -16,7 +16,7 @@ from llmbudget.contract.config import GatewayConfig
 from llmbudget.contract.events import ACTIONS_PATH, BALANCES_PATH, CALLS_PATH
 from llmbudget.decide.consumers import Consumer, NoBudget
 from llmbudget.gateway.call import Calls, refusal_of
-from llmbudget.gateway.clock import ClockCheck
+from llmbudget.gateway.clock import TrustedClock
 from llmbudget.gateway.configuration import Configuration
 from llmbudget.gateway.identity import Identities
 from llmbudget.gateway.keys import Keys
@@ -54,7 +54,7 @@ class App:
         operators: Callable[[str], Identities],
         monitoring: Monitoring,
         limits: ConsumerLimits,
-        clock: ClockCheck,
+        clock: TrustedClock,
     ) -> None:
         self._configuration = configuration
         self._ledger = ledger

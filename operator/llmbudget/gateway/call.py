@@ -16,7 +16,13 @@ from typing import Final
 
 from llmbudget.api.budget import OnExceeded
 from llmbudget.api.money import Nano, format_usd
-from llmbudget.decide.bounds import affordable_limit, default_limit, plausible_tokens, upper_bound
+from llmbudget.decide.bounds import (
+    Unbounded,
+    affordable_limit,
+    default_limit,
+    plausible_tokens,
+    upper_bound,
+)
 from llmbudget.decide.catalogue import Catalogue, Offer
 from llmbudget.decide.consumers import Consumer
 from llmbudget.decide.routing import NoRoute, Route, free_route, only_named, route
@@ -42,8 +48,9 @@ from llmbudget.ledger.interface import (
     Status,
 )
 
-_DOUBTFUL_STATUSES: Final = frozenset({408, 499, 502, 504, *range(520, 530)})
-"""Errors of something between here and the provider: it may have worked on the call."""
+_DOUBTFUL_STATUSES: Final = frozenset({408, 499, 502, 504, *range(520, 528)})
+"""Errors of something between here and the provider: it may have worked on the call. 529 is none:
+with it Anthropic refuses a call when it is overloaded."""
 _CALLERS_FAULT: Final = frozenset({400, 405, 406, 409, 410, 411, 413, 414, 415, 416, 422})
 """Errors that another provider would answer too: they go back to the caller."""
 _MOST_HEADER: Final = 256
@@ -55,6 +62,8 @@ class Failed:
     """An attempt that the next provider may make good."""
 
     refusal: Refusal
+    charged: bool = False
+    """The provider may have done the work, so its hold was charged in full."""
 
 
 @dataclass(slots=True)
@@ -157,6 +166,7 @@ class Calls:
     async def _attempts(self, call: Call, found: Route) -> None:
         """Try the offers in order until one answers."""
         last: Refusal | None = None
+        charged: Refusal | None = None
         status = Status.OK
         for offer in found.offers:
             key = self._keys.get(offer.provider)
@@ -168,9 +178,12 @@ class Calls:
             if failed is None:
                 return
             last, status = failed.refusal, Status.FALLBACK
-            # The first attempt has claimed the key: the next ones are the same call.
-            call.idempotency_key = call.fingerprint = None
-        raise last or errors.unavailable("No provider can answer now.")
+            if failed.charged:
+                # Its row keeps the key: what follows is the same call. And a caller that was
+                # charged is not told to try again.
+                call.idempotency_key = call.fingerprint = None
+                charged = charged or failed.refusal
+        raise charged or last or errors.unavailable("No provider can answer now.")
 
     async def _attempt(
         self, call: Call, offer: Offer, found: Route, key: str, status: Status
@@ -181,10 +194,14 @@ class Calls:
         demand = call.asked.demand
         left = self._admission.left_beside_spent(call.path)
         # A limit that doesn't fit is refused by the ledger, which knows whose cap it is.
-        limit = affordable_limit(demand, offer.model, offer.prices, left) or default_limit(
-            demand, offer.model
-        )
-        amount = upper_bound(demand, offer.model, offer.prices, limit)
+        try:
+            limit = affordable_limit(demand, offer.model, offer.prices, left) or default_limit(
+                demand, offer.model
+            )
+            amount = upper_bound(demand, offer.model, offer.prices, limit)
+        except Unbounded:
+            message = f"What an image costs {offer.name} at most is not known: set its imageTokens."
+            raise errors.malformed(message, code="unbounded") from None
         async with self._admission.held(_hold_request(call, offer, amount)) as held:
             attempt = Attempt(
                 held=held,
@@ -239,7 +256,11 @@ class Calls:
 
     def _left(self, call: Call, attempt: Attempt) -> Headers:
         """Tell what is left on the path, in dollars and in tokens of the model."""
-        balances = [self._ledger.balance(account) for account in call.path]
+        try:
+            balances = [self._ledger.balance(account) for account in call.path]
+        except LedgerError:
+            # The budget was removed meanwhile: its last call is answered all the same.
+            return []
         lefts = [left for left in (balance.remaining for balance in balances) if left is not None]
         if not lefts:
             return []
@@ -279,7 +300,7 @@ async def _doubt(attempt: Attempt, why: str) -> Failed:
     attempt.record.end(Status.ERROR, charged, None, why)
     name = attempt.offer.provider.name
     message = f"Provider {name}: {why}. The call was charged {format_usd(charged)} USD."
-    return Failed(errors.upstream_failed(502, message))
+    return Failed(errors.upstream_failed(502, message), charged=True)
 
 
 def refusal_of(error: LedgerError) -> Refusal:
@@ -364,4 +385,5 @@ def _content_type(answer: Answer) -> str:
 
 
 def _seconds(retry_after: str | None) -> int:
-    return int(retry_after) if retry_after and retry_after.isdigit() else 1
+    seconds = retry_after or ""
+    return int(seconds) if seconds.isascii() and seconds.isdigit() and len(seconds) <= 6 else 1

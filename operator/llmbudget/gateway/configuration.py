@@ -69,6 +69,9 @@ class Configuration:
                     config.accounts, time_zone=config.time_zone, generation=config.generation
                 )
                 break
+            except ValueError as error:
+                log.error("configuration refused", extra={"fields": {"why": str(error)}})
+                return
             except LedgerError as error:
                 log.warning("configuration waits", extra={"fields": {"why": str(error)}})
                 await asyncio.sleep(_RETRY_SECONDS)

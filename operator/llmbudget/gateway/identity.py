@@ -56,9 +56,12 @@ class Identities:
         if known is not None and self._clock() < known[1]:
             return known[0]
         self._refused.check(client)
+        # Counted before it is known, or a burst of them would all be reviewed.
+        self._refused.count(client)
         identity = await self._review(digest, token)
+        if identity is not None:
+            self._refused.count(client, -1)
         if identity is None:
-            self._refused.count(client)
             wanted = f" for the audience {self._audience}" if self._audience else ""
             raise unidentified(
                 f"The API server doesn't accept this token{wanted}: it may have expired, or was"

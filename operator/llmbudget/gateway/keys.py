@@ -7,8 +7,11 @@ another one; at most once a second, since a stat costs more than a dict.
 from __future__ import annotations
 
 import os
+import re
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +20,8 @@ from llmbudget.contract.config import ProviderConfig
 CHECK_SECONDS: Final = 1.0
 _MOST_BYTES: Final = 16 * 1024
 MASK: Final = b"[masked]"
+_LEAST_BASE64: Final = 12
+"""Characters of base64 below which a match would be chance."""
 
 
 class Keys:
@@ -47,9 +52,35 @@ class Keys:
 
 
 def mask(data: bytes, key: str) -> bytes:
-    """Take a key out of what goes back to a caller."""
-    secret = key.encode()
-    return data.replace(secret, MASK) if secret in data else data
+    """Take a key out of what goes back to a caller, however it is written there: as it is, escaped
+    in JSON or in a URL, or in base64."""
+    return _pattern(key).sub(MASK, data)
+
+
+def longest_mask(key: str) -> int:
+    """Tell how many bytes a key may take in any of its forms."""
+    return 6 * len(key)
+
+
+@lru_cache(maxsize=256)
+def _pattern(key: str) -> re.Pattern[bytes]:
+    """Build the expression for a key: each character in any of its spellings, or the whole as the
+    middle of a base64 text, whose first characters depend on what stands before the key."""
+    spelled = "".join(_spellings(character) for character in key)
+    encoded = [
+        re.escape(b64encode(b"\0" * shift + key.encode())[-(-4 * shift // 3) : -4].decode())
+        for shift in range(3)
+    ]
+    long_enough = [text for text in encoded if len(text) >= _LEAST_BASE64]
+    return re.compile("|".join([spelled, *long_enough]).encode())
+
+
+def _spellings(character: str) -> str:
+    code = ord(character)
+    forms = {re.escape(character), f"%(?i:{code:02x})", rf"\\u(?i:{code:04x})"}
+    if not character.isalnum():
+        forms.add(rf"\\{re.escape(character)}")
+    return f"(?:{'|'.join(sorted(forms))})"
 
 
 def _version(path: Path) -> tuple[int, int] | None:

@@ -62,9 +62,9 @@ class ClientLimits:
         if wait:
             raise rate_limited("Too many requests from this address.", math.ceil(wait))
 
-    def count(self, client: str) -> None:
-        """Count one event."""
-        self._bucket(client).take()
+    def count(self, client: str, events: int = 1) -> None:
+        """Count events; a number below 0 takes them back."""
+        self._bucket(client).take(events)
 
     def _bucket(self, client: str) -> Bucket:
         bucket = self._buckets.pop(client, None)

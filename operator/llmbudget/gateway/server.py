@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
 from llmbudget.api.meta import AUDIENCE, operator_audience
@@ -20,7 +21,7 @@ from llmbudget.gateway.admission import Admission
 from llmbudget.gateway.analytics import Analytics
 from llmbudget.gateway.app import App
 from llmbudget.gateway.call import Calls
-from llmbudget.gateway.clock import ClockCheck
+from llmbudget.gateway.clock import TrustedClock
 from llmbudget.gateway.configuration import Configuration
 from llmbudget.gateway.identity import Identities
 from llmbudget.gateway.keys import Keys
@@ -34,6 +35,10 @@ log = logging.getLogger(__name__)
 
 LEDGER_FILE: Final = "ledger.db"
 _BACKLOG: Final = 1024
+_CONNECTIONS: Final = 65_536
+_HEADER_MILLISECONDS: Final = 10_000
+
+Result = TypeVar("Result")
 _POLL_SECONDS: Final = 0.05
 
 
@@ -67,9 +72,12 @@ async def run(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as stack:
-        ledger = await stack.enter_async_context(_opened(settings))
         cluster = await stack.enter_async_context(Cluster.in_cluster(settings.service_account))
-        app = _assemble(settings, cluster, ledger, stack)
+        clock = await _first(TrustedClock.confirmed(cluster), stop)
+        if clock is None:
+            return
+        ledger = await stack.enter_async_context(_opened(settings, clock))
+        app = _assemble(settings, cluster, ledger, clock, stack)
         server = _server(settings, app)
         serving = asyncio.create_task(server.serve())
         log.info("serving", extra={"fields": {"address": f"{settings.host}:{settings.port}"}})
@@ -84,12 +92,12 @@ async def run(settings: Settings) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _opened(settings: Settings) -> AsyncIterator[Ledger]:
+async def _opened(settings: Settings, clock: TrustedClock) -> AsyncIterator[Ledger]:
     ledger: Ledger
     if settings.ledger is None:
         ledger = UnavailableLedger("this gateway was given no ledger")
     else:
-        ledger = await SqliteLedger.open(settings.ledger / LEDGER_FILE)
+        ledger = await SqliteLedger.open(settings.ledger / LEDGER_FILE, clock)
     try:
         yield ledger
     finally:
@@ -97,16 +105,19 @@ async def _opened(settings: Settings) -> AsyncIterator[Ledger]:
 
 
 def _assemble(
-    settings: Settings, cluster: Cluster, ledger: Ledger, stack: contextlib.AsyncExitStack
+    settings: Settings,
+    cluster: Cluster,
+    ledger: Ledger,
+    clock: TrustedClock,
+    stack: contextlib.AsyncExitStack,
 ) -> App:
     """Put the parts together, and start those that follow something."""
     keys = Keys(settings.keys)
     configuration = Configuration(
         cluster, ledger, settings.namespace, settings.config_map, settings.ca
     )
-    clock = ClockCheck(cluster)
     analytics = Analytics(ledger, configuration, settings.posthog_key)
-    followers = [configuration.follow(), clock.follow(), analytics.follow()]
+    followers = [configuration.follow(), clock.follow(cluster), analytics.follow()]
     for follower in followers:
         task = asyncio.create_task(follower)
         task.add_done_callback(_end_with)
@@ -129,6 +140,17 @@ def _assemble(
     )
 
 
+async def _first(work: Coroutine[Any, Any, Result], stop: asyncio.Event) -> Result | None:
+    """Wait for something unless the process is asked to stop first, which is None."""
+    done, stopped = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    await asyncio.wait({done, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if done.done():
+        return done.result()
+    done.cancel()
+    return None
+
+
 def _end_with(task: asyncio.Task[None]) -> None:
     """A follower that dies takes the process along: half a gateway is none."""
     if not task.cancelled() and task.exception() is not None:
@@ -146,6 +168,9 @@ def _server(settings: Settings, app: App) -> Server:
         http=HTTPModes.http1,
         websockets=False,
         backlog=_BACKLOG,
+        # Counted in connections: idle ones must not keep the kubelet's probes out.
+        backpressure=_CONNECTIONS,
+        http1_settings=HTTP1Settings(header_read_timeout=_HEADER_MILLISECONDS),
         log_enabled=False,
         ssl_cert=tls / "tls.crt" if tls else None,
         ssl_key=tls / "tls.key" if tls else None,

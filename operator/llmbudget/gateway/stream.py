@@ -13,7 +13,7 @@ from typing import Final
 
 from llmbudget.api.money import format_usd
 from llmbudget.gateway.attempt import Attempt
-from llmbudget.gateway.keys import mask
+from llmbudget.gateway.keys import longest_mask, mask
 from llmbudget.gateway.protocols.sse import EventMeter, cost_comment
 from llmbudget.gateway.upstream import Answer, Doubtful
 from llmbudget.gateway.wire import Exchange, Transport
@@ -22,6 +22,8 @@ from llmbudget.ledger.interface import Status
 DRAIN_SECONDS: Final = 60.0
 DRAIN_BYTES: Final = 8 * 1024 * 1024
 """Bounds of reading on for a caller that is gone."""
+SENT_BYTES: Final = 64 * 1024 * 1024
+"""Bytes of the longest stream; a million tokens of the wordiest provider have less."""
 
 
 class _Listener:
@@ -30,12 +32,23 @@ class _Listener:
     def __init__(self, transport: Transport, key: str) -> None:
         self._transport = transport
         self._key = key
+        self._rest = b""
+        self.sent = 0
         self.gone = False
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, data: bytes, *, whole: bool = True) -> None:
+        """Send on; what is no whole event may end within a key, so its end is kept back."""
+        data = self._rest + data
+        kept = 0 if whole else longest_mask(self._key)
+        data = mask(data, self._key)
+        data, self._rest = data[: len(data) - kept], data[len(data) - kept :] if kept else b""
+        self.sent += len(data)
+        if self.sent > SENT_BYTES:
+            # The server keeps what a slow reader has not read: that must not grow for ever.
+            self.gone = True
         if data and not self.gone:
             try:
-                await self._transport.send_bytes(mask(data, self._key))
+                await self._transport.send_bytes(data)
             except RuntimeError:
                 # The server's error for a closed connection.
                 self.gone = True
@@ -84,7 +97,7 @@ async def _pump(
                 if first:
                     attempt.record.first_chunk()
                     first = False
-                await listener.send(meter.feed(chunk))
+                await listener.send(meter.feed(chunk), whole=not meter.unread)
                 if listener.gone:
                     drained += len(chunk)
                     if drained > DRAIN_BYTES:

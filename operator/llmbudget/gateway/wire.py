@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from typing import Final, Protocol
 
@@ -9,6 +10,8 @@ from llmbudget.gateway.protocols.errors import malformed, too_large, unidentifie
 
 MAX_BODY: Final = 10 * 1024 * 1024
 """Bytes of the largest request body."""
+BODY_SECONDS: Final = 60.0
+"""How long a body may take to come."""
 _MAX_DRAIN: Final = 8 * MAX_BODY
 """Bytes that are read and dropped of a body that is too large: a client that is still sending
 would see a broken connection instead of the answer."""
@@ -24,8 +27,11 @@ Headers = list[tuple[str, str]]
 class RawHeaders(Protocol):
     """The server's header map; names are lower-case."""
 
+    def keys(self) -> Iterable[str]:
+        """All names, those of unreadable values too."""
+
     def items(self) -> Iterable[tuple[str, str]]:
-        """All headers, repeated ones too."""
+        """All headers whose values are readable, repeated ones too."""
 
 
 class Scope(Protocol):
@@ -88,7 +94,7 @@ class Request:
         self.method = scope.method
         self.path = scope.path
         self.client = scope.client.rsplit(":", 1)[0]
-        self.headers = _single(scope.headers.items())
+        self.headers = _single(scope.headers)
 
     @property
     def token(self) -> str:
@@ -113,8 +119,15 @@ class Request:
         """Read the body.
 
         Raises:
-            Refusal: 413.
+            Refusal: 413, or 400 where it takes too long.
         """
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                return await self._read()
+        except TimeoutError:
+            raise malformed(f"The body did not come within {BODY_SECONDS:.0f} s.") from None
+
+    async def _read(self) -> bytes:
         length = self.headers.get("content-length", "")
         if length.isdigit() and int(length) <= MAX_BODY:
             return await self._exchange()
@@ -130,12 +143,16 @@ class Request:
         return b"".join(chunks)
 
 
-def _single(items: Iterable[tuple[str, str]]) -> dict[str, str]:
+def _single(raw: RawHeaders) -> dict[str, str]:
     headers: dict[str, str] = {}
-    for name, value in items:
+    for name, value in raw.items():
         if name in headers and name in _ONCE:
             raise malformed(f"Header {name} is sent more than once.")
         headers[name] = value
+    for name in raw.keys():  # noqa: SIM118
+        # The server leaves out values that are not ASCII.
+        if name in _ONCE and name not in headers:
+            raise malformed(f"Header {name} has characters other than ASCII.")
     if "content-length" in headers and "transfer-encoding" in headers:
         raise malformed("Content-Length and Transfer-Encoding exclude each other.")
     return headers

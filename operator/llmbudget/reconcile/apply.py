@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterable
 from decimal import Decimal
@@ -9,11 +11,12 @@ from typing import Any, Final
 
 from kubernetes.utils.quantity import parse_quantity
 
-from llmbudget.api.meta import API_VERSION
+from llmbudget.api.meta import ANNOTATION_APPLIED, API_VERSION
 from llmbudget.clients.cluster import ApiError, Cluster
-from llmbudget.clients.kinds import kind_of
+from llmbudget.clients.kinds import SECRETS, kind_of
 from llmbudget.decide.world import Budget
 from llmbudget.reconcile.live import Live
+from llmbudget.render import names
 
 Manifest = dict[str, Any]
 
@@ -35,21 +38,41 @@ async def apply_children(
     """
     written = 0
     keep: set[tuple[str, str]] = set()
+    await _look_for_keys(cluster, live, root)
     for manifest in wanted:
         keep.add((manifest["kind"], manifest["metadata"]["name"]))
         found = live.get(manifest)
-        if found is not None and agrees(manifest, found):
-            continue
+        manifest = _stamped(manifest)
         if found is not None and manifest["kind"] == "PersistentVolumeClaim":
             manifest = _adopted(manifest, found)
-            if agrees(manifest, found):
-                continue
+        if found is not None and agrees(manifest, found):
+            continue
         if found is not None:
             await _hand_over_replicas(cluster, manifest, found)
         live.put(await cluster.apply(manifest))
         written += 1
         log.info("applied", extra={"fields": _fields(manifest)})
     return written + await _prune(cluster, live, root, keep)
+
+
+async def _look_for_keys(cluster: Cluster, live: Live, root: Budget) -> None:
+    """Read the Secret that delivers keys, by its name: Secrets are not followed."""
+    name = names.key_secret(root)
+    found = await cluster.get(SECRETS, root.namespace, name)
+    if found is not None:
+        live.put({"apiVersion": "v1", "kind": "Secret"} | found)
+    else:
+        metadata = {"namespace": root.namespace, "name": name}
+        live.drop({"apiVersion": "v1", "kind": "Secret", "metadata": metadata})
+
+
+def _stamped(manifest: Manifest) -> Manifest:
+    """Note what was applied, so that a field that is no longer wanted is a difference too."""
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    metadata = manifest["metadata"]
+    annotations = {**metadata.get("annotations", {}), ANNOTATION_APPLIED: digest}
+    return manifest | {"metadata": metadata | {"annotations": annotations}}
 
 
 async def _prune(cluster: Cluster, live: Live, root: Budget, keep: set[tuple[str, str]]) -> int:
@@ -76,13 +99,21 @@ def _owned(item: Manifest, root: Budget) -> bool:
 
 
 def _adopted(claim: Manifest, found: Manifest) -> Manifest:
-    """Keep what can't be changed of a claim: only its size may grow."""
+    """Keep what can't be changed of a claim: its size may grow, but not shrink."""
     kept = {
         key: found["spec"][key]
         for key in ("accessModes", "storageClassName")
         if key in found["spec"]
     }
+    asked, has = (_storage(one["spec"]) for one in (claim, found))
+    if asked is not None and has is not None and parse_quantity(asked) < parse_quantity(has):
+        kept["resources"] = {"requests": {"storage": has}}
     return claim | {"spec": claim["spec"] | kept}
+
+
+def _storage(spec: Manifest) -> str | None:
+    size: str | None = spec.get("resources", {}).get("requests", {}).get("storage")
+    return size
 
 
 async def _hand_over_replicas(cluster: Cluster, manifest: Manifest, found: Manifest) -> None:
@@ -107,8 +138,12 @@ async def _hand_over_replicas(cluster: Cluster, manifest: Manifest, found: Manif
 def agrees(wanted: object, found: object) -> bool:
     """Tell whether a live value has all that is wanted of it.
 
-    The API server adds defaults and writes quantities its own way; both agree.
+    The API server adds defaults, leaves out what is empty, and writes quantities its own way; all
+    of these agree.
     """
+    if found is None:
+        # Neither False nor 0 is the default everywhere: some switches are on unless they are off.
+        return wanted in ({}, [], None, "")
     if isinstance(wanted, dict):
         return isinstance(found, dict) and all(
             agrees(value, found.get(key)) for key, value in wanted.items()
@@ -120,8 +155,6 @@ def agrees(wanted: object, found: object) -> bool:
             and all(agrees(one, other) for one, other in zip(wanted, found, strict=True))
         )
     if wanted == found:
-        return True
-    if wanted in ({}, [], None, False, "", 0) and found is None:
         return True
     return isinstance(wanted, str) and isinstance(found, str) and _same_quantity(wanted, found)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -11,9 +11,9 @@ from llmbudget.api.conditions import Condition, ConditionType, Reason, merge_con
 from llmbudget.api.meta import API_VERSION
 from llmbudget.api.money import format_usd
 from llmbudget.api.provider import ProviderStatus
-from llmbudget.contract.config import AccountConfig, GatewayConfig
+from llmbudget.contract.config import GatewayConfig
 from llmbudget.contract.events import ActionEvent, BalanceEvent
-from llmbudget.decide.ladder import ceiling, weights_of
+from llmbudget.decide.catalogue import catalogue_of
 from llmbudget.decide.prices import resolve_prices
 from llmbudget.decide.tree import Rejection
 from llmbudget.decide.validity import Finding, about
@@ -70,7 +70,7 @@ def budget_status(
         held=_amount(balance.held_nano),
         remaining=_remaining(balance),
         spent_percentage=_percentage(balance),
-        active_model=active_model(situation.config, budget.account, balance.level),
+        active_model=active_model(situation, budget.account),
         downgrade_level=balance.level,
         thresholds=_fired(budget.account, balance.period, gateway.actions),
     )
@@ -143,21 +143,24 @@ def status_manifest(kind: str, namespace: str, name: str, status: Manifest) -> M
     }
 
 
-def active_model(config: GatewayConfig | None, account: str, level: int) -> str | None:
-    """Tell where a call for the ladder's first model goes at a level."""
-    found = next((a for a in config.accounts if a.name == account), None) if config else None
-    if config is None or found is None or not found.ladder:
+def lowering(situation: Situation, account: str) -> Callable[[str], str | None] | None:
+    """Make the function that applies the ceilings of an account's path; None: the account is in
+    no configuration."""
+    config = situation.config
+    if config is None or all(found.name != account for found in config.accounts):
         return None
-    return ceiling(found.ladder[0], found.ladder, level, _weights(config, found))
+    levels = {name: balance.level for name, balance in situation.gateway.balances.items()}
+    return catalogue_of(config, account).lowering(levels)
 
 
-def _weights(config: GatewayConfig, account: AccountConfig) -> Mapping[str, Any]:
-    return weights_of(
-        model
-        for provider in config.providers
-        if provider.name in account.providers
-        for model in provider.models
-    )
+def active_model(situation: Situation, account: str) -> str | None:
+    """Tell where a call for the ladder's first model goes now."""
+    lower = lowering(situation, account)
+    config = situation.config
+    if lower is None or config is None:
+        return None
+    ladder = catalogue_of(config, account).ladders[-1]
+    return lower(ladder[0]) if ladder else None
 
 
 def _conditions(
@@ -221,7 +224,10 @@ def _waiting(situation: Situation) -> tuple[Reason, str] | None:
     if not gateway.connected:
         message = f"Waiting for the gateway: {gateway.problem}."
         return Reason.GATEWAY_UNREACHABLE, message
-    rendered = situation.config.generation if situation.config else 0
+    if situation.config is None:
+        message = f"The root budget {situation.world.root.account} can't be carried out: see there."
+        return Reason.CONFIG_NOT_ACKNOWLEDGED, message
+    rendered = situation.config.generation
     if gateway.config_generation is None or gateway.config_generation < rendered:
         message = f"The gateway has not taken configuration {rendered} over yet."
         return Reason.CONFIG_NOT_ACKNOWLEDGED, message
@@ -263,8 +269,9 @@ def _downgraded(
         return "Unknown", Reason.GATEWAY_UNREACHABLE, "No balance is known yet."
     if balance.level == 0:
         return "False", Reason.NO_DOWNGRADE, ""
-    model = active_model(situation.config, budget.account, balance.level)
-    message = " ".join([f"No call goes to a dearer model than {model}.", *targets.unmatched])
+    model = active_model(situation, budget.account)
+    said = f"No call goes to a dearer model than {model}." if model else "No model is left to call."
+    message = " ".join([said, *targets.unmatched])
     return "True", Reason.THRESHOLD_CROSSED, message
 
 
@@ -306,7 +313,8 @@ def _percentage(balance: BalanceEvent) -> str | None:
         return None
     if balance.cap_nano == 0:
         return "100.0"
-    whole, tenth = divmod(balance.spent_nano * 1000 // balance.cap_nano, 10)
+    most = 9_999_999_999  # a cap that was lowered to almost nothing
+    whole, tenth = divmod(min(balance.spent_nano * 1000 // balance.cap_nano, most), 10)
     return f"{whole}.{tenth}"
 
 

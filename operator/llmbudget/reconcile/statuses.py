@@ -11,14 +11,13 @@ from llmbudget.api.conditions import Reason
 from llmbudget.api.meta import FINALIZER, account_name
 from llmbudget.clients.cluster import ApiError, Cluster
 from llmbudget.clients.kinds import BUDGETS
-from llmbudget.decide.ladder import ceiling, weights_of
-from llmbudget.decide.targets import Lower
 from llmbudget.decide.validity import used_providers
 from llmbudget.decide.world import Budget, World
 from llmbudget.reconcile.recorder import Recorder
 from llmbudget.reconcile.status import (
     Situation,
     budget_status,
+    lowering,
     provider_status,
     rejected_status,
     status_manifest,
@@ -110,7 +109,10 @@ class Statuses:
         if balance is None or not (budget.spec.targets or known):
             # Where nothing is known now, what was done stays.
             return TargetReport(changed=known)
-        lower = _lowering(situation, budget, balance.level) if balance.level else None
+        lower = lowering(situation, budget.account)
+        if lower is None:
+            # Nothing that could be carried out says where a model goes: what was done stays.
+            return TargetReport(changed=known)
 
         async def before_change() -> None:
             # A deletion must find its way back.
@@ -193,20 +195,3 @@ class Statuses:
 
     def _timestamp(self) -> str:
         return self._clock().strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _lowering(situation: Situation, budget: Budget, level: int) -> Lower | None:
-    """Say where the budget's ceiling moves a model, among those that it offers."""
-    config = situation.config
-    account = (
-        next((a for a in config.accounts if a.name == budget.account), None) if config else None
-    )
-    if config is None or account is None:
-        return None
-    weights = weights_of(
-        model
-        for provider in config.providers
-        if provider.name in account.providers
-        for model in provider.models
-    )
-    return lambda model: ceiling(model, account.ladder, level, weights)

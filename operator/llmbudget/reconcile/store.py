@@ -70,11 +70,17 @@ class Store:
             self.invalid.pop(account, None)
 
     def answered(self, kind: str, raw: Manifest) -> None:
-        """Take over what the API server answered to a write, unless a watch has told later."""
+        """Take over what the API server answered to a write of ours.
+
+        Not where a watch has told later, nor where someone else's change came along: that is the
+        watch's to tell, so that it is seen as a change.
+        """
         metadata = raw["metadata"]
         key = (kind, account_name(metadata["namespace"], metadata["name"]))
         known = self.raw.get(key)
-        if known is not None and _version(known) < _version(raw):
+        if known is None or _asked(known) != _asked(raw):
+            return
+        if _version(known) < _version(raw):
             self.raw[key] = raw
 
     def users_of(self, provider: Provider) -> Iterable[str]:
@@ -145,6 +151,13 @@ def explain(error: ValidationError) -> str:
 
 def _version(raw: Mapping[str, Any]) -> int:
     return int(raw["metadata"].get("resourceVersion", 0))
+
+
+def _asked(raw: Mapping[str, Any]) -> tuple[object, ...]:
+    """What people ask for: all that counts but the finalizers, which are ours."""
+    metadata = raw["metadata"]
+    keys = ("uid", "generation", "annotations", "deletionTimestamp")
+    return tuple(metadata.get(key) for key in keys)
 
 
 def _essence(raw: Mapping[str, Any]) -> tuple[object, ...]:

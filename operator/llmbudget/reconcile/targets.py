@@ -88,7 +88,7 @@ async def _bring(
         decision = decide(deployment, account, target, lower)
         if decision.refusal is not None:
             report.refused.append(f"Deployment {target.namespace}/{name}: {decision.refusal}.")
-            return
+            break
         try:
             if decision.operations:
                 if decision.model is not None and before_change is not None:

@@ -9,6 +9,7 @@ from llmbudget.api.gateway_spec import SecretDelivery
 from llmbudget.api.meta import ANNOTATION_APPROVED_PERIOD
 from llmbudget.api.model import milliseconds, per_minute
 from llmbudget.api.money import parse_usd
+from llmbudget.api.provider import DEFAULT_CONTEXT
 from llmbudget.contract.config import (
     AccountConfig,
     ConsumerConfig,
@@ -98,7 +99,8 @@ def _provider(provider: Provider, spec: BudgetSpec, world: World) -> ProviderCon
                 name=model.name,
                 upstream_name=model.upstream_name or model.name,
                 prices=resolve_prices(model, written, world.now),
-                max_context=model.max_context,
+                max_context=model.max_context or DEFAULT_CONTEXT,
+                context_bound=model.max_context,
                 max_output=model.max_output,
                 default_max_output=model.default_max_output,
                 latency_ms=model.latency_ms,
@@ -121,7 +123,9 @@ def _accounts(world: World, providers: tuple[ProviderConfig, ...]) -> tuple[Acco
     for budget in world.budgets:
         own = budget.spec.downgrade.ladder if budget.spec.downgrade else None
         ladders[budget.account] = tuple(own) if own else ladders[budget.parent]
-        chosen = [ref.name for ref in budget.spec.providers if ref.name in names] or names
+        named = [ref.name for ref in budget.spec.providers]
+        # Where none of those that were chosen can be called, no other stands in for them.
+        chosen = [name for name in named if name in names] or named or names
         accounts.append(_account(budget, ladders[budget.account], tuple(chosen)))
     return tuple(accounts)
 

@@ -17,6 +17,7 @@ from llmbudget.decide.bounds import (
     SCHEMA_FACTOR,
     SCHEMA_OVERHEAD,
     Demand,
+    Unbounded,
     affordable_limit,
     default_limit,
     expected_cost,
@@ -47,13 +48,21 @@ demands = st.builds(
     schema_bytes=st.integers(0, 10**5),
     choices=st.integers(1, 8),
     limit=st.none() | st.integers(1, 10**6),
+    images=st.integers(0, 3),
+    contexts=st.integers(1, 5),
 )
 models = st.builds(
-    lambda context, most, default: model(
-        max_context=context, max_output=most, default_max_output=default
+    lambda context, most, default, bound, image: model(
+        max_context=context,
+        max_output=most,
+        default_max_output=default,
+        context_bound=bound,
+        image_tokens=image,
     ),
     st.integers(1, 10**6),
     st.integers(1, 10**5),
+    st.integers(1, 10**5),
+    st.none() | st.integers(1, 10**6),
     st.integers(1, 10**5),
 )
 
@@ -106,8 +115,30 @@ def test_input_counts_bytes_and_what_the_provider_adds() -> None:
     assert input_bound(demand, model()) == 100 + added
 
 
-def test_input_is_bounded_by_the_context() -> None:
-    assert input_bound(Demand(10**9, 1), model()) == 128_000
+def test_input_is_bounded_by_a_context_that_someone_has_said() -> None:
+    assert input_bound(Demand(10**9, 1), model(context_bound=128_000)) == 128_000
+    assert input_bound(Demand(10**9, 1, contexts=3), model(context_bound=128_000)) == 384_000
+    assert input_bound(Demand(10**9, 1), model()) > 10**9
+    assert input_bound(Demand(0, 0, contexts=0), model()) == 0
+
+
+def test_images_count_as_documented_or_as_a_context_or_not_at_all() -> None:
+    demand = Demand(0, 0, images=2)
+    assert input_bound(demand, model(image_tokens=1000)) == REQUEST_OVERHEAD + 2000
+    assert input_bound(demand, model(context_bound=5000)) == 5000
+    with pytest.raises(Unbounded):
+        input_bound(demand, model())
+
+
+@given(st.text())
+def test_the_longest_form_bounds_every_form(text: str) -> None:
+    bound = longest_form(text.encode())
+    for form in ("NFC", "NFD", "NFKC", "NFKD"):
+        assert len(normalize(form, text).encode()) <= bound
+
+
+def test_combining_marks_take_no_time() -> None:
+    assert longest_form(("a" + "\u0301\u0316" * 500_000).encode()) == 2_000_001
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from llmbudget.decide.prices import Usage
 from llmbudget.gateway.protocols.sse import EventMeter, as_object, count, given, parse
 
 _USAGE: Final = re.compile(rb'"usage"\s*:\s*\{')
+_CONTENT: Final = re.compile(rb'"choices"\s*:\s*\[\s*\{')
 _ERROR: Final = re.compile(rb'"error"\s*:\s*[{"]')
 
 
@@ -39,6 +40,8 @@ class ChatMeter(EventMeter):
         if _ERROR.search(data):
             self.failed = self.failed or bool(as_object(parse(data)).get("error"))
         if not _USAGE.search(data):
+            # Content after the figures: they were not the last ones.
+            self.usage = None if _CONTENT.search(data) else self.usage
             return event
         answer = as_object(parse(data))
         if "usage" not in answer:

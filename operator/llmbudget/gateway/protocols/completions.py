@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from llmbudget.api.provider import Protocol
-from llmbudget.decide.bounds import Demand
+from llmbudget.decide.bounds import Demand, longest_form
 from llmbudget.decide.catalogue import Offer
 from llmbudget.gateway.protocols import fields as read
 from llmbudget.gateway.protocols.chat import (
@@ -45,7 +45,7 @@ def parse_completion(body: bytes) -> CallRequest:
     others = read.inside({key: found[key] for key in found if key in _PLAIN})
     head = written_anew(found, _WRITTEN, options)
     demand = Demand(
-        prompt_bytes=inputs.tokens + len(others) * inputs.number,
+        prompt_bytes=inputs.tokens + longest_form(others) * inputs.number,
         messages=inputs.number,
         choices=choices * inputs.number,
         limit=limit,

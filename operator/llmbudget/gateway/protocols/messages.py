@@ -25,8 +25,10 @@ BETAS: Final = frozenset(
 """Values of `anthropic-beta` that change nothing of what a call may cost at most."""
 
 _PLAIN: Final = frozenset({"metadata", "stop_sequences", "temperature", "top_k", "top_p"})
-_PROMPT: Final = frozenset({"system", "thinking", "tool_choice", "output_config"})
-_READ: Final = frozenset({"model", "messages", "max_tokens", "stream", "tools"})
+_PROMPT: Final = frozenset({"system", "thinking"})
+_SCHEMAS: Final = frozenset({"tools", "tool_choice", "output_config"})
+"""Fields that are rendered into the prompt in a notation of their own."""
+_READ: Final = frozenset({"model", "messages", "max_tokens", "stream"})
 _REASONS: Final = {
     "container": HOSTED,
     "mcp_servers": HOSTED,
@@ -70,7 +72,7 @@ def parse_message(body: bytes) -> CallRequest:
         Refusal: 400, naming the field and the reason.
     """
     found = read.read_object(body)
-    read.check(found, _READ | _PLAIN | _PROMPT, _REASONS, _CHECKS)
+    read.check(found, _READ | _PLAIN | _PROMPT | _SCHEMAS, _REASONS, _CHECKS)
     written, tools, media = _read_prompt(found)
     limit = read.integer(found, "max_tokens", read.MAX_TOKENS)
     others = read.inside({key: found[key] for key in found if key in _PLAIN})
@@ -100,7 +102,7 @@ def parse_count(body: bytes) -> CallRequest:
         Refusal: 400, naming the field and the reason.
     """
     found = read.read_object(body)
-    read.check(found, {"model", "messages", "tools"} | _PROMPT, _REASONS, _CHECKS)
+    read.check(found, {"model", "messages"} | _PROMPT | _SCHEMAS, _REASONS, _CHECKS)
     written, tools, _ = _read_prompt(found)
 
     def write(offer: Offer, most: int) -> bytes:
@@ -122,7 +124,7 @@ def check_betas(header: str | None) -> None:
 
 
 def _read_prompt(found: Fields) -> tuple[bytes, bytes, _Media]:
-    """Check and write what the model reads: messages and their like, and tools."""
+    """Check and write what the model reads: messages and their like, and schemas."""
     media = _Media()
     _check_messages(found.get("messages"), media)
     system = found.get("system")
@@ -130,7 +132,7 @@ def _read_prompt(found: Fields) -> tuple[bytes, bytes, _Media]:
         _check_blocks(system, "system", media)
     prompt = {key: found[key] for key in found if key in _PROMPT}
     written = read.inside({"messages": found["messages"]} | prompt)
-    return written, read.inside({"tools": found["tools"]} if "tools" in found else {}), media
+    return written, read.inside({key: found[key] for key in found if key in _SCHEMAS}), media
 
 
 def _again(messages: object) -> int:
@@ -170,6 +172,7 @@ def _check_block(value: object, where: str, media: _Media) -> None:
         raise bad(f"{where}.type", HOSTED if hosted else MEDIA)
     read.only(block, known, where, _REASONS)
     _check_cache(block.get("cache_control"), f"{where}.cache_control")
+    _check_citations(block.get("citations"), kind, f"{where}.citations")
     if kind in ("image", "document"):
         _check_source(block.get("source"), f"{where}.source", media, image=kind == "image")
     content = block.get("content")
@@ -198,6 +201,13 @@ def _check_cache(value: object, where: str) -> None:
     read.only(control, _CACHE, where, _REASONS)
     if control.get("type") != "ephemeral" or control.get("ttl", "5m") not in ("5m", "1h"):
         raise bad(where, "it must be ephemeral, for 5m or 1h")
+
+
+def _check_citations(value: object, kind: object, where: str) -> None:
+    if kind == "text" or value is None:
+        return  # what an earlier answer cited
+    if read.flag(read.object_at(value, where), "enabled", where):
+        raise bad(where, "the provider then adds input that can't be bounded")
 
 
 def _check_tools(tools: object) -> None:

@@ -26,6 +26,7 @@ class MessageMeter(EventMeter):
     def __init__(self, plausible: int) -> None:
         super().__init__(plausible)
         self._counts: dict[str, object] = {}
+        """Counts so far; the output's are known only once a message_delta has told them."""
 
     def _read(self, data: bytes, event: bytes) -> bytes:
         if not any(mark in data for mark in _MARKS):
@@ -41,11 +42,11 @@ class MessageMeter(EventMeter):
             self._take(as_object(as_object(document.get("message")).get("usage")))
         elif kind == "message_delta":
             self._take(as_object(document.get("usage")))
+            self.usage = _usage(self._counts, self._plausible)
         return event
 
     def _take(self, counts: Fields) -> None:
         self._counts |= {name: value for name, value in counts.items() if value is not None}
-        self.usage = _usage(self._counts, self._plausible)
 
 
 def _usage(usage: Fields, plausible: int) -> Usage | None:

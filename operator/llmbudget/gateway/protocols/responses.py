@@ -48,6 +48,7 @@ _PARTS: Final[Mapping[str, frozenset[str]]] = {
     "reasoning_text": frozenset({"type", "text"}),
     "summary_text": frozenset({"type", "text"}),
 }
+_REASONING: Final = frozenset({"effort", "summary", "generate_summary"})
 _IMAGE: Final = frozenset({"type", "image_url", "detail"})
 _ENDS: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
 
@@ -105,13 +106,16 @@ def _check_input(value: object) -> tuple[int, int, int]:
     for index, item in enumerate(items):
         where = f"input[{index}]"
         found = read.object_at(item, where)
-        kind = found.get("type", "message")
+        # A reference to a stored item may leave its type out; a message has a role.
+        kind = found.get("type", "message" if "role" in found else "item_reference")
         known = _ITEMS.get(kind) if isinstance(kind, str) else None
         if known is None:
             raise bad(f"{where}.type", HOSTED if str(kind).endswith("_call") else STORED)
         read.only(found, known, where, _REASONS)
         for name in ("content", "output", "summary"):
             parts = found.get(name)
+            if not isinstance(parts, str | list | None):
+                raise bad(f"{where}.{name}", "it must be a string or a list of parts")
             for part_index, part in enumerate(parts if isinstance(parts, list) else ()):
                 size = _check_part(part, f"{where}.{name}[{part_index}]")
                 images += size is not None
@@ -145,12 +149,28 @@ def _check_tools(tools: object) -> None:
         read.only(tool, _TOOL, where, _REASONS)
 
 
+def _check_instructions(value: object) -> None:
+    if not isinstance(value, str):
+        raise bad("instructions", f"it must be a string: {STORED}")
+
+
+def _check_reasoning(value: object) -> None:
+    reasoning = read.object_at(value, "reasoning")
+    read.only(reasoning, _REASONING, "reasoning", _REASONS)
+
+
 def _check_include(value: object) -> None:
     if not isinstance(value, list) or any(item not in _INCLUDES for item in value):
         raise bad("include", f"only {' and '.join(_INCLUDES)} are allowed")
 
 
-_CHECKS: Final = {**CHECKS, "tools": _check_tools, "include": _check_include}
+_CHECKS: Final = {
+    **CHECKS,
+    "tools": _check_tools,
+    "include": _check_include,
+    "instructions": _check_instructions,
+    "reasoning": _check_reasoning,
+}
 
 
 def response_usage(body: bytes, plausible: int) -> Usage | None:

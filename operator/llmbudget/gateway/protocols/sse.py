@@ -42,7 +42,8 @@ class EventMeter(ABC):
         self._plausible = plausible
         self._buffer = bytearray()
         self._scanned = 0
-        self._unread = False
+        self.unread = False
+        """An event was too large: what comes is passed on as it is, no longer event by event."""
 
     @property
     def done(self) -> bool:
@@ -53,7 +54,7 @@ class EventMeter(ABC):
         """Take the next bytes and return those to send on."""
         if self.done:
             return b""
-        if self._unread:
+        if self.unread:
             return chunk
         self._buffer += chunk
         passed = self._take_events()
@@ -93,7 +94,7 @@ class EventMeter(ABC):
 
     def _give_up(self) -> None:
         """Stop reading: this is garbage, and its figures would be too."""
-        self._unread = self.failed = True
+        self.unread = self.failed = True
         self.usage = None
 
     def _flush(self) -> bytes:

@@ -63,7 +63,7 @@ class Figures:
     """What earlier periods left."""
     held: int = 0
     carried: int = 0
-    """How much of the overage was posted to a later period as its debit."""
+    """How much of the overage and the debit was posted to a later period as its debit."""
     closed: bool = False
     closing_cap: int | None = None
     """The cap when the period was closed."""
@@ -75,10 +75,10 @@ class Figures:
 
     @property
     def due(self) -> int:
-        """How much of a closed period's overage exceeds its cap and is not carried yet."""
+        """How much of a closed period's overage and debit is beyond its cap and not carried yet."""
         if self.closing_cap is None:
             return 0
-        beyond = min(self.overage, max(0, self.total - self.closing_cap))
+        beyond = min(self.overage + self.debit, max(0, self.total - self.closing_cap))
         return max(0, beyond - self.carried)
 
 

@@ -48,7 +48,7 @@ CREATE TABLE account_periods (
     overage INTEGER NOT NULL CHECK (overage >= 0),
     debit INTEGER NOT NULL CHECK (debit >= 0),
     held INTEGER NOT NULL CHECK (held >= 0),
-    carried INTEGER NOT NULL CHECK (carried BETWEEN 0 AND overage),
+    carried INTEGER NOT NULL CHECK (carried BETWEEN 0 AND overage + debit),
     closed INTEGER NOT NULL CHECK (closed IN (0, 1)),
     closing_cap INTEGER CHECK (closing_cap >= 0),
     PRIMARY KEY (account, period)

@@ -38,7 +38,7 @@ def completion(**fields: Any) -> bytes:
         (["abc", "de"], 2, 9),
         ([1, 2, 3], 1, 3),
         ([[1, 2], [3]], 2, 3),
-        (["é"], 1, 4),
+        (["é"], 1, 5),
     ],
 )
 def test_inputs_are_measured(value: object, number: int, tokens: int) -> None:

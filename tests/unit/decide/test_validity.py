@@ -1,0 +1,287 @@
+"""Each fault is found, says what to do, and bars nothing but what it is about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.worlds import INSTALLATION, Manifest, read, world_of
+
+from llmbudget.api.conditions import Reason
+from llmbudget.decide.validity import about, callable_providers, findings, used_providers
+from llmbudget.decide.world import World
+from llmbudget.render.gateway_config import gateway_config
+
+SCENARIOS = Path(__file__).parents[2] / "golden" / "scenarios"
+ROOT = "LLMBudget/org"
+CHILD = "LLMBudget/agents"
+
+Documents = dict[str, Manifest]
+"""By `Kind/name`."""
+Edit = Callable[[Documents], object]
+
+
+def documents() -> Documents:
+    """The guide's three providers, a root with a ladder and a child in another namespace."""
+    found = read(SCENARIOS / "platform.yaml", SCENARIOS / "tree.yaml")
+    return {f"{one['kind']}/{one['metadata']['name']}": one for one in found}
+
+
+def world(*edits: Edit, **changes: Any) -> World:
+    made = documents()
+    for edit in edits:
+        edit(made)
+    return world_of(made.values(), **changes)
+
+
+def setting(what: str, path: str, value: object) -> Edit:
+    """Set a field of a document, given by dots."""
+    *above, last = path.split(".")
+
+    def edit(made: Documents) -> None:
+        here = made[what]
+        for step in above:
+            here = here.setdefault(step, {})
+        here[last] = value
+
+    return edit
+
+
+def without(what: str, path: str | None = None) -> Edit:
+    """Remove a document, or a field of it."""
+    if path is None:
+        return lambda made: made.pop(what)
+    first, last = path.split(".")
+    return lambda made: made[what][first].pop(last)
+
+
+def without_ladders(made: Documents) -> None:
+    for name in (ROOT, CHILD):
+        del made[name]["spec"]["downgrade"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One fault, and what is to be said of it."""
+
+    edit: Edit
+    reason: Reason
+    said: tuple[str, ...]
+    provider: str | None = None
+    account: str | None = None
+    fatal: bool = False
+
+
+OPENROUTER = "LLMProvider/openrouter"
+VAULT = {"vault": {"address": "https://vault.example", "role": "llm", "path": "keys", "key": "k"}}
+LISTED = {"name": "gpt-4o-mini", "upstreamName": "openai/gpt-4o-mini"}
+CASES = {
+    "time zone unknown": Case(
+        setting(ROOT, "spec.budget.timeZone", "Mars/Phobos"),
+        Reason.INVALID_SPEC,
+        ("'Mars/Phobos'", "write an IANA name"),
+        account="llm-platform/org",
+        fatal=True,
+    ),
+    "time zone a folder": Case(
+        setting(ROOT, "spec.budget.timeZone", "America"),
+        Reason.INVALID_SPEC,
+        ("'America'", "Europe/Berlin"),
+        account="llm-platform/org",
+        fatal=True,
+    ),
+    "root names no such provider": Case(
+        lambda made: made[ROOT]["spec"]["providers"].append({"name": "gone"}),
+        Reason.PROVIDER_NOT_FOUND,
+        ("LLMProvider gone", "namespace llm-platform", "create it, or remove it"),
+        account="llm-platform/org",
+    ),
+    "child names no such provider": Case(
+        setting(CHILD, "spec.providers", [{"name": "gone"}]),
+        Reason.PROVIDER_NOT_FOUND,
+        ("LLMProvider gone", "namespace llm-platform", "remove it from spec.providers"),
+        account="llm-teams/agents",
+    ),
+    "provider unreadable": Case(
+        lambda made: (made[OPENROUTER]["spec"].update(endpoint=17), without_ladders(made)),
+        Reason.PROVIDER_INVALID,
+        ("spec.endpoint",),
+        provider="openrouter",
+    ),
+    "no Secret": Case(
+        without("Secret/openrouter-key"),
+        Reason.SECRET_NOT_FOUND,
+        ("Secret openrouter-key in namespace llm-platform", "create it", "OPENROUTER_API_KEY"),
+        provider="openrouter",
+    ),
+    "Secret of another namespace": Case(
+        setting("Secret/openrouter-key", "metadata.namespace", "elsewhere"),
+        Reason.SECRET_NOT_FOUND,
+        ("Secret openrouter-key in namespace llm-platform",),
+        provider="openrouter",
+    ),
+    "Secret without label": Case(
+        without("Secret/openrouter-key", "metadata.labels"),
+        Reason.SECRET_NOT_CONSENTING,
+        ("Secret openrouter-key", 'label it llmbudget.io/provider-key="true"'),
+        provider="openrouter",
+    ),
+    "Secret without host": Case(
+        without("Secret/openrouter-key", "metadata.annotations"),
+        Reason.SECRET_NOT_CONSENTING,
+        ("annotate it llmbudget.io/allowed-host=openrouter.ai",),
+        provider="openrouter",
+    ),
+    "Secret for another host": Case(
+        setting(OPENROUTER, "spec.endpoint", "https://evil.example/v1"),
+        Reason.SECRET_NOT_CONSENTING,
+        ("may not be sent to evil.example", "llmbudget.io/allowed-host=evil.example"),
+        provider="openrouter",
+    ),
+    "private host not listed": Case(
+        setting(OPENROUTER, "spec.allowPrivate", True),
+        Reason.PROVIDER_INVALID,
+        ("openrouter.ai is not", "--allow-private-host=openrouter.ai"),
+        provider="openrouter",
+    ),
+    "key in Vault": Case(
+        setting(OPENROUTER, "spec.credentials", VAULT),
+        Reason.NOT_SUPPORTED,
+        ("use credentials.secretKeyRef",),
+        provider="openrouter",
+    ),
+    "rollover": Case(
+        setting(ROOT, "spec.budget.rollover", {"maximum": "5"}),
+        Reason.NOT_SUPPORTED,
+        ("spec.budget.rollover", "remove it"),
+        account="llm-platform/org",
+    ),
+    "borrowing": Case(
+        setting(CHILD, "spec.budget.borrowing", {"limit": "5"}),
+        Reason.NOT_SUPPORTED,
+        ("spec.budget.borrowing", "remove it"),
+        account="llm-teams/agents",
+    ),
+    "datadog": Case(
+        setting(ROOT, "spec.monitoring.datadog", {"apiKeySecretRef": {"name": "d", "key": "k"}}),
+        Reason.NOT_SUPPORTED,
+        ("spec.monitoring.datadog", "remove it"),
+        account="llm-platform/org",
+    ),
+    "identity offline": Case(
+        setting(ROOT, "spec.identity", {"mode": "Offline"}),
+        Reason.NOT_SUPPORTED,
+        ("identity.mode Offline", "use TokenReview"),
+        account="llm-platform/org",
+    ),
+    "model without price": Case(
+        setting(OPENROUTER, "spec.models", [{"name": "nobody-knows"}, LISTED]),
+        Reason.MODEL_UNPRICED,
+        ("what nobody-knows costs", "set models[].cost"),
+        provider="openrouter",
+    ),
+    "ladder of a child": Case(
+        setting(CHILD, "spec.downgrade.ladder", ["gpt-4o-mini", "gone"]),
+        Reason.LADDER_UNKNOWN_MODEL,
+        ("the model gone:", "claude-3-sonnet, gpt-4o-mini, phi-4-14b", "spec.downgrade.ladder"),
+        account="llm-teams/agents",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_a_fault_is_found_alone_says_what_to_do_and_bars_its_provider_only(case: Case) -> None:
+    made = world(case.edit)
+    (found,) = findings(made)
+    assert (found.reason, found.fatal) == (case.reason, case.fatal)
+    assert (found.provider, found.account) == (case.provider, case.account)
+    for part in case.said:
+        assert part in found.message
+    barred = None if case.reason is Reason.MODEL_UNPRICED else case.provider
+    expected = [provider for provider in used_providers(made) if provider.name != barred]
+    assert list(callable_providers(made, (found,))) == expected
+
+
+def test_a_world_without_fault_has_no_findings() -> None:
+    assert findings(world()) == ()
+
+
+@pytest.mark.parametrize(
+    ("listed", "barred"),
+    [
+        ("localai.ai-models.svc", []),
+        ("localai.ai-models.svc:8080", []),
+        ("localai.ai-models.svc:9999", ["localai"]),
+        ("ai-models.svc", ["localai"]),
+    ],
+)
+def test_a_private_host_is_allowed_on_all_ports_or_on_one(listed: str, barred: list[str]) -> None:
+    made = world(installation=replace(INSTALLATION, private_hosts=frozenset({listed})))
+    assert [found.provider for found in findings(made)] == barred
+
+
+def test_a_provider_that_the_root_does_not_use_is_nobodys_concern() -> None:
+    made = world(
+        setting(ROOT, "spec.providers", [{"name": "requesty"}, {"name": "localai"}]),
+        setting(ROOT, "spec.downgrade.ladder", ["claude-3-sonnet", "phi-4-14b"]),
+        setting(CHILD, "spec", {"parentRef": {"namespace": "llm-platform", "name": "org"}}),
+        without("Secret/openrouter-key"),
+    )
+    assert findings(made) == ()
+
+
+def test_without_any_readable_provider_ladders_are_not_blamed() -> None:
+    unreadable = [
+        setting(f"LLMProvider/{name}", "spec.models", [])
+        for name in ("openrouter", "requesty", "localai")
+    ]
+    assert {found.reason for found in findings(world(*unreadable))} == {Reason.PROVIDER_INVALID}
+
+
+def test_all_faults_are_told_at_once_the_fatal_one_first() -> None:
+    chosen = ("time zone unknown", "no Secret", "rollover", "ladder of a child")
+    found = findings(world(*(CASES[name].edit for name in chosen)))
+    assert [one.fatal for one in found] == [True, False, False, False]
+    assert len({one.reason for one in found}) == 4
+
+
+def test_a_budgets_status_tells_its_own_faults_and_its_providers() -> None:
+    made = world(
+        setting(ROOT, "spec.budget.rollover", {"maximum": "5"}),
+        without("Secret/openrouter-key"),
+        without("Secret/requesty-key"),
+    )
+    found = findings(made)
+    child = about(made.children[0], made, found)
+    assert [(one.provider, one.account) for one in child] == [("openrouter", None)]
+    assert about(made.root, made, found) == found
+
+
+def test_a_child_that_chooses_no_provider_is_told_of_all_of_its_roots() -> None:
+    made = world(without(CHILD, "spec.providers"), without("Secret/requesty-key"))
+    assert [one.provider for one in about(made.children[0], made, findings(made))] == ["requesty"]
+
+
+def test_a_child_names_only_providers_of_its_root() -> None:
+    made = world(
+        setting(ROOT, "spec.providers", [{"name": "openrouter"}, {"name": "requesty"}]),
+        setting(ROOT, "spec.downgrade.ladder", ["claude-3-sonnet", "gpt-4o-mini"]),
+        setting(CHILD, "spec.providers", [{"name": "localai"}]),
+    )
+    assert [one.account for one in findings(made)] == ["llm-teams/agents"]
+
+
+def test_a_child_is_never_given_a_provider_that_it_did_not_choose() -> None:
+    made = world(without("Secret/openrouter-key"))
+    config = gateway_config(made, findings(made))
+    child = next(account for account in config.accounts if account.parent is not None)
+    assert set(child.providers) <= {"openrouter"}
+
+
+def test_tracing_is_refused_while_no_spans_are_sent() -> None:
+    tracing = {"enabled": True, "collector": "jaeger:14268"}
+    made = world(setting(ROOT, "spec.monitoring.distributedTracing", tracing))
+    assert [one.reason for one in findings(made)] == [Reason.NOT_SUPPORTED]
