@@ -51,6 +51,7 @@ class Reason(StrEnum):
     TARGET_NOT_CONSENTING = "TargetNotConsenting"
     NOT_SUPPORTED = "NotSupported"
     API_ERROR = "ApiError"
+    NAME_TAKEN = "NameTaken"
     UNDER_CAP = "UnderCap"
     CAP_REACHED = "CapReached"
     AWAITING_APPROVAL = "AwaitingApproval"

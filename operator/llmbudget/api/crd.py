@@ -77,6 +77,11 @@ KINDS: Final = (
                 " one",
             ),
             (
+                "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+                "the name of a budget is its Service's: lower-case letters, digits and dashes,"
+                " beginning with a letter",
+            ),
+            (
                 "!has(self.spec.parentRef) || has(self.spec.parentRef.namespace)"
                 " || self.spec.parentRef.name != self.metadata.name",
                 "a budget can't be its own parent: name another one in spec.parentRef",

@@ -94,6 +94,8 @@ class Connection:
                 configuration = kubernetes_client.Configuration()
                 # Ambient proxies must not see a token; a kubeconfig's own proxy-url is honoured.
                 configuration.client_session_kwargs = {"trust_env": False}
+                # Each watch keeps a connection: with a limit they would keep all others out.
+                configuration.connection_pool_maxsize = 0
                 await self._load(configuration)
                 self._client = kubernetes_client.ApiClient(configuration)
         return self._client
@@ -162,8 +164,8 @@ class Connection:
     ) -> RESTResponse:
         client = await self.open()
         sent = dict(headers)
-        await client.update_params_for_auth(sent, [], ["BearerToken"], path, method, body)
         try:
+            await client.update_params_for_auth(sent, [], ["BearerToken"], path, method, body)
             response: RESTResponse = await client.call_api(
                 method, client.configuration.host + path, sent, body, _request_timeout=limits
             )

@@ -7,6 +7,7 @@ providers in the 371OS guide's form.
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from typing import Annotated, Final, Literal
 
@@ -175,3 +176,8 @@ class GatewayConfig(Wire):
     def to_json(self) -> str:
         """Serialise deterministically: the same configuration gives the same bytes."""
         return self.model_dump_json(by_alias=True, exclude_none=True, indent=1)
+
+
+def key_variable(provider: str) -> str:
+    """Name the variable of a provider's key, as the 371OS guide does: OPENROUTER_API_KEY."""
+    return re.sub(r"[^A-Z0-9]", "_", provider.upper()) + "_API_KEY"

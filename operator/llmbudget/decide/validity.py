@@ -15,7 +15,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from llmbudget.api.budget import IdentityMode
 from llmbudget.api.conditions import Reason
+from llmbudget.api.gateway_spec import SecretDelivery
 from llmbudget.api.meta import ANNOTATION_ALLOWED_HOST, LABEL_PROVIDER_KEY
+from llmbudget.contract.config import key_variable
 from llmbudget.decide.prices import resolve_prices
 from llmbudget.decide.world import Budget, Provider, World
 
@@ -77,6 +79,23 @@ def providers_readable(world: World) -> Iterator[Finding]:
     for provider in used_providers(world):
         if provider.spec is None:
             yield Finding(Reason.PROVIDER_INVALID, provider.error, provider=provider.name)
+
+
+def key_variables_differ(world: World) -> Iterator[Finding]:
+    """No two providers' keys come in one environment variable."""
+    if world.root.spec.deployment.secret_delivery is not SecretDelivery.ENV:
+        return
+    taken: dict[str, str] = {}
+    for provider in used_providers(world):
+        variable = key_variable(provider.name)
+        if variable in taken:
+            yield Finding(
+                Reason.PROVIDER_INVALID,
+                f"Its key would come in the variable {variable}, as that of {taken[variable]} does:"
+                " rename one of them, or use secretDelivery Volume.",
+                provider=provider.name,
+            )
+        taken.setdefault(variable, provider.name)
 
 
 def secrets_consent(world: World) -> Iterator[Finding]:
@@ -208,6 +227,7 @@ CHAIN: Final[tuple[Check, ...]] = (
     secrets_consent,
     private_hosts_allowed,
     vault_supported,
+    key_variables_differ,
     features_supported,
     models_priced,
     ladders_known,

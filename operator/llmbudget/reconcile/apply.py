@@ -11,9 +11,10 @@ from typing import Any, Final
 
 from kubernetes.utils.quantity import parse_quantity
 
+from llmbudget.api.gateway_spec import SecretDelivery
 from llmbudget.api.meta import ANNOTATION_APPLIED, API_VERSION
 from llmbudget.clients.cluster import ApiError, Cluster
-from llmbudget.clients.kinds import SECRETS, kind_of
+from llmbudget.clients.kinds import BUDGETS, SECRETS, kind_of
 from llmbudget.decide.world import Budget
 from llmbudget.reconcile.live import Live
 from llmbudget.render import names
@@ -28,6 +29,14 @@ HANDOVER: Final = "llmbudget-handover"
 """Field manager that holds a Deployment's replicas until its autoscaler does."""
 
 
+class OwnerGone(Exception):
+    """The budget was deleted, and no watch has told."""
+
+
+class Occupied(Exception):
+    """An object that is not ours has the name of a child."""
+
+
 async def apply_children(
     cluster: Cluster, live: Live, root: Budget, wanted: Iterable[Manifest]
 ) -> int:
@@ -35,6 +44,8 @@ async def apply_children(
 
     Raises:
         ApiError: the API server refused one of them.
+        OwnerGone: the budget is no more.
+        Occupied: there is an object of that name that is another's.
     """
     written = 0
     keep: set[tuple[str, str]] = set()
@@ -47,20 +58,48 @@ async def apply_children(
             manifest = _adopted(manifest, found)
         if found is not None and agrees(manifest, found):
             continue
+        if not written:
+            await _check_owner(cluster, root)
         if found is not None:
             await _hand_over_replicas(cluster, manifest, found)
+        else:
+            await _check_free(cluster, manifest, root)
         live.put(await cluster.apply(manifest))
         written += 1
         log.info("applied", extra={"fields": _fields(manifest)})
     return written + await _prune(cluster, live, root, keep)
 
 
+async def _check_owner(cluster: Cluster, root: Budget) -> None:
+    """Make sure that the budget still exists: what is written for one that doesn't is collected
+    as garbage, which would be drift to be put back, for ever."""
+    found = await cluster.get_metadata(BUDGETS, root.namespace, root.name)
+    if found is None or found["metadata"]["uid"] != root.uid:
+        raise OwnerGone
+
+
+async def _check_free(cluster: Cluster, manifest: Manifest, root: Budget) -> None:
+    """Make sure that what is about to be created takes nobody's place."""
+    if manifest["kind"] in ("PersistentVolumeClaim", "ClusterRoleBinding"):
+        return
+    namespace, name = root.namespace, manifest["metadata"]["name"]
+    found = await cluster.get_metadata(kind_of(manifest), namespace, name)
+    if found is not None and not _owned(found, root):
+        raise Occupied(
+            f"There is a {manifest['kind']} {name} already that is not this budget's: remove it, or"
+            " name the budget differently."
+        )
+
+
 async def _look_for_keys(cluster: Cluster, live: Live, root: Budget) -> None:
-    """Read the Secret that delivers keys, by its name: Secrets are not followed."""
+    """Read the Secret that delivers keys, by its name: Secrets are not followed. Where there
+    should be none, its metadata will do."""
     name = names.key_secret(root)
-    found = await cluster.get(SECRETS, root.namespace, name)
-    if found is not None:
-        live.put({"apiVersion": "v1", "kind": "Secret"} | found)
+    wanted = root.spec.deployment.secret_delivery is SecretDelivery.ENV
+    read = cluster.get if wanted else cluster.get_metadata
+    found = await read(SECRETS, root.namespace, name)
+    if found is not None and _owned(found, root):
+        live.put(found | {"apiVersion": "v1", "kind": "Secret"})
     else:
         metadata = {"namespace": root.namespace, "name": name}
         live.drop({"apiVersion": "v1", "kind": "Secret", "metadata": metadata})

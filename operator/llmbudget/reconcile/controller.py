@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ from llmbudget.contract.events import ActionEvent
 from llmbudget.decide.validity import Finding, findings
 from llmbudget.decide.world import Installation, World
 from llmbudget.reconcile.actions import Actions
-from llmbudget.reconcile.apply import apply_children
+from llmbudget.reconcile.apply import Occupied, OwnerGone, apply_children
 from llmbudget.reconcile.gather import gather, keys_for_environment
 from llmbudget.reconcile.live import Live
 from llmbudget.reconcile.queue import WorkQueue
@@ -91,6 +92,8 @@ class Controller:
         self._statuses = Statuses(cluster, self.store, recorder, clock)
         self._situations: dict[str, tuple[World, tuple[Finding, ...], GatewayConfig | None]] = {}
         self._written_at: dict[str, float] = {}
+        self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """One writer of a tree's targets and statuses at a time: both queues may want to."""
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -120,20 +123,26 @@ class Controller:
         if root != account:
             self._roots.add(root)
             return
+        if store.budgets[root].deleting:
+            # Before anything is read that may be missing by now.
+            async with self._locks[root]:
+                await self._statuses.release(root)
+            return
         world = await gather(
             self._cluster, store, self._live, self._installation, root, self._clock()
         )
-        if world.root.deleting:
-            await self._statuses.release(world.root)
-            return
         found = findings(world)
         fatal = any(finding.fatal for finding in found)
         config = None if fatal else gateway_config(world, found)
         if not fatal:
             keys = await keys_for_environment(self._cluster, world, found)
-            await apply_children(
-                self._cluster, self._live, world.root, children(world, found, keys)
-            )
+            try:
+                await apply_children(
+                    self._cluster, self._live, world.root, children(world, found, keys)
+                )
+            except OwnerGone:
+                self.drop("LLMBudget", self.store.raw["LLMBudget", root])
+                return
         self._situations[root] = (world, found, config)
         region = names.regions(world)[0]
         tls = world.root.spec.deployment.tls is not None
@@ -147,19 +156,24 @@ class Controller:
         self._situations.pop(account, None)
         rejection = self.store.forest.rejected.get(account)
         if rejection is not None:
-            budget = self.store.budgets[account]
-            if budget.deleting:
-                await self._statuses.release(budget)
+            if self.store.budgets[account].deleting:
+                await self._statuses.release(account)
             else:
                 await self._statuses.reject(account, rejection.reason, rejection.message)
         elif account in self.store.invalid:
             reason, message = Reason.INVALID_SPEC, self.store.invalid[account]
-            await self._statuses.reject(account, reason, message)
+            if "deletionTimestamp" in self.store.raw["LLMBudget", account]["metadata"]:
+                await self._statuses.release(account)
+            else:
+                await self._statuses.reject(account, reason, message)
         else:
             # Cluster-scoped children have no owner: they are swept when the budget is gone.
             namespace, _, name = account.partition("/")
             binding = f"llmbudget:{namespace}:{name}"
             await self._cluster.delete(CLUSTER_ROLE_BINDINGS, None, binding)
+            self._locks.pop(account, None)
+            self._written_at.pop(account, None)
+            self._live.keep({members[0].namespace for members in self.store.forest.trees.values()})
 
     async def _write(self, root: str) -> None:
         """Move targets and write the statuses of a tree, as its gateway says now."""
@@ -172,8 +186,10 @@ class Controller:
             # What was known before a restart stands until the gateway has answered, or has not.
             return
         self._written_at[root] = time.monotonic()
-        situation = Situation(world, found, config, gateway)
-        await self._statuses.write_tree(situation)
+        async with self._locks[root]:
+            if self.store.budgets.get(root) is None or self.store.budgets[root].deleting:
+                return
+            await self._statuses.write_tree(Situation(world, found, config, gateway))
 
     def _heard(self, root: str, transition: bool) -> None:
         """A gateway said something: transitions are told at once, figures now and then."""
@@ -186,12 +202,18 @@ class Controller:
         self._status_queue.add(root, max(0.0, interval - since))
 
     def _acted(self, root: str, event: ActionEvent) -> None:
+        if self.store.forest.roots.get(event.account, root) != root:
+            fields = {"budget": root, "account": event.account}
+            log.warning("a gateway speaks for another's account", extra={"fields": fields})
+            return
         self._action_queue.add(self._actions.take(root, event))
 
     async def _report(self, account: str, error: Exception) -> None:
         """Show in the status what keeps a budget from being reconciled."""
         raw = self.store.raw.get(("LLMBudget", account))
-        if isinstance(error, ApiError) and error.status in _LASTING and raw is not None:
+        if isinstance(error, Occupied):
+            await self._statuses.reject(account, Reason.NAME_TAKEN, str(error))
+        elif isinstance(error, ApiError) and error.status in _LASTING and raw is not None:
             message = f"The Kubernetes API refused: {error}."
             if error.status == 403:
                 namespace = raw["metadata"]["namespace"]
@@ -233,5 +255,6 @@ class Controller:
             ]
             affected += [b.account for b in self.store.forest.trees.get(account, ())]
         self.store.drop(kind, raw)
-        for key in affected:
+        # Those that it leaves without a path to a root have to be told.
+        for key in (*affected, *self.store.forest.rejected):
             self._roots.add(key)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from llmbudget.api.meta import (
@@ -51,6 +51,7 @@ SELECTOR: Final = f"{LABEL_MANAGED_BY}={MANAGED_BY},{LABEL_BUDGET}"
 _API_SERVICE: Final = "kubernetes.io/service-name=kubernetes"
 _SYNC_SECONDS: Final = 20.0
 _RETRY_SECONDS: Final = 15.0
+_MOST_GONE: Final = 10_000
 
 
 class Live:
@@ -65,6 +66,8 @@ class Live:
         self._watches: dict[tuple[str, str | None], asyncio.Task[None]] = {}
         self._synced: dict[tuple[str, str | None], asyncio.Event] = {}
         self._forbidden: dict[tuple[str, str | None], ApiError] = {}
+        self._gone: dict[Key, int] = {}
+        """Versions of the last deletions: an answer that comes late must not bring a ghost back."""
 
     async def ready(self, namespace: str) -> None:
         """Follow a namespace, and return once all its children are known.
@@ -88,8 +91,14 @@ class Live:
         return self._objects.get(_key(manifest))
 
     def put(self, manifest: Manifest) -> None:
-        """Take over what the API server answered, before the watch tells it."""
-        self._objects[_key(manifest)] = manifest
+        """Take over what the API server answered, before the watch tells it, but nothing older
+        than what is known."""
+        key, version = _key(manifest), _version(manifest)
+        known = self._objects.get(key)
+        if version and version <= self._gone.get(key, -1):
+            return
+        if known is None or version >= _version(known):
+            self._objects[key] = manifest
 
     def drop(self, manifest: Manifest) -> None:
         """Forget what was deleted."""
@@ -109,6 +118,23 @@ class Live:
             for port in item.get("ports") or ()
         }
         return tuple(sorted(found))
+
+    def _bury(self, item: Manifest) -> None:
+        self.drop(item)
+        self._gone[_key(item)] = _version(item)
+        if len(self._gone) > _MOST_GONE:
+            del self._gone[next(iter(self._gone))]
+
+    def keep(self, namespaces: Collection[str]) -> None:
+        """End the watches of all other namespaces, and forget what is there."""
+        over = [key for key in self._watches if key[1] not in (None, "default", *namespaces)]
+        for key in over:
+            self._watches.pop(key).cancel()
+            self._synced.pop(key, None)
+            self._forbidden.pop(key, None)
+        left = {namespace for _, namespace in over}
+        for place in [key for key in self._objects if key[1] in left]:
+            del self._objects[place]
 
     async def close(self) -> None:
         """End all watches."""
@@ -153,7 +179,7 @@ class Live:
             return
         before = self._objects.get(_key(item))
         if gone:
-            self.drop(item)
+            self._bury(item)
         elif before is not None and _version(before) >= _version(item):
             return
         else:

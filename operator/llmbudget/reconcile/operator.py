@@ -22,6 +22,10 @@ from llmbudget.reconcile.wiring import registry, settings
 log = logging.getLogger(__name__)
 
 
+class OperatorEnded(Exception):
+    """Something that must never end did; the process is to be started again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """Where everything is: the command's options."""
@@ -92,5 +96,6 @@ async def _until(stop: asyncio.Event, *works: Awaitable[None]) -> None:
         task.cancel()
     await asyncio.gather(*tasks, stopped, return_exceptions=True)
     for task in ended:
-        # Kopf listens to signals too, and may be the first to end: that is no error.
         task.result()
+    if not stop.is_set():
+        raise OperatorEnded("a part of the operator ended by itself: see the log above")

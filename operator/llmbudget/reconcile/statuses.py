@@ -56,6 +56,9 @@ class Statuses:
             ApiError.
         """
         for budget in situation.world.budgets:
+            if self._is_deleting(budget.account):
+                await self.release(budget.account)
+                continue
             report = await self._targets(situation, budget)
             before = self._before("LLMBudget", budget.account)
             status = budget_status(situation, budget, report, before, self._timestamp())
@@ -86,25 +89,31 @@ class Statuses:
             "LLMBudget", metadata["namespace"], metadata["name"], before, kept | status
         )
 
-    async def release(self, budget: Budget) -> None:
-        """Put the targets of a budget that is being deleted back, and let it go."""
-        if FINALIZER not in budget.finalizers:
+    async def release(self, account: str) -> None:
+        """Put the targets of a budget that is being deleted back, and let it go.
+
+        What may not be touched must not hold a deletion up for ever: it is told of, and left.
+        """
+        raw = self._store.raw.get(("LLMBudget", account))
+        if raw is None or FINALIZER not in (raw["metadata"].get("finalizers") or ()):
             return
-        try:
-            await reconcile_targets(self._cluster, budget.account, budget.spec.targets, None)
-            for changed in self._changed(budget):
-                await put_back(self._cluster, budget.account, changed)
-        except ApiError as error:
-            if error.status != 403:
-                raise
-            # What may not be touched any more must not hold a deletion up for ever.
-            note = f"Targets were not put back: {error.message}"
+        budget = self._store.budgets.get(account)
+        targets = budget.spec.targets if budget is not None else ()
+        report = await reconcile_targets(self._cluster, account, targets, None)
+        for changed in self._changed(account):
+            report.refused += await put_back(self._cluster, account, changed)
+        if report.refused and budget is not None:
+            note = " ".join(["Targets were not put back.", *report.refused])
             await self._recorder.record(budget, "TargetsLeft", "Delete", note, warning=True)
-        await self._set_finalizer(budget, wanted=False)
+        await self._set_finalizer(account, wanted=False)
+
+    def _is_deleting(self, account: str) -> bool:
+        raw = self._store.raw.get(("LLMBudget", account))
+        return raw is not None and "deletionTimestamp" in raw["metadata"]
 
     async def _targets(self, situation: Situation, budget: Budget) -> TargetReport:
         """Move the targets of one budget, and put back what is no target any more."""
-        known = self._changed(budget)
+        known = self._changed(budget.account)
         balance = situation.gateway.balances.get(budget.account)
         if balance is None or not (budget.spec.targets or known):
             # Where nothing is known now, what was done stays.
@@ -116,25 +125,26 @@ class Statuses:
 
         async def before_change() -> None:
             # A deletion must find its way back.
-            await self._set_finalizer(budget, wanted=True)
+            await self._set_finalizer(budget.account, wanted=True)
 
         report = await reconcile_targets(
             self._cluster, budget.account, budget.spec.targets, lower, before_change
         )
         for changed in known:
             if (changed.namespace, changed.name) not in report.seen:
-                await put_back(self._cluster, budget.account, changed)
-        if not report.changed:
-            await self._set_finalizer(budget, wanted=False)
+                report.refused += await put_back(self._cluster, budget.account, changed)
+        # Someone may have removed it meanwhile.
+        await self._set_finalizer(budget.account, wanted=bool(report.changed))
         return report
 
-    def _changed(self, budget: Budget) -> list[ChangedTarget]:
+    def _changed(self, account: str) -> list[ChangedTarget]:
         """List the targets that the status says are changed."""
-        changed = self._before("LLMBudget", budget.account).get("changedTargets") or ()
+        changed = self._before("LLMBudget", account).get("changedTargets") or ()
         return [ChangedTarget.model_validate(target) for target in changed]
 
-    async def _set_finalizer(self, budget: Budget, *, wanted: bool) -> None:
-        raw = self._store.raw.get(("LLMBudget", budget.account))
+    async def _set_finalizer(self, account: str, *, wanted: bool) -> None:
+        namespace, _, name = account.partition("/")
+        raw = self._store.raw.get(("LLMBudget", account))
         for _ in range(_TRIES):
             finalizers = list((raw or {}).get("metadata", {}).get("finalizers") or ())
             if raw is None or (FINALIZER in finalizers) == wanted:
@@ -146,12 +156,12 @@ class Statuses:
             }
             try:
                 answer = await self._cluster.merge_patch(
-                    BUDGETS, budget.namespace, budget.name, {"metadata": metadata}
+                    BUDGETS, namespace, name, {"metadata": metadata}
                 )
             except ApiError as error:
                 if error.status not in (404, 409):
                     raise
-                raw = await self._cluster.get(BUDGETS, budget.namespace, budget.name)
+                raw = await self._cluster.get(BUDGETS, namespace, name)
             else:
                 self._store.answered("LLMBudget", answer)
                 return

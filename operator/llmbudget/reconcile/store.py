@@ -38,6 +38,8 @@ class Store:
 
     def put_budget(self, raw: Manifest) -> bool:
         """Take a budget over; False: nothing but its status changed."""
+        if self._is_past("LLMBudget", raw):
+            return False
         account, changed = self._put("LLMBudget", raw)
         if not changed:
             return False
@@ -52,6 +54,8 @@ class Store:
 
     def put_provider(self, raw: Manifest) -> bool:
         """Take a provider over; False: nothing but its status changed."""
+        if self._is_past("LLMProvider", raw):
+            return False
         account, changed = self._put("LLMProvider", raw)
         if changed:
             self.providers[account] = parse_provider(raw)
@@ -94,6 +98,13 @@ class Store:
     def providers_in(self, namespace: str) -> dict[str, Provider]:
         """List a namespace's providers by name."""
         return {p.name: p for p in self.providers.values() if p.namespace == namespace}
+
+    def _is_past(self, kind: str, raw: Manifest) -> bool:
+        """Tell whether something later is known of the same object."""
+        metadata = raw["metadata"]
+        known = self.raw.get((kind, account_name(metadata["namespace"], metadata["name"])))
+        same = known is not None and known["metadata"].get("uid") == metadata.get("uid")
+        return same and known is not None and _version(raw) < _version(known)
 
     def _put(self, kind: str, raw: Manifest) -> tuple[str, bool]:
         metadata = raw["metadata"]

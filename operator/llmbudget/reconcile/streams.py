@@ -62,14 +62,17 @@ class Streams:
         self._acted = acted
         self._states: dict[str, GatewayState] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._addresses: dict[str, tuple[str, bool]] = {}
 
     def state(self, root: str) -> GatewayState:
         """Tell what a root's gateway said last."""
         return self._states.get(root) or GatewayState()
 
     def follow(self, root: str, service: str, *, tls: bool) -> None:
-        """Follow a root's gateway, unless it is being followed."""
-        if root not in self._tasks:
+        """Follow a root's gateway, unless it is being followed there."""
+        if self._addresses.get(root) != (service, tls):
+            self.forget(root)
+            self._addresses[root] = (service, tls)
             self._states[root] = GatewayState()
             self._tasks[root] = asyncio.create_task(self._run(root, service, tls))
 
@@ -79,6 +82,7 @@ class Streams:
         if task is not None:
             task.cancel()
         self._states.pop(root, None)
+        self._addresses.pop(root, None)
 
     async def acknowledge(self, root: str, action_id: str, service: str, *, tls: bool) -> None:
         """Mark an action as done in its ledger.
@@ -113,6 +117,10 @@ class Streams:
                 problem = "the gateway ended the stream"
             except (GatewayError, ApiError) as error:
                 problem = str(error)
+            except Exception as error:
+                # The edge of one gateway's stream: whatever it sent, the others go on.
+                log.exception("stream", extra={"fields": {"budget": root}})
+                problem = f"its stream could not be read ({type(error).__name__})"
             if state.connected or state.problem != problem:
                 state.asked, state.connected, state.problem = True, False, problem
                 log.info("gateway: %s", problem, extra={"fields": {"budget": root}})

@@ -16,6 +16,10 @@ log = logging.getLogger(__name__)
 
 _TRIES: Final = 5
 _CONFLICTS: Final = (409, 422)
+"""A failed test of the version is a 422, and so is what an admission policy refuses."""
+_REFUSALS: Final = (400, 403)
+_MOST_CHANGED: Final = 256
+"""Changed targets that a status can tell of."""
 
 
 @dataclass(slots=True)
@@ -61,16 +65,18 @@ async def reconcile_targets(
     return report
 
 
-async def put_back(cluster: Cluster, account: str, changed: ChangedTarget) -> None:
-    """Put a Deployment back that no target selects any more.
+async def put_back(cluster: Cluster, account: str, changed: ChangedTarget) -> list[str]:
+    """Put a Deployment back that no target selects any more; return what was refused.
 
     Raises:
         ApiError.
     """
+    report = TargetReport()
     deployment = await cluster.get(DEPLOYMENTS, changed.namespace, changed.name)
     target = former_target(deployment) if deployment is not None else None
     if deployment is not None and target is not None:
-        await _bring(cluster, account, target, deployment, None, TargetReport(), None)
+        await _bring(cluster, account, target, deployment, None, report, None)
+    return report.refused
 
 
 async def _bring(
@@ -86,6 +92,10 @@ async def _bring(
     report.seen.add((target.namespace, name))
     for attempt in range(_TRIES):
         decision = decide(deployment, account, target, lower)
+        if decision.model is not None and len(report.changed) >= _MOST_CHANGED:
+            why = f"{_MOST_CHANGED} are changed already"
+            report.refused.append(f"Deployment {target.namespace}/{name}: {why}.")
+            return
         if decision.refusal is not None:
             report.refused.append(f"Deployment {target.namespace}/{name}: {decision.refusal}.")
             break
@@ -97,7 +107,11 @@ async def _bring(
                 _note(report, target, name, decision)
             break
         except ApiError as error:
-            if error.status not in _CONFLICTS or attempt == _TRIES - 1:
+            if error.status in _REFUSALS or attempt == _TRIES - 1:
+                why = f"the API server refused the change: {error.message}"
+                report.refused.append(f"Deployment {target.namespace}/{name}: {why}.")
+                break
+            if error.status not in _CONFLICTS:
                 raise
             again = await cluster.get(DEPLOYMENTS, target.namespace, name)
             if again is None:

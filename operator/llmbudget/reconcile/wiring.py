@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from typing import Any, Final
 
 import kopf
@@ -20,7 +21,7 @@ _WATCH_SECONDS: Final = 240
 
 
 def registry(controller: Controller, stop: asyncio.Event) -> kopf.OperatorRegistry:
-    """Build the handlers for one controller; `stop` is set when kopf is asked to end."""
+    """Build the handlers for one controller; `stop` is set by the signals that end the process."""
     handlers = kopf.OperatorRegistry()
 
     async def seen(type: str | None, body: kopf.Body, resource: kopf.Resource, **_: Any) -> None:  # noqa: ANN401
@@ -36,11 +37,12 @@ def registry(controller: Controller, stop: asyncio.Event) -> kopf.OperatorRegist
         if account in controller.store.budgets:
             controller.look_at(account)
 
-    async def end(**_: Any) -> None:  # noqa: ANN401
-        # Kopf takes the signals over, and would wait seconds for tasks that it did not start.
-        stop.set()
+    async def listen(**_: Any) -> None:  # noqa: ANN401
+        # Kopf has taken the signals over by now, and would wait for tasks that it did not start.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
 
-    kopf.on.cleanup(registry=handlers, id="end")(end)
+    kopf.on.startup(registry=handlers, id="listen")(listen)
     kopf.on.login(registry=handlers, id="login")(_log_in)
     for plural in _KINDS:
         kopf.on.event(GROUP, VERSION, plural, registry=handlers, id=plural)(seen)

@@ -6,9 +6,15 @@ import json
 from decimal import Decimal
 from typing import Final
 
-from llmbudget.contract.config import CONFIG_KEY, PROVIDERS_KEY, GatewayConfig, ProviderConfig
+from llmbudget.contract.config import (
+    CONFIG_KEY,
+    PROVIDERS_KEY,
+    GatewayConfig,
+    ProviderConfig,
+    key_variable,
+)
 from llmbudget.decide.world import World
-from llmbudget.render.names import Manifest, gateway, key_variable, metadata
+from llmbudget.render.names import Manifest, gateway, metadata
 
 _NANO_PER_TOKEN: Final = Decimal(1_000_000)
 """Nano-USD for one token, divided by this, are USD for 1,000 tokens."""

@@ -20,13 +20,13 @@ from llmbudget.contract.config import (
     PostHogConfig,
     ProviderConfig,
     Threshold,
+    key_variable,
 )
 from llmbudget.decide.ladder import default_ladder
 from llmbudget.decide.media import image_tokens
 from llmbudget.decide.prices import resolve_prices
 from llmbudget.decide.validity import Finding, callable_providers
 from llmbudget.decide.world import Budget, Provider, World
-from llmbudget.render.names import key_variable
 
 
 def gateway_config(world: World, found: tuple[Finding, ...]) -> GatewayConfig:

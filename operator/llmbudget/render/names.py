@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from typing import Any, Final
 
 from llmbudget.api.meta import (
@@ -44,11 +43,6 @@ def key_secret(budget: Budget) -> str:
 def auth_delegator(budget: Budget) -> str:
     """Name the cluster-wide binding that lets the gateway review tokens."""
     return f"llmbudget:{budget.namespace}:{budget.name}"
-
-
-def key_variable(provider: str) -> str:
-    """Name the variable of a provider's key, as the 371OS guide does: OPENROUTER_API_KEY."""
-    return re.sub(r"[^A-Z0-9]", "_", provider.upper()) + "_API_KEY"
 
 
 def labels(budget: Budget) -> dict[str, str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from llmbudget.contract.config import key_variable
 from llmbudget.decide.world import World
-from llmbudget.render.names import Manifest, key_secret, key_variable, metadata
+from llmbudget.render.names import Manifest, key_secret, metadata
 
 
 def secret(world: World, keys: Mapping[str, str]) -> Manifest:

@@ -9,7 +9,7 @@ from typing import Any
 from llmbudget.api.meta import FIELD_MANAGER
 from llmbudget.clients.cluster import ApiError, Cluster
 from llmbudget.clients.connection import Connection
-from llmbudget.clients.kinds import Kind
+from llmbudget.clients.kinds import BUDGETS, Kind
 from llmbudget.reconcile.live import Live
 
 Manifest = dict[str, Any]
@@ -28,6 +28,8 @@ class ApiServer(Cluster):
         self.handed_over: list[Manifest] = []
         self.refusing: dict[str, ApiError] = {}
         """By kind, or by another field manager."""
+        self.budget: str | None = "uid-6"
+        """Uid of the budget; None: it is gone."""
         self._version = 0
 
     def object(self, *key: str) -> Manifest:
@@ -57,6 +59,12 @@ class ApiServer(Cluster):
 
     async def get(self, kind: Kind, namespace: str | None, name: str) -> Manifest | None:
         return self.object(kind.kind, name) if (kind.kind, name) in self.ours else None
+
+    async def get_metadata(self, kind: Kind, namespace: str | None, name: str) -> Manifest | None:
+        if kind is BUDGETS:
+            return {"metadata": {"uid": self.budget}} if self.budget else None
+        found = await self.get(kind, namespace, name)
+        return {"metadata": found["metadata"]} if found else None
 
     async def delete(
         self,

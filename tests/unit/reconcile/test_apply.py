@@ -12,7 +12,7 @@ from tests.unit.reconcile.api_server import ApiServer
 from llmbudget.clients.cluster import ApiError
 from llmbudget.decide.validity import findings
 from llmbudget.decide.world import Budget
-from llmbudget.reconcile.apply import agrees, apply_children
+from llmbudget.reconcile.apply import Occupied, OwnerGone, agrees, apply_children
 from llmbudget.reconcile.live import Live
 from llmbudget.render.children import children
 
@@ -284,3 +284,52 @@ async def test_delivered_keys_are_removed_after_a_restart_too() -> None:
     assert any(kind == "Secret" for kind, _ in server.ours)
     await bring(server, server.live())
     assert not any(kind == "Secret" for kind, _ in server.ours)
+
+
+# Whose it is.
+
+
+async def test_nothing_is_written_for_a_budget_that_is_gone(server: ApiServer) -> None:
+    server.budget = "another one's"
+    del server.ours["Service", GATEWAY]
+    with pytest.raises(OwnerGone):
+        await bring(server, server.live())
+    assert server.applied == []
+
+
+@pytest.mark.parametrize("kind", ["ConfigMap", "Deployment", "NetworkPolicy", "ServiceAccount"])
+async def test_nobodys_place_is_taken(kind: str) -> None:
+    server = ApiServer()
+    theirs = {"metadata": {"name": GATEWAY, "labels": {"app": "theirs"}}}
+    server.ours[kind, GATEWAY] = theirs
+    live = Live(server, lambda _: None, lambda: None)
+    with pytest.raises(Occupied, match=f"There is a {kind} {GATEWAY} already"):
+        await bring(server, live)
+    assert server.ours[kind, GATEWAY] == theirs
+
+
+async def test_a_secret_of_that_name_that_is_another_ones_is_left_alone() -> None:
+    server = ApiServer()
+    theirs = {"metadata": {"name": "team-a-llm-provider-secrets"}, "data": {"MINE": "eA=="}}
+    server.ours["Secret", "team-a-llm-provider-secrets"] = theirs
+    with pytest.raises(Occupied):
+        await bring(
+            server,
+            Live(server, lambda _: None, lambda: None),
+            deployment={"secretDelivery": "Env"},
+        )
+    assert server.ours["Secret", "team-a-llm-provider-secrets"] == theirs
+
+
+def test_what_is_known_of_an_object_never_gets_older() -> None:
+    live = Live(ApiServer(), lambda _: None, lambda: None)
+
+    def at(version: int) -> Manifest:
+        metadata = {"name": "x", "namespace": "a", "resourceVersion": str(version)}
+        return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
+
+    live.put(at(11))
+    live.put(at(10))
+    assert live.get(at(0)) == at(11)
+    live.put(at(12))
+    assert live.get(at(0)) == at(12)
