@@ -55,12 +55,7 @@ class Identities:
         known = self._known.get(digest)
         if known is not None and self._clock() < known[1]:
             return known[0]
-        self._refused.check(client)
-        # Counted before it is known, or a burst of them would all be reviewed.
-        self._refused.count(client)
-        identity = await self._review(digest, token)
-        if identity is not None:
-            self._refused.count(client, -1)
+        identity = await self._review(digest, token, client)
         if identity is None:
             wanted = f" for the audience {self._audience}" if self._audience else ""
             raise unidentified(
@@ -69,10 +64,13 @@ class Identities:
             )
         return identity
 
-    async def _review(self, digest: _Digest, token: str) -> TokenIdentity | None:
+    async def _review(self, digest: _Digest, token: str, client: str) -> TokenIdentity | None:
         task = self._under_way.get(digest)
         if task is None:
-            task = asyncio.create_task(self._ask(digest, token))
+            self._refused.check(client)
+            # Counted before the answer is there, or a burst of them would all be asked about.
+            self._refused.count(client)
+            task = asyncio.create_task(self._ask(digest, token, client))
             self._under_way[digest] = task
             task.add_done_callback(lambda _: self._under_way.pop(digest, None))
         try:
@@ -81,10 +79,15 @@ class Identities:
         except (ApiError, TimeoutError):
             raise unavailable("The API server can't review tokens now.") from None
 
-    async def _ask(self, digest: _Digest, token: str) -> TokenIdentity | None:
+    async def _ask(self, digest: _Digest, token: str, client: str) -> TokenIdentity | None:
         asked = self._clock()
-        identity = await self._cluster.review_token(token, self._audience)
+        try:
+            identity = await self._cluster.review_token(token, self._audience)
+        except ApiError:
+            self._refused.count(client, -1)
+            raise
         if identity is not None:
+            self._refused.count(client, -1)
             if len(self._known) >= _MOST_CACHED:
                 self._forget()
             self._known[digest] = (identity, asked + CACHE_SECONDS)

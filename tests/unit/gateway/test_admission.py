@@ -63,3 +63,33 @@ async def test_all_who_wait_get_what_others_give_back(money: Admission) -> None:
 
 async def test_holds_that_turn_out_cheap_let_the_next_ones_through(money: Admission) -> None:
     assert await outcomes(money, CAP // 2, 1) == [True] * WAITERS
+
+
+async def test_one_account_that_is_full_does_not_hold_up_another(
+    money: Admission, tmp_path: Path
+) -> None:
+    ledger = await SqliteLedger.open(tmp_path / "two.db")
+    accounts = [AccountConfig(name=name, cap_nano=CAP, providers=("p",)) for name in ("a", "b")]
+    await ledger.configure(accounts, time_zone="UTC", generation=1)
+    both = Admission(ledger)
+
+    def ask(number: int, account: str) -> HoldRequest:
+        return HoldRequest(
+            id=str(number), account=account, amount=Nano(CAP), provider="p", model="m"
+        )
+
+    async def hold(number: int, account: str) -> None:
+        async with both.held(ask(number, account)) as held:
+            await held.release()
+
+    async with both.held(ask(1, "a")) as of_a:
+        async with both.held(ask(2, "b")) as of_b:
+            waiting = [asyncio.create_task(hold(3 + n, "aab"[n])) for n in range(3)]
+            await asyncio.sleep(0.05)
+            await of_b.release()
+        await asyncio.wait_for(waiting[2], 30)
+        assert not waiting[0].done()
+        assert not waiting[1].done()
+        await of_a.release()
+    await asyncio.wait_for(asyncio.gather(*waiting), 30)
+    await ledger.close()

@@ -165,3 +165,14 @@ async def test_keys_are_forgotten_a_month_later(november, clock, tmp_path):
     for now, kept in ((DECEMBER, 1), (JANUARY, 0)):
         await turn(november, clock, now)
         assert count(tmp_path / "ledger.db", "idempotency") == kept
+
+
+async def test_overage_beyond_several_caps_takes_as_many_months(november, clock):
+    await spend(november, "1", 350, 10)
+    assert (await turn(november, clock, DECEMBER)).spent == 250
+    assert (await turn(november, clock, JANUARY)).spent == 150
+    for instant, left in (
+        (datetime(2027, 2, 5, tzinfo=UTC), 50),
+        (datetime(2027, 3, 5, tzinfo=UTC), 0),
+    ):
+        assert (await turn(november, clock, instant)).spent == left

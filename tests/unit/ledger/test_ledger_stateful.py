@@ -90,7 +90,8 @@ class LedgerMachine(RuleBasedStateMachine):
         for (name, period), cap in self.closing_caps.items():
             if cap is None:
                 continue
-            due = min(self.sums(name, period)[1], max(0, self.total(name, period) - cap))
+            beyond = self.sums(name, period)[1] + self.debits.get((name, period), 0)
+            due = min(beyond, max(0, self.total(name, period) - cap))
             more = max(0, due - self.carried.get((name, period), 0))
             self.carried[name, period] = self.carried.get((name, period), 0) + more
             current = (name, self.period)

@@ -179,3 +179,19 @@ def test_an_error_in_a_stream_is_seen() -> None:
     meter.feed(STREAM[:100] + b"\n\n" + event("error", error={"type": "overloaded_error"}))
     assert meter.failed
     assert not meter.done
+
+
+def test_the_output_is_known_only_once_it_is_told() -> None:
+    meter = MessageMeter(PLAUSIBLE)
+    meter.feed(event("message_start", message={"usage": USAGE | {"output_tokens": 1}}) + END)
+    assert meter.done
+    assert meter.usage is None
+
+
+def test_citations_are_refused_but_not_what_was_cited() -> None:
+    source = {"type": "text", "media_type": "text/plain", "data": "x"}
+    document = {"type": "document", "source": source, "citations": {"enabled": True}}
+    with pytest.raises(Refusal, match="citations"):
+        parse_message(body(messages=[{"role": "user", "content": [document]}]))
+    cited = {"type": "text", "text": "x", "citations": [{"type": "char_location"}]}
+    parse_message(body(messages=[{"role": "assistant", "content": [cited]}, *HELLO]))
