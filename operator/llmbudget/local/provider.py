@@ -1,8 +1,8 @@
 """A provider simulator on the loopback that keeps its own bill.
 
-It speaks the OpenAI chat protocol, wants the right key, and charges by its own price table and
-arithmetic, which share nothing with the ledger: that the two agree to the nano-dollar means
-something. A call is written to the bill when it is accepted, before the first byte of the answer
+It speaks the protocols of OpenAI and Anthropic, wants the right key, and charges by its own price
+table and arithmetic, which share nothing with the ledger: that the two agree to the nano-dollar
+means something. A call is written to the bill when it is accepted, before the first byte of the answer
 leaves, so that it counts whatever happens to the caller.
 
 The answer's length is the request's: a prompt that says "37 words" gets 37 tokens, any other one as
@@ -16,7 +16,6 @@ import asyncio
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
 from itertools import count
 from pathlib import Path
@@ -26,6 +25,7 @@ import click
 import uvloop
 
 from llmbudget.local.bill import Bill, Prices
+from llmbudget.local.dialects import DIALECTS, FREE, Call, Dialect
 from llmbudget.local.http1 import Answer, Request, port_of, serve
 
 FREE_MODES: Final = ("redirect", "echo")
@@ -40,54 +40,22 @@ CHARGED_MODES: Final = (
     "negative-usage",
     "absurd-usage",
 )
-WORDS: Final = ("money ", "is ", "counted ", "before ", "it ", "is ", "spent ")
 CHUNKS: Final = 8
 """Most pieces that a streamed answer's text comes in."""
 _LENGTH = re.compile(r"\b([0-9]{1,6}) words\b")
 _STATUS = re.compile(r"status-([1-5][0-9]{2})")
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One accepted call: what it is and what it will say."""
-
-    id: str
-    model: str
-    mode: str
-    stream: bool
-    include_usage: bool
-    choices: int
-    tokens_in: int
-    tokens_out: int
-
-    def usage(self) -> dict[str, int] | None:
-        """Report token counts, as wrongly as the mode wants."""
-        if self.mode == "no-usage":
-            return None
-        scale = {"negative-usage": -1, "absurd-usage": 10**12}.get(self.mode, 1)
-        tokens_in, tokens_out = self.tokens_in * scale, self.tokens_out * scale
-        return {
-            "prompt_tokens": tokens_in,
-            "completion_tokens": tokens_out,
-            "total_tokens": tokens_in + tokens_out,
-        }
-
-    def words(self) -> list[str]:
-        """Write one choice's text: a word a token."""
-        each = self.tokens_out // self.choices
-        return [WORDS[index % len(WORDS)] for index in range(each)]
+def tokens_in(prompt: object) -> int:
+    """Count a request's input: a token for every 4 bytes of what is read, at least 1."""
+    return max(1, len(json.dumps(prompt, ensure_ascii=False).encode()) // 4)
 
 
-def tokens_in(body: Mapping[str, Any]) -> int:
-    """Count a request's input: a token for every 4 bytes of its messages, at least 1."""
-    return max(1, len(json.dumps(body.get("messages", ""), ensure_ascii=False).encode()) // 4)
-
-
-def tokens_out(body: Mapping[str, Any], default: int) -> int:
+def tokens_out(prompt: object, limit: int | None, default: int) -> int:
     """Count one choice of the answer: what the prompt asks for, within the request's limit."""
-    limit = int(body.get("max_completion_tokens") or body.get("max_tokens") or default)
-    asked = _LENGTH.search(str(body["messages"][-1].get("content", "")))
-    return min(limit, int(asked.group(1))) if asked else limit
+    most = default if limit is None else limit
+    asked = _LENGTH.findall(json.dumps(prompt))
+    return min(most, int(asked[-1])) if asked else most
 
 
 class Simulator:
@@ -119,8 +87,8 @@ class Simulator:
             case "GET", "/v1/models":
                 listed = [{"id": name, "object": "model"} for name in self._prices.models]
                 return _json(answer, {"object": "list", "data": listed})
-            case "POST", "/v1/chat/completions":
-                return await self._chat(request, answer)
+            case "POST", path if path in DIALECTS:
+                return await self._call(DIALECTS[path], request, answer)
         return _error(answer, HTTPStatus.NOT_FOUND, "No such path.")
 
     def _counts(self) -> dict[str, int]:
@@ -135,15 +103,16 @@ class Simulator:
         plain = (request.headers.get("api-key"), request.headers.get("x-api-key"))
         return any(key in self._keys[1] for key in (bearer, *plain))
 
-    async def _chat(self, request: Request, answer: Answer) -> None:
+    async def _call(self, dialect: Dialect, request: Request, answer: Answer) -> None:
         try:
-            call = self._accept(request)
+            call = self._accept(dialect, request)
         except (ValueError, TypeError, AttributeError, LookupError) as error:
             return _error(answer, HTTPStatus.BAD_REQUEST, f"Bad request: {error!r}")
         if not _charged(call.mode):
             return _refuse(call.mode, request, answer)
-        cost = self._prices.cost(call.model, call.tokens_in, call.tokens_out)
-        self._bill.charge(call.model, call.tokens_in, call.tokens_out, cost)
+        if dialect.path not in FREE:
+            cost = self._prices.cost(call.model, call.tokens_in, call.tokens_out)
+            self._bill.charge(call.model, call.tokens_in, call.tokens_out, cost)
         if self._latency:
             await asyncio.sleep(self._latency)
         if call.mode == "hang":
@@ -154,32 +123,34 @@ class Simulator:
             answer.raw(b"\x00\xff this is no HTTP \r\n\r\n")
             answer.close()
         elif call.stream:
-            await self._stream(call, answer)
+            await self._stream(dialect, call, answer)
         else:
-            _plain(call, answer)
+            _plain(dialect, call, answer)
         return None
 
-    def _accept(self, request: Request) -> Call:
+    def _accept(self, dialect: Dialect, request: Request) -> Call:
         body = json.loads(request.body)
         model, _, mode = body["model"].partition("@")
-        choices = int(body.get("n") or 1)
+        choices, prompt = dialect.choices(body), dialect.prompt(body)
         mode = request.headers.get("x-simulator-mode", mode)
         if mode not in (*CHARGED_MODES, *FREE_MODES) and not _STATUS.fullmatch(mode):
             raise ValueError(f"no such mode: {mode}")
         self._prices.cost(model, 0, 0)
         return Call(
-            id=f"chatcmpl-{next(self._ids)}",
+            id=f"call-{next(self._ids)}",
             model=model,
             mode=mode,
             stream=bool(body.get("stream")),
             include_usage=bool((body.get("stream_options") or {}).get("include_usage")),
             choices=choices,
-            tokens_in=tokens_in(body),
-            tokens_out=choices * tokens_out(body, self._output_tokens),
+            tokens_in=tokens_in(prompt),
+            tokens_out=choices * tokens_out(prompt, dialect.limit(body), self._output_tokens),
         )
 
-    async def _stream(self, call: Call, answer: Answer) -> None:
+    async def _stream(self, dialect: Dialect, call: Call, answer: Answer) -> None:
         answer.start()
+        if opening := dialect.opening(call):
+            answer.chunk(opening)
         words = call.words()
         size = max(1, -(-len(words) // CHUNKS))
         pieces = ["".join(words[at : at + size]) for at in range(0, len(words), size)]
@@ -187,18 +158,10 @@ class Simulator:
             if number == len(pieces) // 2 and call.mode in ("cut", "garbage"):
                 return _spoil(call.mode, answer)
             for choice in range(call.choices):
-                delta = {"role": "assistant", "content": piece}
-                answer.chunk(_event(call, [{"index": choice, "delta": delta}]))
+                answer.chunk(dialect.piece(call, choice, piece))
             if self._latency:
                 await asyncio.sleep(self._latency / len(pieces))
-        stops = [
-            {"index": choice, "delta": {}, "finish_reason": "stop"}
-            for choice in range(call.choices)
-        ]
-        answer.chunk(_event(call, stops))
-        if call.include_usage:
-            answer.chunk(_event(call, [], call.usage()))
-        answer.chunk(b"data: [DONE]\n\n")
+        answer.chunk(dialect.closing(call))
         return answer.chunk(b"")
 
 
@@ -227,38 +190,13 @@ def _spoil(mode: str, answer: Answer) -> None:
     return answer.chunk(b"")
 
 
-def _plain(call: Call, answer: Answer) -> None:
-    text = "".join(call.words())
-    choices = [
-        {
-            "index": choice,
-            "message": {"role": "assistant", "content": text},
-            "finish_reason": "stop",
-        }
-        for choice in range(call.choices)
-    ]
-    document = {**_envelope(call, "chat.completion"), "choices": choices, "usage": call.usage()}
-    if call.mode == "no-usage":
-        del document["usage"]
-    body = json.dumps(document).encode()
+def _plain(dialect: Dialect, call: Call, answer: Answer) -> None:
+    body = json.dumps(dialect.plain(call)).encode()
     if call.mode == "cut":
         answer.raw(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body))
         answer.raw(body[: len(body) // 2])
         return answer.reset()
     return answer.send(HTTPStatus.OK, body)
-
-
-def _envelope(call: Call, kind: str) -> dict[str, Any]:
-    return {"id": call.id, "object": kind, "created": 0, "model": call.model}
-
-
-def _event(
-    call: Call, choices: list[dict[str, Any]], usage: Mapping[str, int] | None = None
-) -> bytes:
-    document = {**_envelope(call, "chat.completion.chunk"), "choices": choices}
-    if usage is not None:
-        document["usage"] = usage
-    return f"data: {json.dumps(document)}\n\n".encode()
 
 
 def _json(answer: Answer, document: Mapping[str, Any]) -> None:

@@ -1,0 +1,308 @@
+"""What the provider simulator's APIs look like on the wire: requests read, answers written."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+Body = Mapping[str, Any]
+Document = dict[str, Any]
+
+WORDS: Final = ("money ", "is ", "counted ", "before ", "it ", "is ", "spent ")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One accepted call: what it is and what it will say."""
+
+    id: str
+    model: str
+    mode: str
+    stream: bool
+    include_usage: bool
+    choices: int
+    tokens_in: int
+    tokens_out: int
+
+    @property
+    def counts(self) -> tuple[int, int] | None:
+        """Report token counts, as wrongly as the mode wants; None: not at all."""
+        if self.mode == "no-usage":
+            return None
+        scale = {"negative-usage": -1, "absurd-usage": 10**12}.get(self.mode, 1)
+        return self.tokens_in * scale, self.tokens_out * scale
+
+    def words(self) -> list[str]:
+        """Write one choice's text: a word a token."""
+        each = self.tokens_out // max(1, self.choices)
+        return [WORDS[index % len(WORDS)] for index in range(each)]
+
+
+class Dialect(ABC):
+    """One operation of one API."""
+
+    path: str
+
+    @abstractmethod
+    def prompt(self, body: Body) -> Any:  # noqa: ANN401
+        """Find what is read: its size is the input, and it may ask for a length."""
+
+    def limit(self, body: Body) -> int | None:
+        """Find the output limit."""
+        value = body.get("max_tokens")
+        return None if value is None else int(value)
+
+    def choices(self, body: Body) -> int:
+        """Tell how many answers are asked for; 0: nothing is written."""
+        return int(body.get("n") or 1)
+
+    @abstractmethod
+    def plain(self, call: Call) -> Document:
+        """Write a whole answer."""
+
+    def opening(self, call: Call) -> bytes:
+        """Write the events before a stream's text."""
+        return b""
+
+    def piece(self, call: Call, choice: int, text: str) -> bytes:
+        """Write one piece of a stream's text."""
+        raise NotImplementedError
+
+    def closing(self, call: Call) -> bytes:
+        """Write the events after a stream's text."""
+        raise NotImplementedError
+
+
+class Chat(Dialect):
+    """OpenAI's chat completions."""
+
+    path = "/v1/chat/completions"
+
+    def prompt(self, body: Body) -> Any:  # noqa: ANN401
+        if not body["messages"]:
+            raise ValueError("no messages")
+        return body["messages"]
+
+    def limit(self, body: Body) -> int | None:
+        value = body.get("max_completion_tokens") or body.get("max_tokens")
+        return None if value is None else int(value)
+
+    def plain(self, call: Call) -> Document:
+        text = "".join(call.words())
+        message = {"role": "assistant", "content": text}
+        choices = [
+            {"index": choice, "message": message, "finish_reason": "stop"}
+            for choice in range(call.choices)
+        ]
+        return _openai(call, "chat.completion", choices=choices, usage=_tokens(call))
+
+    def piece(self, call: Call, choice: int, text: str) -> bytes:
+        delta = {"index": choice, "delta": {"role": "assistant", "content": text}}
+        return _data(_openai(call, "chat.completion.chunk", choices=[delta]))
+
+    def closing(self, call: Call) -> bytes:
+        stops = [
+            {"index": choice, "delta": {}, "finish_reason": "stop"}
+            for choice in range(call.choices)
+        ]
+        end = _data(_openai(call, "chat.completion.chunk", choices=stops))
+        usage = _tokens(call)
+        if call.include_usage and usage is not None:
+            end += _data(_openai(call, "chat.completion.chunk", choices=[], usage=usage))
+        return end + b"data: [DONE]\n\n"
+
+
+class Completions(Chat):
+    """OpenAI's text completions."""
+
+    path = "/v1/completions"
+
+    def prompt(self, body: Body) -> Any:  # noqa: ANN401
+        return body["prompt"]
+
+    def choices(self, body: Body) -> int:
+        prompts = body["prompt"] if isinstance(body["prompt"], list) else [""]
+        return len(prompts) * super().choices(body)
+
+    def plain(self, call: Call) -> Document:
+        text = "".join(call.words())
+        choices = [
+            {"index": choice, "text": text, "finish_reason": "stop"}
+            for choice in range(call.choices)
+        ]
+        return _openai(call, "text_completion", choices=choices, usage=_tokens(call))
+
+    def piece(self, call: Call, choice: int, text: str) -> bytes:
+        return _data(_openai(call, "text_completion", choices=[{"index": choice, "text": text}]))
+
+
+class Responses(Dialect):
+    """OpenAI's responses."""
+
+    path = "/v1/responses"
+
+    def prompt(self, body: Body) -> Any:  # noqa: ANN401
+        return body["input"]
+
+    def limit(self, body: Body) -> int | None:
+        value = body.get("max_output_tokens")
+        return None if value is None else int(value)
+
+    def plain(self, call: Call) -> Document:
+        return self._response(call, "completed", "".join(call.words()))
+
+    def opening(self, call: Call) -> bytes:
+        return _event("response.created", response=self._response(call, "in_progress", ""))
+
+    def piece(self, call: Call, choice: int, text: str) -> bytes:
+        place = {"item_id": f"msg_{call.id}", "output_index": 0, "content_index": 0}
+        return _event("response.output_text.delta", **place, delta=text, logprobs=[])
+
+    def closing(self, call: Call) -> bytes:
+        return _event("response.completed", response=self.plain(call))
+
+    def _response(self, call: Call, status: str, text: str) -> Document:
+        content = [{"type": "output_text", "text": text, "annotations": []}]
+        message = {"type": "message", "id": f"msg_{call.id}", "role": "assistant"}
+        message |= {"status": status}
+        document: Document = {
+            **{"id": call.id, "object": "response", "created_at": 0, "model": call.model},
+            **{"status": status, "output": [{**message, "content": content}] if text else []},
+            **{"parallel_tool_calls": True, "tool_choice": "auto", "tools": [], "metadata": {}},
+        }
+        if status == "completed" and call.counts is not None:
+            read, written = call.counts
+            document["usage"] = {
+                **{"input_tokens": read, "output_tokens": written, "total_tokens": read + written},
+                "input_tokens_details": {"cached_tokens": 0},
+                "output_tokens_details": {"reasoning_tokens": 0},
+            }
+        return document
+
+
+class Messages(Dialect):
+    """Anthropic's messages."""
+
+    path = "/v1/messages"
+
+    def prompt(self, body: Body) -> Any:  # noqa: ANN401
+        return body["messages"]
+
+    def plain(self, call: Call) -> Document:
+        content = [{"type": "text", "text": "".join(call.words())}]
+        return self._message(call, content=content, stop_reason="end_turn", usage=_counts(call))
+
+    def opening(self, call: Call) -> bytes:
+        usage = _counts(call)
+        if usage is not None:
+            usage |= {"output_tokens": 1}
+        message = self._message(call, content=[], stop_reason=None, usage=usage)
+        block = {"type": "text", "text": ""}
+        start = _event("message_start", message=message)
+        return start + _event("content_block_start", index=0, content_block=block)
+
+    def piece(self, call: Call, choice: int, text: str) -> bytes:
+        delta = {"type": "text_delta", "text": text}
+        return _event("content_block_delta", index=0, delta=delta)
+
+    def closing(self, call: Call) -> bytes:
+        usage = _counts(call)
+        written = {} if usage is None else {"usage": {"output_tokens": usage["output_tokens"]}}
+        delta = {"stop_reason": "end_turn", "stop_sequence": None}
+        end = _event("content_block_stop", index=0)
+        return end + _event("message_delta", delta=delta, **written) + _event("message_stop")
+
+    def _message(self, call: Call, usage: Document | None, **fields: object) -> Document:
+        document: Document = {
+            **{"id": call.id, "type": "message", "role": "assistant", "model": call.model},
+            **fields,
+            "stop_sequence": None,
+        }
+        return document if usage is None else document | {"usage": usage}
+
+
+class CountTokens(Dialect):
+    """Anthropic's counting of tokens, which costs nothing."""
+
+    path = "/v1/messages/count_tokens"
+
+    def prompt(self, body: Body) -> Any:  # noqa: ANN401
+        return body["messages"]
+
+    def choices(self, body: Body) -> int:
+        return 0
+
+    def plain(self, call: Call) -> Document:
+        return {"input_tokens": call.tokens_in}
+
+
+class Embeddings(Dialect):
+    """OpenAI's embeddings: a short vector for each input."""
+
+    path = "/v1/embeddings"
+
+    def prompt(self, body: Body) -> Any:  # noqa: ANN401
+        return body["input"]
+
+    def choices(self, body: Body) -> int:
+        return 0
+
+    def plain(self, call: Call) -> Document:
+        data = [{"object": "embedding", "index": 0, "embedding": [0.25, -0.5]}]
+        usage = {"prompt_tokens": call.tokens_in, "total_tokens": call.tokens_in}
+        return {"object": "list", "model": call.model, "data": data, "usage": usage}
+
+
+class Moderations(Embeddings):
+    """OpenAI's moderations, whose answers tell of no usage."""
+
+    path = "/v1/moderations"
+
+    def plain(self, call: Call) -> Document:
+        result = {"flagged": False, "categories": {}, "category_scores": {}}
+        return {"id": call.id, "model": call.model, "results": [result]}
+
+
+DIALECTS: Final = {
+    dialect.path: dialect
+    for dialect in (
+        *(Chat(), Completions(), Responses(), Embeddings(), Moderations()),
+        *(Messages(), CountTokens()),
+    )
+}
+FREE: Final = (CountTokens.path,)
+"""Operations that are never charged."""
+
+
+def _openai(call: Call, kind: str, usage: Document | None = None, **fields: object) -> Document:
+    document = {"id": call.id, "object": kind, "created": 0, "model": call.model, **fields}
+    return document if usage is None else document | {"usage": usage}
+
+
+def _tokens(call: Call) -> Document | None:
+    if call.counts is None:
+        return None
+    read, written = call.counts
+    return {
+        "prompt_tokens": read,
+        "completion_tokens": written,
+        "total_tokens": read + written,
+    }
+
+
+def _counts(call: Call) -> Document | None:
+    if call.counts is None:
+        return None
+    read, written = call.counts
+    return {"input_tokens": read, "output_tokens": written}
+
+
+def _data(document: Document) -> bytes:
+    return f"data: {json.dumps(document)}\n\n".encode()
+
+
+def _event(kind: str, **fields: object) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **fields})}\n\n".encode()
