@@ -1,0 +1,168 @@
+"""Every operation through the official clients, plain and streamed, charged to the nano."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import anthropic
+import httpx
+import openai
+import pytest
+from tests.support.gateway_process import (
+    KEY,
+    USD,
+    GatewayProcess,
+    Simulator,
+    account,
+    config,
+    provider,
+    rows,
+)
+
+from llmbudget.api.provider import KeyHeader, Protocol
+
+pytestmark = pytest.mark.cluster
+HELLO = "canary prompt: say 12 words"
+
+
+@dataclass
+class Callers:
+    """The official clients, holding a ServiceAccount token and no key."""
+
+    openai: openai.AsyncOpenAI
+    anthropic: anthropic.AsyncAnthropic
+    gateway: GatewayProcess
+    simulator: Simulator
+
+    async def agree(self, calls: int) -> None:
+        """The provider's bill and the ledger's rows are the same, each call metered."""
+        found = await rows(self.gateway)
+        bill = await self.simulator.bill()
+        assert [row.outcome for row in found] == ["metered"] * calls
+        assert sum(row.cost for row in found) == bill["nano"]
+        assert all(row.cost <= row.held for row in found)
+
+
+@pytest.fixture
+async def callers(
+    gateway: GatewayProcess, namespace: str, simulator: Simulator
+) -> AsyncIterator[Callers]:
+    spoken = {"protocol": Protocol.ANTHROPIC, "key_header": KeyHeader.X_API_KEY}
+    providers = (
+        provider("sim", simulator.port),
+        provider("claude", simulator.port, **spoken),
+    )
+    mine = account(namespace, USD, providers=("sim", "claude"))
+    await gateway.configure(config(namespace, (mine,), providers, generation=2))
+    (gateway.folder / "keys" / "claude").write_text(KEY)
+    token = await gateway.token()
+    async with (
+        openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=token, max_retries=0) as first,
+        anthropic.AsyncAnthropic(base_url=gateway.url, api_key=token, max_retries=0) as second,
+    ):
+        for _ in range(50):
+            # The configuration takes a moment to come.
+            if [m async for m in second.models.list()]:
+                break
+        yield Callers(first, second, gateway, simulator)
+
+
+async def test_responses(callers: Callers) -> None:
+    client = callers.openai
+    plain = await client.responses.create(model="small", input=HELLO, max_output_tokens=50)
+    assert plain.usage is not None
+    assert plain.usage.output_tokens == 12
+    assert plain.output_text.startswith("money is counted")
+    stream = await client.responses.create(
+        model="small", input=HELLO, max_output_tokens=50, stream=True
+    )
+    events = [event async for event in stream]
+    assert events[-1].type == "response.completed"
+    assert "".join(e.delta for e in events if e.type == "response.output_text.delta")
+    await callers.agree(2)
+
+
+async def test_messages(callers: Callers) -> None:
+    client = callers.anthropic
+    hello: anthropic.types.MessageParam = {"role": "user", "content": HELLO}
+    plain = await client.messages.create(model="small", max_tokens=50, messages=[hello])
+    assert plain.usage.output_tokens == 12
+    raw = await client.messages.with_raw_response.create(
+        model="small", max_tokens=50, messages=[hello]
+    )
+    assert raw.headers["x-llmbudget-model"] == "small"
+    async with client.messages.stream(model="small", max_tokens=50, messages=[hello]) as stream:
+        text = "".join([piece async for piece in stream.text_stream])
+        final = await stream.get_final_message()
+    assert text.startswith("money is counted")
+    assert final.usage.output_tokens == 12
+    await callers.agree(3)
+    counted = await client.messages.count_tokens(model="small", messages=[hello])
+    assert counted.input_tokens > 0
+    assert (await rows(callers.gateway))[-1].cost == 0
+    assert [model.id async for model in client.models.list()]
+
+
+async def test_refusals_come_in_anthropics_form(callers: Callers) -> None:
+    client = callers.anthropic
+    hello: anthropic.types.MessageParam = {"role": "user", "content": HELLO}
+    with pytest.raises(anthropic.PermissionDeniedError, match="gpt-99"):
+        await client.messages.create(model="gpt-99", max_tokens=50, messages=[hello])
+    with pytest.raises(anthropic.BadRequestError, match="container"):
+        await client.messages.create(
+            model="small", max_tokens=5, messages=[hello], extra_body={"container": "c"}
+        )
+    with pytest.raises(anthropic.BadRequestError, match="context-1m"):
+        await client.messages.create(
+            model="small",
+            max_tokens=5,
+            messages=[hello],
+            extra_headers={"anthropic-beta": "context-1m-2025-08-07"},
+        )
+    with pytest.raises(anthropic.APIStatusError) as refused:
+        await client.messages.create(
+            model="large", max_tokens=8_000_000, messages=[hello], timeout=20
+        )
+    assert refused.value.status_code == 402
+    assert refused.value.body["error"]["type"] == "billing_error"  # type: ignore[index]
+    assert (await callers.simulator.bill())["calls"] == 0
+
+
+async def test_completions_embeddings_and_moderations(callers: Callers) -> None:
+    client = callers.openai
+    text = await client.completions.create(model="small", prompt=HELLO, max_tokens=50)
+    assert text.choices[0].text.startswith("money")
+    both = await client.completions.create(
+        model="small", prompt=["say 3 words", "say 3 words"], max_tokens=50, n=2
+    )
+    assert len(both.choices) == 4
+    stream = await client.completions.create(
+        model="small", prompt=HELLO, max_tokens=50, stream=True
+    )
+    assert "".join([c.choices[0].text async for c in stream if c.choices[0].finish_reason is None])
+    vectors = await client.embeddings.create(
+        model="small", input=[HELLO, "another"], encoding_format="float"
+    )
+    assert vectors.usage.prompt_tokens > 0
+    await callers.agree(4)
+    checked = await client.moderations.create(model="free", input=HELLO)
+    assert checked.results[0].flagged is False
+    with pytest.raises(openai.PermissionDeniedError):
+        await client.embeddings.create(model="auto", input=HELLO)
+
+
+async def test_images_are_held_for_and_other_media_refused(callers: Callers) -> None:
+    client = callers.openai
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+    messages = [{"role": "user", "content": [{"type": "text", "text": HELLO}, image]}]
+    with pytest.raises(openai.BadRequestError, match="imageTokens"):
+        await client.chat.completions.create(model="small", messages=messages)  # type: ignore[arg-type]
+    async with httpx.AsyncClient(trust_env=False) as plain:
+        answer = await plain.post(
+            f"{callers.gateway.url}/v1/audio/speech",
+            headers={"authorization": f"Bearer {await callers.gateway.token()}"},
+            json={"model": "small", "input": "x", "voice": "alloy"},
+        )
+    assert answer.status_code == 404
+    assert (await callers.simulator.bill())["calls"] == 0
