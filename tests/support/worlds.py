@@ -19,6 +19,7 @@ INSTALLATION = Installation(
     namespace="llmbudget-system",
     service_account="llmbudget-system/llmbudget-operator",
     gateway_image="registry.example/llmbudget:1.0",
+    image_prefixes=("registry.example/mirror/",),
     private_hosts=frozenset({"localai.ai:8080", "localai.ai-models.svc:8080"}),
 )
 

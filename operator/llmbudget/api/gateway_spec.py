@@ -301,7 +301,8 @@ class PostHog(Model):
     sample_rate: Fraction = "1.0"
     """Share of calls that are sent, 0 to 1, as a decimal string."""
     api_key_secret_ref: SecretKeyRef | None = None
-    """The project's API key."""
+    """The project's API key, in a Secret that consents as a provider's does: label
+    llmbudget.io/provider-key, and annotation llmbudget.io/allowed-host with PostHog's host."""
 
 
 class Datadog(Model):

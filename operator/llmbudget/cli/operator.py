@@ -11,7 +11,7 @@ import click
 from llmbudget.clients.cluster import ApiError
 from llmbudget.contract.config import TOKEN_DIRECTORY
 from llmbudget.decide.world import Installation
-from llmbudget.reconcile.operator import Options, run
+from llmbudget.reconcile.operator import OperatorEnded, Options, run
 from llmbudget.telemetry import logs
 
 _PATH = click.Path(path_type=Path)
@@ -30,6 +30,14 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--gateway-image", required=True, help="Image of the gateways.")
 @click.option(
+    "--allow-image",
+    "image_prefixes",
+    multiple=True,
+    metavar="PREFIX",
+    help="What the images that budgets choose may begin with, beside the repository of"
+    " --gateway-image; repeatable. A gateway sees the providers' keys.",
+)
+@click.option(
     "--allow-private-host",
     "private_hosts",
     multiple=True,
@@ -45,6 +53,7 @@ def command(
     namespace: str,
     service_account: str,
     gateway_image: str,
+    image_prefixes: tuple[str, ...],
     private_hosts: tuple[str, ...],
     local_gateways: Path | None,
     health_port: int,
@@ -62,6 +71,7 @@ def command(
             namespace=namespace,
             service_account=service_account,
             gateway_image=gateway_image,
+            image_prefixes=image_prefixes,
             private_hosts=frozenset(private_hosts),
         ),
         local_gateways=local_gateways,
@@ -71,5 +81,5 @@ def command(
         asyncio.run(run(options))
     except KeyError as error:
         raise click.ClickException(f"the environment lacks {error}: set --kubeconfig") from None
-    except (ApiError, OSError) as error:
+    except (ApiError, OSError, OperatorEnded) as error:
         raise click.ClickException(str(error)) from None

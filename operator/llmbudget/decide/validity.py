@@ -15,8 +15,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from llmbudget.api.budget import IdentityMode
 from llmbudget.api.conditions import Reason
-from llmbudget.api.gateway_spec import SecretDelivery
+from llmbudget.api.gateway_spec import PostHog, SecretDelivery
 from llmbudget.api.meta import ANNOTATION_ALLOWED_HOST, LABEL_PROVIDER_KEY
+from llmbudget.api.model import SecretKeyRef
 from llmbudget.contract.config import key_variable
 from llmbudget.decide.prices import resolve_prices
 from llmbudget.decide.world import Budget, Provider, World
@@ -104,28 +105,73 @@ def secrets_consent(world: World) -> Iterator[Finding]:
         ref = provider.spec.credentials.secret_key_ref if provider.spec else None
         if provider.spec is None or ref is None:
             continue
-        facts = world.secrets.get(ref.name)
-        host = urlsplit(provider.spec.endpoint).hostname or ""
-        where = f"Secret {ref.name} in namespace {provider.namespace}"
-        if facts is None:
-            yield Finding(
-                Reason.SECRET_NOT_FOUND,
-                f"{where} does not exist: create it with the key {ref.key}.",
-                provider=provider.name,
-            )
-        elif not facts.consents:
-            yield Finding(
-                Reason.SECRET_NOT_CONSENTING,
-                f"{where} does not consent to be a provider key: label it"
-                f' {LABEL_PROVIDER_KEY}="true".',
-                provider=provider.name,
-            )
-        elif facts.allowed_host != host:
-            yield Finding(
-                Reason.SECRET_NOT_CONSENTING,
-                f"{where} may not be sent to {host}: annotate it {ANNOTATION_ALLOWED_HOST}={host}.",
-                provider=provider.name,
-            )
+        problem = _consent(world, ref, urlsplit(provider.spec.endpoint).hostname or "")
+        if problem is not None:
+            yield Finding(*problem, provider=provider.name)
+
+
+def posthog_consents(world: World) -> Iterator[Finding]:
+    """The Secret with PostHog's key consents to be sent there: who may write a budget must not be
+    able to send any Secret anywhere."""
+    posthog = world.root.spec.monitoring.posthog
+    if posthog.enabled and posthog.api_key_secret_ref is not None:
+        host = urlsplit(posthog.host).hostname or ""
+        problem = _consent(world, posthog.api_key_secret_ref, host)
+        if problem is not None:
+            yield Finding(*problem, account=world.root.account)
+
+
+def posthog_of(world: World) -> PostHog | None:
+    """Find what events are sent to; None: nothing is sent, or its Secret does not consent."""
+    posthog = world.root.spec.monitoring.posthog
+    wanted = posthog.enabled and posthog.api_key_secret_ref is not None
+    return posthog if wanted and not any(posthog_consents(world)) else None
+
+
+def _consent(world: World, ref: SecretKeyRef, host: str) -> tuple[Reason, str] | None:
+    """Say what keeps a Secret from being mounted into a gateway and sent to a host."""
+    facts = world.secrets.get(ref.name)
+    where = f"Secret {ref.name} in namespace {world.root.namespace}"
+    if facts is None:
+        return (
+            Reason.SECRET_NOT_FOUND,
+            f"{where} does not exist: create it with the key {ref.key}.",
+        )
+    if not facts.consents:
+        return (
+            Reason.SECRET_NOT_CONSENTING,
+            f'{where} does not consent to be a provider key: label it {LABEL_PROVIDER_KEY}="true".',
+        )
+    if facts.allowed_host != host:
+        return (
+            Reason.SECRET_NOT_CONSENTING,
+            f"{where} may not be sent to {host}: annotate it {ANNOTATION_ALLOWED_HOST}={host}.",
+        )
+    return None
+
+
+def image_allowed(world: World) -> Iterator[Finding]:
+    """The gateway's image is one that this installation allows: it sees the keys."""
+    image = world.root.spec.deployment.image
+    installation = world.installation
+    own = _repository(installation.gateway_image)
+    if image is None or _repository(image) == own:
+        return
+    if not any(image.startswith(prefix) for prefix in installation.image_prefixes):
+        yield Finding(
+            Reason.INVALID_SPEC,
+            f"spec.deployment.image must be of the repository {own}: this installation allows no"
+            " other (the operator's --allow-image).",
+            account=world.root.account,
+            fatal=True,
+        )
+
+
+def _repository(image: str) -> str:
+    """Take tag and digest off."""
+    path = image.partition("@")[0]
+    head, colon, tag = path.rpartition(":")
+    return head if colon and "/" not in tag else path
 
 
 def private_hosts_allowed(world: World) -> Iterator[Finding]:
@@ -225,6 +271,8 @@ CHAIN: Final[tuple[Check, ...]] = (
     providers_exist,
     providers_readable,
     secrets_consent,
+    posthog_consents,
+    image_allowed,
     private_hosts_allowed,
     vault_supported,
     key_variables_differ,

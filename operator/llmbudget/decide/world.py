@@ -66,6 +66,8 @@ class Installation:
     service_account: str
     """The operator's own, `namespace/name`."""
     gateway_image: str
+    image_prefixes: tuple[str, ...] = ()
+    """What other images of gateways may begin with, beside the repository of `gateway_image`."""
     private_hosts: frozenset[str] = frozenset()
     """Hosts, or HOST:PORT, that a provider with allowPrivate may name."""
 

@@ -12,7 +12,7 @@ from llmbudget.clients.cluster import Cluster
 from llmbudget.clients.kinds import SECRETS
 from llmbudget.contract.config import CONFIG_KEY
 from llmbudget.decide.validity import Finding, callable_providers
-from llmbudget.decide.world import Installation, Provider, SecretFacts, World
+from llmbudget.decide.world import Budget, Installation, Provider, SecretFacts, World
 from llmbudget.reconcile.live import Live
 from llmbudget.reconcile.store import Store
 from llmbudget.render import names
@@ -42,7 +42,7 @@ async def gather(
         root=members[0],
         children=members[1:],
         providers=providers,
-        secrets=await _secrets(cluster, namespace, chosen),
+        secrets=await _secrets(cluster, namespace, _secret_names(members[0], chosen)),
         api_servers=live.api_servers(),
         installation=installation,
         previous_config=((config_map or {}).get("data") or {}).get(CONFIG_KEY),
@@ -72,12 +72,15 @@ async def keys_for_environment(
     return keys
 
 
-async def _secrets(
-    cluster: Cluster, namespace: str, providers: list[Provider]
-) -> dict[str, SecretFacts]:
-    """Read the metadata of the Secrets that providers name: never their data."""
+def _secret_names(root: Budget, providers: list[Provider]) -> list[str]:
+    """Name the Secrets that a gateway is to mount and to send somewhere."""
     refs = [p.spec.credentials.secret_key_ref for p in providers if p.spec is not None]
-    wanted = sorted({ref.name for ref in refs if ref is not None})
+    refs.append(root.spec.monitoring.posthog.api_key_secret_ref)
+    return sorted({ref.name for ref in refs if ref is not None})
+
+
+async def _secrets(cluster: Cluster, namespace: str, wanted: list[str]) -> dict[str, SecretFacts]:
+    """Read the metadata of Secrets: never their data."""
     found = await asyncio.gather(
         *(cluster.get_metadata(SECRETS, namespace, name) for name in wanted)
     )

@@ -25,7 +25,7 @@ from llmbudget.contract.config import (
 from llmbudget.decide.ladder import default_ladder
 from llmbudget.decide.media import image_tokens
 from llmbudget.decide.prices import resolve_prices
-from llmbudget.decide.validity import Finding, callable_providers
+from llmbudget.decide.validity import Finding, callable_providers, posthog_of
 from llmbudget.decide.world import Budget, Provider, World
 
 
@@ -70,13 +70,13 @@ def _config(world: World, found: tuple[Finding, ...], generation: int) -> Gatewa
             )
             for endpoint in spec.monitoring.endpoints
         ),
-        posthog=_posthog(spec),
+        posthog=_posthog(world),
     )
 
 
-def _posthog(spec: BudgetSpec) -> PostHogConfig | None:
-    posthog = spec.monitoring.posthog
-    if not posthog.enabled or posthog.api_key_secret_ref is None:
+def _posthog(world: World) -> PostHogConfig | None:
+    posthog = posthog_of(world)
+    if posthog is None:
         return None
     return PostHogConfig(host=posthog.host, sample_rate=Decimal(posthog.sample_rate))
 

@@ -13,7 +13,7 @@ from llmbudget.contract.config import (
     TLS_DIRECTORY,
     TOKEN_DIRECTORY,
 )
-from llmbudget.decide.validity import Finding, callable_providers
+from llmbudget.decide.validity import Finding, callable_providers, posthog_of
 from llmbudget.decide.world import World
 from llmbudget.render.names import Manifest, ledger_claim
 
@@ -79,8 +79,8 @@ def _ledger(world: World) -> list[tuple[Manifest, Manifest]]:
 def _others(world: World) -> list[tuple[Manifest, Manifest]]:
     spec = world.root.spec
     pairs = []
-    posthog = spec.monitoring.posthog
-    if posthog.enabled and posthog.api_key_secret_ref is not None:
+    posthog = posthog_of(world)
+    if posthog is not None and posthog.api_key_secret_ref is not None:
         ref = posthog.api_key_secret_ref
         directory, _, file = POSTHOG_KEY_FILE.rpartition("/")
         items = [{"key": ref.key, "path": file}]
