@@ -224,6 +224,14 @@ class Cluster:
         user = status.get("user", {})
         return TokenIdentity(user.get("username", ""), tuple(user.get("groups", ())), audiences)
 
+    async def signing_keys(self) -> tuple[str, Manifests]:
+        """Read who issues the cluster's ServiceAccount tokens, and the keys (JWK) that sign them."""
+        found = await self._connection.send("GET", "/.well-known/openid-configuration")
+        keys = await self._connection.send(
+            "GET", "/openid/v1/jwks", accept="application/jwk-set+json"
+        )
+        return found["issuer"], keys["keys"]
+
     async def review_access(self, user: str, groups: Sequence[str], verb: str, path: str) -> bool:
         """Ask whether a user may use a path that is no resource, such as /metrics."""
         spec = {

@@ -13,7 +13,6 @@ from typing import Final
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from llmbudget.api.budget import IdentityMode
 from llmbudget.api.conditions import Reason
 from llmbudget.api.gateway_spec import PostHog, SecretDelivery
 from llmbudget.api.meta import ANNOTATION_ALLOWED_HOST, LABEL_PROVIDER_KEY
@@ -218,13 +217,6 @@ def features_supported(world: World) -> Iterator[Finding]:
                     f"spec.{field} is not supported yet: remove it.",
                     account=budget.account,
                 )
-        if spec.identity.mode is not IdentityMode.TOKEN_REVIEW:
-            yield Finding(
-                Reason.NOT_SUPPORTED,
-                "identity.mode Offline is not supported yet, so calls are refused: use"
-                " TokenReview.",
-                account=budget.account,
-            )
 
 
 def models_priced(world: World) -> Iterator[Finding]:

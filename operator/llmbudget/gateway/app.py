@@ -18,7 +18,7 @@ from llmbudget.decide.consumers import Consumer, NoBudget
 from llmbudget.gateway.call import Calls, refusal_of
 from llmbudget.gateway.clock import TrustedClock
 from llmbudget.gateway.configuration import Configuration
-from llmbudget.gateway.identity import Identities
+from llmbudget.gateway.identity import Identify, Identities
 from llmbudget.gateway.keys import Keys
 from llmbudget.gateway.ledger_api import entry_document, stream_balances
 from llmbudget.gateway.limits import ConsumerLimits
@@ -50,7 +50,7 @@ class App:
         ledger: Ledger,
         keys: Keys,
         calls: Calls,
-        consumers: Identities,
+        consumers: Mapping[IdentityMode, Identify],
         operators: Callable[[str], Identities],
         monitoring: Monitoring,
         limits: ConsumerLimits,
@@ -201,8 +201,6 @@ class App:
             return "The gateway's clock is off by more than a minute."
         if routes.config.ledger != "sqlite":
             return "This gateway has only the embedded ledger, and its budget asks for PostgreSQL."
-        if routes.config.identity_mode is not IdentityMode.TOKEN_REVIEW:
-            return "This gateway can't verify tokens offline yet: set identity.mode to TokenReview."
         return None
 
     def _serving(self) -> Routes:
@@ -213,7 +211,8 @@ class App:
         return routes
 
     async def _consumer(self, request: Request, routes: Routes) -> Consumer:
-        identity = await self._consumers.identify(request.token, request.client)
+        identify = self._consumers[routes.config.identity_mode]
+        identity = await identify(request.token, request.client)
         account = identity.service_account
         if account is None:
             raise errors.unidentified(f"The token's audience is {AUDIENCE}, but not its owner's.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from llmbudget.clients.cluster import ApiError, Cluster, TokenIdentity
@@ -25,6 +25,8 @@ _REFUSED_PER_MINUTE: Final = 60
 REVIEW_SECONDS: Final = 10.0
 
 _Digest = bytes
+Identify = Callable[[str, str], Awaitable[TokenIdentity]]
+"""From a token and its sender's address to its owner; raises a Refusal."""
 
 
 class Identities:

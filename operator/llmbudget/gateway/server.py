@@ -15,6 +15,7 @@ from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
+from llmbudget.api.budget import IdentityMode
 from llmbudget.api.meta import AUDIENCE, operator_audience
 from llmbudget.clients.cluster import Cluster
 from llmbudget.gateway.admission import Admission
@@ -26,6 +27,7 @@ from llmbudget.gateway.configuration import Configuration
 from llmbudget.gateway.identity import Identities
 from llmbudget.gateway.keys import Keys
 from llmbudget.gateway.limits import ConsumerLimits
+from llmbudget.gateway.offline import OfflineIdentities
 from llmbudget.gateway.probes import Monitoring
 from llmbudget.ledger.interface import Ledger
 from llmbudget.ledger.sqlite import SqliteLedger
@@ -132,7 +134,10 @@ def _assemble(
         ledger=ledger,
         keys=keys,
         calls=Calls(ledger, Admission(ledger), keys),
-        consumers=Identities(cluster, AUDIENCE),
+        consumers={
+            IdentityMode.TOKEN_REVIEW: Identities(cluster, AUDIENCE).identify,
+            IdentityMode.OFFLINE: OfflineIdentities(cluster, AUDIENCE).identify,
+        },
         operators=operators_of,
         monitoring=Monitoring(cluster, ledger),
         limits=ConsumerLimits(asyncio.get_running_loop().time),

@@ -171,12 +171,6 @@ CASES = {
         ("spec.monitoring.datadog", "remove it"),
         account="llm-platform/org",
     ),
-    "identity offline": Case(
-        setting(ROOT, "spec.identity", {"mode": "Offline"}),
-        Reason.NOT_SUPPORTED,
-        ("identity.mode Offline", "use TokenReview"),
-        account="llm-platform/org",
-    ),
     "model without price": Case(
         setting(OPENROUTER, "spec.models", [{"name": "nobody-knows"}, LISTED]),
         Reason.MODEL_UNPRICED,

@@ -93,15 +93,6 @@ async def test_an_answer_holds_ten_seconds_from_when_it_was_asked_for(
     assert len(reviewer.asked) == reviews
 
 
-async def test_using_an_answer_does_not_prolong_it(
-    identities: Identities, reviewer: Reviewer
-) -> None:
-    for _ in range(11):
-        await identities.identify("good", APP)
-        reviewer.now += 1
-    assert len(reviewer.asked) == 2
-
-
 async def test_a_refusal_is_not_kept(identities: Identities, reviewer: Reviewer) -> None:
     with pytest.raises(Refusal, match="for the audience llmbudget") as refused:
         await identities.identify("bad", APP)
@@ -153,15 +144,8 @@ async def test_an_api_server_that_hangs_is_not_waited_for(
 async def test_a_crowd_with_one_token_is_one_review(
     identities: Identities, reviewer: Reviewer, token: str, answer: int
 ) -> None:
-    assert await statuses(identities, [token] * 500) == [answer] * 500
-    assert reviewer.asked == [token]
-
-
-async def test_different_tokens_are_reviewed_apart(
-    identities: Identities, reviewer: Reviewer
-) -> None:
-    assert await statuses(identities, ["good1", "bad", "good2"]) == [200, 401, 200]
-    assert sorted(reviewer.asked) == ["bad", "good1", "good2"]
+    assert await statuses(identities, [token, "other"] * 500) == [answer, 401] * 500
+    assert reviewer.asked == [token, "other"]
 
 
 @pytest.mark.parametrize("leaving", [0, 1, 2])
@@ -177,19 +161,6 @@ async def test_a_caller_that_leaves_takes_nobody_along(
     found = await asyncio.gather(*callers, return_exceptions=True)
     assert isinstance(found.pop(leaving), asyncio.CancelledError)
     assert found == [200, 200]
-    assert len(reviewer.asked) == 1
-
-
-async def test_when_all_callers_leave_the_answer_is_kept(
-    identities: Identities, reviewer: Reviewer
-) -> None:
-    reviewer.open.clear()
-    caller = asyncio.create_task(status(identities, "good"))
-    await settle()
-    caller.cancel()
-    reviewer.open.set()
-    await settle()
-    assert await status(identities, "good") == 200
     assert len(reviewer.asked) == 1
 
 

@@ -1,0 +1,215 @@
+"""A request's hygiene: whose token, which headers, how large a body."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
+
+import pytest
+
+from llmbudget.gateway import wire as module
+from llmbudget.gateway.protocols.errors import Refusal
+from llmbudget.gateway.wire import Headers, RawHeaders, Request, Transport
+
+ONCE = [
+    *("authorization", "x-api-key", "content-type", "content-length", "host", "idempotency-key"),
+    *("x-llmbudget-budget", "x-llmbudget-task-id", "transfer-encoding"),
+]
+LIMIT = 10
+DRAIN = 80
+
+
+class Raw:
+    """The server's header map; it leaves out values that it can't read."""
+
+    def __init__(self, pairs: Iterable[tuple[str, str]], unreadable: Iterable[str]) -> None:
+        self._pairs = list(pairs)
+        self._unreadable = list(unreadable)
+
+    def keys(self) -> list[str]:
+        return [name for name, _ in self._pairs] + self._unreadable
+
+    def items(self) -> list[tuple[str, str]]:
+        return self._pairs
+
+
+@dataclass
+class Asked:
+    """What the server says of a request."""
+
+    headers: RawHeaders
+    proto: str = "http"
+    method: str = "POST"
+    path: str = "/v1/chat/completions"
+    client: str = "10.0.0.1:50000"
+
+
+@dataclass
+class Body:
+    """A request's body as it comes; endless after its chunks where it hangs."""
+
+    chunks: list[bytes] = field(default_factory=list)
+    hangs: bool = False
+    read: int = 0
+
+    async def __call__(self) -> bytes:
+        return b"".join([chunk async for chunk in self])
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in self.chunks:
+            self.read += len(chunk)
+            yield chunk
+        if self.hangs:
+            await asyncio.Event().wait()
+
+    async def client_disconnect(self) -> None:
+        await asyncio.Event().wait()
+
+    def response_bytes(self, status: int, headers: Headers, body: bytes) -> None:
+        raise AssertionError("a request answers nothing by itself")
+
+    def response_stream(self, status: int, headers: Headers) -> Transport:
+        raise AssertionError("a request answers nothing by itself")
+
+
+def request(
+    *headers: tuple[str, str], unreadable: Iterable[str] = (), body: Body | None = None, **more: str
+) -> Request:
+    return Request(Asked(Raw(headers, unreadable), **more), body or Body())
+
+
+def with_length(length: object, body: Body) -> Request:
+    return request(("content-length", str(length)), body=body)
+
+
+@pytest.fixture
+def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_BODY", LIMIT)
+    monkeypatch.setattr(module, "_MAX_DRAIN", DRAIN)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("authorization", "Bearer abc")],
+        [("authorization", "bearer abc")],
+        [("authorization", "BEARER   abc ")],
+        [("x-api-key", "abc")],
+        [("authorization", "Bearer abc"), ("x-api-key", "abc")],
+        [("authorization", "Basic dXNlcjpwYXNz"), ("x-api-key", "abc")],
+        [("authorization", ""), ("x-api-key", "abc")],
+        [("authorization", "Bearer "), ("x-api-key", "abc")],
+        [("authorization", "Bearer abc"), ("x-api-key", "")],
+    ],
+)
+def test_the_token_of_either_header(headers: Headers) -> None:
+    assert request(*headers).token == "abc"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [("authorization", "")],
+        [("authorization", "Bearer")],
+        [("authorization", "Bearer   ")],
+        [("authorization", "abc")],
+        [("authorization", "Basic YWJj")],
+        [("authorization", "BearerX abc")],
+        [("authorization", "Bearer\tabc")],
+        [("x-api-key", "")],
+        [("proxy-authorization", "Bearer abc")],
+        [("cookie", "token=abc")],
+    ],
+)
+def test_no_token_is_401(headers: Headers) -> None:
+    with pytest.raises(Refusal, match="No token") as refused:
+        _ = request(*headers).token
+    assert (refused.value.status, refused.value.retry_after) == (401, None)
+
+
+def test_two_tokens_that_differ_are_refused_and_not_repeated() -> None:
+    asked = request(("authorization", "Bearer mine"), ("x-api-key", "yours"))
+    with pytest.raises(Refusal) as refused:
+        _ = asked.token
+    assert refused.value.status == 400
+    assert not {"mine", "yours"} & set(refused.value.message.split())
+
+
+@pytest.mark.parametrize("name", ONCE)
+@pytest.mark.parametrize("values", [("a", "b"), ("a", "a"), ("a", "")])
+def test_what_means_something_is_sent_once(name: str, values: tuple[str, str]) -> None:
+    with pytest.raises(Refusal, match=f"{name} is sent more than once") as refused:
+        request(*((name, value) for value in values))
+    assert refused.value.status == 400
+
+
+@pytest.mark.parametrize("name", ONCE)
+def test_what_means_something_is_readable(name: str) -> None:
+    with pytest.raises(Refusal, match=f"{name} has characters other than ASCII") as refused:
+        request(("accept", "a"), unreadable=[name])
+    assert refused.value.status == 400
+
+
+def test_other_headers_may_be_repeated_or_unreadable() -> None:
+    asked = request(("accept", "a"), ("accept", "b"), ("via", "c"), unreadable=["x-name"])
+    assert asked.headers["via"] == "c"
+    assert "x-name" not in asked.headers
+
+
+def test_two_ways_to_say_the_length_are_refused() -> None:
+    with pytest.raises(Refusal, match="exclude each other") as refused:
+        request(("content-length", "5"), ("transfer-encoding", "chunked"))
+    assert refused.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("client", "address"),
+    [("10.0.0.1:50000", "10.0.0.1"), ("[2001:db8::1]:443", "[2001:db8::1]"), ("::1:80", "::1")],
+)
+def test_the_callers_address_has_no_port(client: str, address: str) -> None:
+    assert request(client=client).client == address
+
+
+async def test_a_body_of_known_length() -> None:
+    assert await with_length(5, Body([b"he", b"llo"])).body() == b"hello"
+
+
+@pytest.mark.parametrize("chunks", [[], [b""], [b"{}"], [b"12345"] * 2])
+@pytest.mark.usefixtures("small_limits")
+async def test_a_body_in_chunks_up_to_the_limit(chunks: list[bytes]) -> None:
+    asked = request(("transfer-encoding", "chunked"), body=Body(chunks))
+    assert await asked.body() == b"".join(chunks)
+
+
+@pytest.mark.parametrize("length", [None, LIMIT + 1, "", "-1", "+5", "0x5", "1e1", "5, 5"])
+@pytest.mark.usefixtures("small_limits")
+async def test_a_body_beyond_the_limit_is_413_once_it_was_read(length: object) -> None:
+    body = Body([b"12345", b"12345", b"1"])
+    asked = request(body=body) if length is None else with_length(length, body)
+    with pytest.raises(Refusal, match="larger than 10 bytes") as refused:
+        await asked.body()
+    assert refused.value.status == 413
+    assert body.read == LIMIT + 1
+
+
+@pytest.mark.usefixtures("small_limits")
+async def test_a_body_without_end_is_read_no_further_than_the_bound() -> None:
+    body = Body([b"x" * LIMIT] * 1000, hangs=True)
+    with pytest.raises(Refusal) as refused:
+        await request(body=body).body()
+    assert refused.value.status == 413
+    assert DRAIN < body.read <= DRAIN + LIMIT
+
+
+@pytest.mark.parametrize("length", [None, 5])
+async def test_a_body_that_does_not_come_is_given_up(
+    length: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BODY_SECONDS", 0.01)
+    body = Body([b"he"], hangs=True)
+    asked = request(body=body) if length is None else with_length(length, body)
+    with pytest.raises(Refusal, match="did not come within") as refused:
+        await asked.body()
+    assert refused.value.status == 400
