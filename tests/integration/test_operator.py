@@ -36,6 +36,7 @@ from llmbudget.clients.kinds import (
     SECRETS,
     SERVICE_ACCOUNTS,
     SERVICES,
+    kind_of,
 )
 from llmbudget.local.controlplane import ControlPlane
 from llmbudget.local.process import stop
@@ -43,6 +44,7 @@ from llmbudget.local.stage import Stage
 
 pytestmark = pytest.mark.cluster
 Kubectl = Callable[..., str]
+EVENTS = kind_of({"apiVersion": "events.k8s.io/v1", "kind": "Event"})
 WAITING = ("Ready", "False", "GatewayUnreachable")
 POSTGRES = {"ledger": {"postgres": {"secretKeyRef": {"name": "db", "key": "uri"}}}}
 
@@ -253,6 +255,11 @@ async def test_a_namespace_without_the_role_is_named(
     assert f"kubectl apply -n {namespace} -k manifests/namespace" in found["message"]
 
 
+async def events_about(cluster: Cluster, namespace: str, name: str) -> int:
+    found, _ = await cluster.list(EVENTS, namespace)
+    return sum(event["regarding"]["name"] == name for event in found)
+
+
 async def test_a_restart_writes_nothing(
     cluster: Cluster, namespace: str, stage: Stage, control_plane: ControlPlane
 ) -> None:
@@ -261,6 +268,7 @@ async def test_a_restart_writes_nothing(
     await until_condition(cluster, namespace, *WAITING)
     await asyncio.sleep(2)
     await stop(first)
+    told = await events_about(cluster, namespace, "team-a")
     before = len(control_plane.audit_log.read_text().splitlines())
     second = await start_operator(stage)
     # Another budget shows that the second one works; by then it has looked at the first.
@@ -277,5 +285,7 @@ async def test_a_restart_writes_nothing(
         and not event["requestURI"].endswith("/token")
         and f"/{namespace}/" in event["requestURI"]
         and "probe" not in event["requestURI"]
+        and "/events?" not in event["requestURI"]
     ]
     assert not written
+    assert await events_about(cluster, namespace, "team-a") == told

@@ -225,7 +225,7 @@ class Cluster:
         return TokenIdentity(user.get("username", ""), tuple(user.get("groups", ())), audiences)
 
     async def signing_keys(self) -> tuple[str, Manifests]:
-        """Read who issues the cluster's ServiceAccount tokens, and the keys (JWK) that sign them."""
+        """Read who issues the cluster's ServiceAccount tokens, and the keys that sign them."""
         found = await self._connection.send("GET", "/.well-known/openid-configuration")
         keys = await self._connection.send(
             "GET", "/openid/v1/jwks", accept="application/jwk-set+json"

@@ -230,18 +230,8 @@ def _check_image(value: object, where: str, images: _Images) -> None:
     images.bytes += len(url) if url.isascii() else 0
 
 
-def _check_tools(tools: object) -> None:
-    if not isinstance(tools, list):
-        raise bad("tools", "it must be a list")
-    for index, tool in enumerate(tools):
-        where = f"tools[{index}]"
-        if not isinstance(tool, dict) or tool.get("type") != "function":
-            raise bad(f"{where}.type", f"only function is allowed: {HOSTED}")
-        read.only(tool, _TOOL, where, REASONS)
-
-
-CHECKS: Final = {
-    "tools": _check_tools,
+CHECKS: Final[Mapping[str, read.Check]] = {
+    "tools": read.tools_check("function", None, _TOOL, REASONS),
     "service_tier": read.must_be(
         "default", "service_tier", "only default is allowed: other tiers have other prices"
     ),

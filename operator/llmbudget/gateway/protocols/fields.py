@@ -143,6 +143,25 @@ def must_be(wanted: object, field: str, reason: str) -> Check:
     return checked
 
 
+def tools_check(
+    kind: str, otherwise: str | None, known: Collection[str], reasons: Mapping[str, str]
+) -> Check:
+    """Make a check that allows tools of one kind, which run at the caller's; `otherwise` is the
+    kind of a tool that says none."""
+
+    def checked(tools: object) -> None:
+        if not isinstance(tools, list):
+            raise bad("tools", "it must be a list")
+        for index, value in enumerate(tools):
+            where = f"tools[{index}]"
+            tool = object_at(value, where)
+            if tool.get("type", otherwise) != kind:
+                raise bad(f"{where}.type", f"only {kind} is allowed: {HOSTED}")
+            only(tool, known, where, reasons)
+
+    return checked
+
+
 def serialise(value: object) -> bytes:
     """Write a part of a request.
 

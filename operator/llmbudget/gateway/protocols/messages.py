@@ -210,16 +210,14 @@ def _check_citations(value: object, kind: object, where: str) -> None:
         raise bad(where, "the provider then adds input that can't be bounded")
 
 
+_check_custom: Final = read.tools_check("custom", "custom", _TOOL, _REASONS)
+
+
 def _check_tools(tools: object) -> None:
-    if not isinstance(tools, list):
-        raise bad("tools", "it must be a list")
-    for index, tool in enumerate(tools):
-        where = f"tools[{index}]"
-        found = read.object_at(tool, where)
-        if found.get("type", "custom") != "custom":
-            raise bad(f"{where}.type", f"only custom is allowed: {HOSTED}")
-        read.only(found, _TOOL, where, _REASONS)
-        _check_cache(found.get("cache_control"), f"{where}.cache_control")
+    _check_custom(tools)
+    for index, tool in enumerate(tools if isinstance(tools, list) else ()):
+        control = read.object_at(tool, f"tools[{index}]").get("cache_control")
+        _check_cache(control, f"tools[{index}].cache_control")
 
 
 _CHECKS: Final = {

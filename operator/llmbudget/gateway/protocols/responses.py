@@ -139,16 +139,6 @@ def _check_part(part: object, where: str) -> int | None:
     return None
 
 
-def _check_tools(tools: object) -> None:
-    if not isinstance(tools, list):
-        raise bad("tools", "it must be a list")
-    for index, tool in enumerate(tools):
-        where = f"tools[{index}]"
-        if not isinstance(tool, dict) or tool.get("type") != "function":
-            raise bad(f"{where}.type", f"only function is allowed: {HOSTED}")
-        read.only(tool, _TOOL, where, _REASONS)
-
-
 def _check_instructions(value: object) -> None:
     if not isinstance(value, str):
         raise bad("instructions", f"it must be a string: {STORED}")
@@ -166,7 +156,7 @@ def _check_include(value: object) -> None:
 
 _CHECKS: Final = {
     **CHECKS,
-    "tools": _check_tools,
+    "tools": read.tools_check("function", None, _TOOL, _REASONS),
     "include": _check_include,
     "instructions": _check_instructions,
     "reasoning": _check_reasoning,

@@ -95,6 +95,10 @@ def test_earlier_tool_calls_count_twice() -> None:
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
         ({"tools": [{"name": "f", "input_schema": {}, "defer": 1}]}, "tools[0].defer"),
         (
+            {"tools": [{"name": "f", "cache_control": {"type": "ephemeral", "ttl": "9h"}}]},
+            "tools[0].cache_control",
+        ),
+        (
             {"messages": [{"role": "user", "content": [{"type": "server_tool_use"}]}]},
             "messages[0].content[0].type",
         ),
