@@ -35,6 +35,8 @@ from llmbudget.gateway.wire import Headers
 
 RESOLVE_SECONDS: Final = 30.0
 """How long the addresses of a name are taken for granted."""
+_FAILED_SECONDS: Final = 1.0
+"""How long a name that could not be resolved is not asked for again."""
 MAX_ANSWER: Final = 32 * 1024 * 1024
 """Bytes of the largest plain answer."""
 _BUFFER: Final = 64 * 1024
@@ -103,6 +105,8 @@ class Upstream:
         self._client: Client | None = None
         self._address = ""
         self._resolved_at = float("-inf")
+        self._failed_at = float("-inf")
+        self._failure = ""
         self._connecting = asyncio.Lock()
         self._total = timedelta(milliseconds=provider.total_timeout_ms)
 
@@ -147,9 +151,16 @@ class Upstream:
         if self._client is not None and time.monotonic() - self._resolved_at < RESOLVE_SECONDS:
             return self._client
         async with self._connecting:
+            if time.monotonic() - self._failed_at < _FAILED_SECONDS:
+                # All who waited learn it at once, instead of asking one after the other.
+                raise NotSent(self._failure)
             if self._client is not None and time.monotonic() - self._resolved_at < RESOLVE_SECONDS:
                 return self._client
-            addresses = await self._resolve()
+            try:
+                addresses = await self._resolve()
+            except NotSent as error:
+                self._failure, self._failed_at = str(error), time.monotonic()
+                raise
             try:
                 address = choose(self._host, addresses, allow_private=self.provider.allow_private)
             except ForbiddenAddress as error:

@@ -122,6 +122,7 @@ class Controller:
             return
         if root != account:
             self._roots.add(root)
+            await self._sweep(account)
             return
         if store.budgets[root].deleting:
             # Before anything is read that may be missing by now.
@@ -167,13 +168,18 @@ class Controller:
             else:
                 await self._statuses.reject(account, reason, message)
         else:
-            # Cluster-scoped children have no owner: they are swept when the budget is gone.
-            namespace, _, name = account.partition("/")
-            binding = f"llmbudget:{namespace}:{name}"
-            await self._cluster.delete(CLUSTER_ROLE_BINDINGS, None, binding)
+            await self._sweep(account, surely=True)
             self._locks.pop(account, None)
             self._written_at.pop(account, None)
             self._live.keep({members[0].namespace for members in self.store.forest.trees.values()})
+
+    async def _sweep(self, account: str, *, surely: bool = False) -> None:
+        """Delete what a root had in the whole cluster, which no owner takes along: where it is
+        known, or in any case."""
+        if surely or self._live.of(account):
+            namespace, _, name = account.partition("/")
+            binding = f"llmbudget:{namespace}:{name}"
+            await self._cluster.delete(CLUSTER_ROLE_BINDINGS, None, binding)
 
     async def _write(self, root: str) -> None:
         """Move targets and write the statuses of a tree, as its gateway says now."""

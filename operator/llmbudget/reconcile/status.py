@@ -24,6 +24,8 @@ from llmbudget.reconcile.targets import TargetReport
 Manifest = dict[str, Any]
 Truth = Literal["True", "False", "Unknown"]
 
+_MOST_FIRED: Final = 16
+"""Thresholds that a status can tell of: they may have been changed many times in a month."""
 _FIGURES: Final = (
     *("period", "cap", "spent", "held", "remaining", "spentPercentage"),
     *("activeModel", "downgradeLevel", "thresholds"),
@@ -322,7 +324,7 @@ def _fired(account: str, period: str, actions: Mapping[str, ActionEvent]) -> lis
     mine = [a for a in actions.values() if a.account == account and a.period == period]
     return [
         FiredThreshold(percentage=a.percentage, action=a.action, fired_at=a.fired_at)
-        for a in sorted(mine, key=lambda a: a.percentage)
+        for a in sorted(mine, key=lambda a: a.percentage)[-_MOST_FIRED:]
     ]
 
 

@@ -11,7 +11,7 @@ import re
 from typing import Final
 
 from llmbudget.decide.prices import Usage
-from llmbudget.gateway.protocols.sse import EventMeter, as_object, count, given, parse
+from llmbudget.gateway.protocols.sse import EventMeter, as_object, count, given, parse, usage_part
 
 _USAGE: Final = re.compile(rb'"usage"\s*:\s*\{')
 _CONTENT: Final = re.compile(rb'"choices"\s*:\s*\[\s*\{')
@@ -23,7 +23,7 @@ def usage_of(body: bytes, plausible: int) -> Usage | None:
 
     `plausible` is the highest count that is believed.
     """
-    return usage_in(parse(body), plausible)
+    return usage_in(usage_part(body), plausible)
 
 
 class ChatMeter(EventMeter):

@@ -12,7 +12,7 @@ from llmbudget.gateway.protocols import fields as read
 from llmbudget.gateway.protocols.chat_answers import usage_in
 from llmbudget.gateway.protocols.inputs import measure
 from llmbudget.gateway.protocols.operation import CallRequest, Operation
-from llmbudget.gateway.protocols.sse import NoMeter, as_object, parse
+from llmbudget.gateway.protocols.sse import NoMeter, as_object, usage_part
 
 _EMBEDDING: Final = frozenset({"encoding_format", "dimensions", "user"})
 _REASONS: Final = {"stream": "this operation has no streams"}
@@ -58,7 +58,7 @@ def _parse(body: bytes, plain: frozenset[str]) -> CallRequest:
 
 def embedding_usage(body: bytes, plausible: int) -> Usage | None:
     """Read the usage of an answer that has no completion tokens."""
-    answer = as_object(parse(body))
+    answer = usage_part(body)
     usage = dict(as_object(answer.get("usage")))
     if usage.get("completion_tokens") is None:
         usage["completion_tokens"] = 0

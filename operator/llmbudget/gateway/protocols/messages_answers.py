@@ -10,14 +10,14 @@ from typing import Final
 
 from llmbudget.decide.prices import Usage
 from llmbudget.gateway.protocols.fields import Fields
-from llmbudget.gateway.protocols.sse import EventMeter, as_object, count, given, parse
+from llmbudget.gateway.protocols.sse import EventMeter, as_object, count, given, parse, usage_part
 
 _MARKS: Final = (b'"usage"', b'"message_stop"', b'"error"')
 
 
 def message_usage(body: bytes, plausible: int) -> Usage | None:
     """Read the usage of a plain answer; None: the answer doesn't say what it used."""
-    return _usage(as_object(as_object(parse(body)).get("usage")), plausible)
+    return _usage(as_object(usage_part(body).get("usage")), plausible)
 
 
 class MessageMeter(EventMeter):

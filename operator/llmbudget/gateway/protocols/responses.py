@@ -17,7 +17,7 @@ from llmbudget.gateway.protocols import fields as read
 from llmbudget.gateway.protocols.chat import CHECKS, REASONS, is_openai
 from llmbudget.gateway.protocols.fields import HOSTED, MEDIA, STORED, Fields, bad
 from llmbudget.gateway.protocols.operation import CallRequest, Operation
-from llmbudget.gateway.protocols.sse import EventMeter, as_object, count, given, parse
+from llmbudget.gateway.protocols.sse import EventMeter, as_object, count, given, parse, usage_part
 
 _PLAIN: Final = frozenset(
     {
@@ -165,7 +165,7 @@ _CHECKS: Final = {
 
 def response_usage(body: bytes, plausible: int) -> Usage | None:
     """Read the usage of a plain answer."""
-    return _usage(as_object(parse(body)), plausible)
+    return _usage(usage_part(body), plausible)
 
 
 def _usage(answer: Fields, plausible: int) -> Usage | None:

@@ -125,3 +125,14 @@ def test_free_embeddings_hold_nothing() -> None:
         update={"cached_input": Decimal(0), "cache_write": Decimal(0), "reasoning": Decimal(0)}
     )
     assert upper_bound(parse_embedding(embedding("x")).demand, offer("e").model, zero, 1) == 0
+
+
+@pytest.mark.parametrize("count", [10, 200_000])
+def test_of_a_large_answer_only_the_usage_is_read(count: int) -> None:
+    vector = [0.123456] * count
+    answer = {"data": [{"embedding": vector, "usage": {"prompt_tokens": 1}}]}
+    answer |= {"usage": {"prompt_tokens": 77, "total_tokens": 77}}
+    assert embedding_usage(json.dumps(answer).encode(), 100) == Usage(77, 0)
+    del answer["usage"]
+    small = json.dumps({"text": json.dumps({"usage": {"prompt_tokens": 5}}), "data": vector})
+    assert embedding_usage(small.encode(), 100) is None
