@@ -99,6 +99,11 @@ def milliseconds(duration: str) -> int:
     return int(number) * _UNITS[duration[len(number) :]]
 
 
+def months(duration: str) -> int:
+    """Convert a duration such as `24mo` or `2y` to months."""
+    return int(duration[:-2]) if duration.endswith("mo") else int(duration[:-1]) * 12
+
+
 def per_minute(rate: str) -> int:
     """Convert a rate such as `100/min` to whole events a minute, at least 1 unless it is 0."""
     number, _, unit = rate.partition("/")

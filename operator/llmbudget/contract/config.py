@@ -163,6 +163,8 @@ class GatewayConfig(Wire):
     generation: Annotated[int, Field(ge=1)]
     root: str
     time_zone: str = "UTC"
+    retention_months: int | None = None
+    """How many whole months before the current one keep their single rows; None: all."""
     ledger: Literal["sqlite", "postgres"] = "sqlite"
     identity_mode: IdentityMode = IdentityMode.TOKEN_REVIEW
     operator: str

@@ -34,6 +34,13 @@ def period_named(name: str, time_zone: str) -> Period:
     return _month(int(year), int(month), time_zone)
 
 
+def months_before(name: str, months: int) -> str:
+    """Name the period that is some months before the one of a name."""
+    year, month = name.split("-")
+    index = int(year) * 12 + int(month) - 1 - months
+    return f"{index // 12:04d}-{index % 12 + 1:02d}"
+
+
 @lru_cache(maxsize=64)
 def _month(year: int, month: int, time_zone: str) -> Period:
     zone = ZoneInfo(time_zone)

@@ -29,6 +29,7 @@ from llmbudget.gateway.keys import Keys
 from llmbudget.gateway.limits import ConsumerLimits
 from llmbudget.gateway.offline import OfflineIdentities
 from llmbudget.gateway.probes import Monitoring
+from llmbudget.gateway.retention import Retention
 from llmbudget.ledger.interface import Ledger
 from llmbudget.ledger.sqlite import SqliteLedger
 from llmbudget.ledger.unavailable import UnavailableLedger
@@ -120,6 +121,7 @@ def _assemble(
     )
     analytics = Analytics(ledger, configuration, settings.posthog_key)
     followers = [configuration.follow(), clock.follow(cluster), analytics.follow()]
+    followers.append(Retention(ledger, configuration).follow())
     for follower in followers:
         task = asyncio.create_task(follower)
         task.add_done_callback(_end_with)

@@ -240,6 +240,13 @@ class Ledger(Protocol):
     async def advance(self, name: str, seq: int) -> None:
         """Store how far a consumer of the rows has come."""
 
+    async def forget(self, before: str, limit: int) -> int:
+        """Drop rows of periods before `before`, at most `limit` of them; the months' sums stay.
+
+        Returns:
+            How many rows went.
+        """
+
     def balance(self, account: str) -> Balance:
         """Tell where an account stands, from memory, as last committed.
 

@@ -60,6 +60,10 @@ class UnavailableLedger:
         """Refuse."""
         self._refuse()
 
+    async def forget(self, before: str, limit: int) -> int:
+        """There is nothing to forget."""
+        return 0
+
     def balance(self, account: str) -> Balance:
         """Refuse."""
         self._refuse()

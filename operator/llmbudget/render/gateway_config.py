@@ -7,7 +7,7 @@ from decimal import Decimal
 from llmbudget.api.budget import BudgetSpec, Consumer
 from llmbudget.api.gateway_spec import SecretDelivery
 from llmbudget.api.meta import ANNOTATION_APPROVED_PERIOD
-from llmbudget.api.model import milliseconds, per_minute
+from llmbudget.api.model import milliseconds, months, per_minute
 from llmbudget.api.money import parse_usd
 from llmbudget.api.provider import DEFAULT_CONTEXT
 from llmbudget.contract.config import (
@@ -57,6 +57,7 @@ def _config(world: World, found: tuple[Finding, ...], generation: int) -> Gatewa
         generation=generation,
         root=world.root.account,
         time_zone=spec.budget.time_zone or "UTC",
+        retention_months=months(spec.ledger.retention),
         ledger="postgres" if spec.ledger.postgres else "sqlite",
         identity_mode=spec.identity.mode,
         operator=world.installation.service_account,

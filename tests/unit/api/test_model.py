@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from llmbudget.api.budget import BudgetSpec
 from llmbudget.api.meta import account_name, operator_audience
-from llmbudget.api.model import milliseconds, per_minute
+from llmbudget.api.model import milliseconds, months, per_minute
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,8 @@ def test_what_the_api_server_refuses_is_refused_here_too(fields: dict[str, Any])
 def test_names() -> None:
     assert account_name("llm-platform", "team-a") == "llm-platform/team-a"
     assert operator_audience("llm-platform/team-a") == "llmbudget:llm-platform/team-a"
+
+
+@pytest.mark.parametrize(("text", "expected"), [("1mo", 1), ("24mo", 24), ("2y", 24)])
+def test_months(text: str, expected: int) -> None:
+    assert months(text) == expected

@@ -5,7 +5,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import pytest
 
-from llmbudget.decide.periods import period_at, period_named
+from llmbudget.decide.periods import months_before, period_at, period_named
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,17 @@ def test_ends_where_the_next_begins_across_years_and_clock_changes():
 def test_unknown_zone():
     with pytest.raises(ZoneInfoNotFoundError):
         period_at(datetime(2026, 1, 1, tzinfo=UTC), "Mars/Olympus")
+
+
+@pytest.mark.parametrize(
+    ("name", "months", "expected"),
+    [
+        ("2026-11", 0, "2026-11"),
+        ("2026-11", 10, "2026-01"),
+        ("2026-11", 11, "2025-12"),
+        ("2026-01", 1, "2025-12"),
+        ("2026-11", 24, "2024-11"),
+    ],
+)
+def test_months_before(name: str, months: int, expected: str) -> None:
+    assert months_before(name, months) == expected

@@ -9,6 +9,7 @@ from llmbudget.api.budget import Action
 from llmbudget.api.money import Nano
 from llmbudget.contract.events import SnapshotEvent
 from llmbudget.ledger.interface import BudgetExceeded, Settlement
+from llmbudget.ledger.sqlite.schema import connect_reading
 
 NOVEMBER = datetime(2026, 11, 30, 23, 59, 59, tzinfo=UTC)
 DECEMBER = datetime(2026, 12, 1, tzinfo=UTC)
@@ -165,6 +166,32 @@ async def test_keys_are_forgotten_a_month_later(november, clock, tmp_path):
     for now, kept in ((DECEMBER, 1), (JANUARY, 0)):
         await turn(november, clock, now)
         assert count(tmp_path / "ledger.db", "idempotency") == kept
+
+
+async def test_old_rows_go_and_their_months_sums_stay(november, clock, tmp_path):
+    for number in range(5):
+        await spend(november, f"n{number}", 1)
+    await turn(november, clock, DECEMBER)
+    await spend(november, "d", 2)
+    assert await november.forget("2026-11", 100) == 0
+    assert await november.forget("2026-12", 3) == 3
+    assert await november.forget("2027-01", 100) == 2, "never those of the current month"
+    assert await november.forget("2026-12", 100) == 0
+    assert [entry.id for entry in await november.entries()] == ["d"]
+    sums = "SELECT spent FROM account_periods WHERE account = 'llm/org' ORDER BY period"
+    connection = connect_reading(tmp_path / "ledger.db")
+    assert [row[0] for row in connection.execute(sums)] == [5, 2]
+    connection.close()
+
+
+async def test_numbers_go_on_where_all_rows_are_old(november, clock):
+    await spend(november, "1", 1)
+    (last,) = await november.entries()
+    await turn(november, clock, JANUARY)
+    assert await november.forget("2027-01", 100) == 0
+    await spend(november, "2", 1)
+    assert [entry.seq for entry in await november.entries()] == [last.seq, last.seq + 1]
+    assert await november.forget("2027-01", 100) == 1
 
 
 async def test_overage_beyond_several_caps_takes_as_many_months(november, clock):

@@ -291,6 +291,13 @@ class Book(Pages):
         if row is not None and not row.acknowledged:
             self._record(replace(row, acknowledged=True))
 
+    def forget(self, before: str, limit: int) -> int:
+        """Drop single rows of periods before one, which is not later than the current; the sums of
+        their months stay. Tell how many went."""
+        found = self._shelf.older(min(before, self.period), limit)
+        self.changes.forgotten += found
+        return len(found)
+
     def advance(self, name: str, seq: int) -> None:
         """Store how far a consumer of the rows has come."""
         self.changes.cursors[name] = checked(seq, "seq")

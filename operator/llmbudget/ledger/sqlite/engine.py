@@ -138,6 +138,10 @@ class SqliteLedger:
         """See `Ledger.advance`."""
         await self._do(lambda book: book.advance(name, seq), durable=False)
 
+    async def forget(self, before: str, limit: int) -> int:
+        """See `Ledger.forget`."""
+        return await self._do(lambda book: book.forget(before, limit), durable=False)
+
     async def tick(self) -> None:
         """Go on to the clock's period now; an idle ledger does it within a second by itself."""
         await self._do(lambda book: None, durable=False)

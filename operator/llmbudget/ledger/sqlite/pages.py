@@ -58,6 +58,9 @@ class Shelf(Protocol):
     def accounts_in(self, period: str) -> Sequence[str]:
         """List the accounts that have sums in a period."""
 
+    def older(self, period: str, limit: int) -> Sequence[int]:
+        """List the `seq` of entries of earlier periods, but never that of the last one."""
+
 
 class Pages:
     """Accounts, their sums and the open holds, as the running transaction sees them."""

@@ -157,6 +157,8 @@ class Changes:
     keys: dict[tuple[str, str], KeyRow] = field(default_factory=dict)
     freed: list[tuple[str, str]] = field(default_factory=list)
     keys_before: str | None = None
+    forgotten: list[int] = field(default_factory=list)
+    """Numbers of entries that are old enough to go; the months' sums stay."""
     """Keys of periods before this one are forgotten."""
     actions: dict[str, ActionRow] = field(default_factory=dict)
     cursors: dict[str, int] = field(default_factory=dict)

@@ -109,6 +109,17 @@ class Rows:
         rows = self._all("SELECT * FROM entries WHERE seq > ? ORDER BY seq LIMIT ?", after, limit)
         return [_entry(row).entry for row in rows]
 
+    def older(self, period: str, limit: int) -> list[int]:
+        """Read the `seq` of entries of earlier periods. The last one stays: numbers go on from
+        it."""
+        rows = self._all(
+            "SELECT seq FROM entries WHERE period < ? AND seq < (SELECT max(seq) FROM entries) "
+            "LIMIT ?",
+            period,
+            limit,
+        )
+        return [row[0] for row in rows]
+
     def key(self, consumer: str, key: str) -> KeyRow | None:
         """Find a used idempotency key."""
         row = self._one("SELECT * FROM idempotency WHERE consumer = ? AND key = ?", consumer, key)
@@ -181,6 +192,7 @@ def _batches(changes: Changes) -> Iterator[tuple[str, Sequence[Row]]]:
             for found in (row.entry for row in changes.corrected.values())
         ],
     )
+    yield "DELETE FROM entries WHERE seq = ?", [(seq,) for seq in changes.forgotten]
     yield "DELETE FROM idempotency WHERE consumer = ? AND key = ?", changes.freed
     yield (
         "INSERT INTO idempotency VALUES (?, ?, ?, ?, ?)",
