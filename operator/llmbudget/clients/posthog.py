@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from posthog import Posthog
 
+from llmbudget.telemetry.logs import silence
+
 EVENT: Final = "llm_usage"
 _TIMEOUT_SECONDS: Final = 15
 
@@ -32,6 +34,8 @@ class PostHogSender:
     """Sends batches with one project key."""
 
     def __init__(self, key: str, host: str) -> None:
+        # It logs what PostHog answers, which may repeat the key.
+        silence("posthog")
         self._failures: list[Exception] = []
         self._client: Any = Posthog(
             key,
@@ -63,7 +67,8 @@ class PostHogSender:
             )
             if queued is None:
                 raise NotDelivered("PostHog's client took no event")
-        self._client.flush()
+        # Each request has its own limit, so this ends; a shorter one would leave some under way.
+        self._client.flush(timeout_seconds=None)
         if self._failures:
             raise NotDelivered(type(self._failures[0]).__name__)
 

@@ -11,11 +11,22 @@ from typing import Final
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-_NAT64: Final = (
-    ipaddress.IPv6Network("64:ff9b::/96"),
-    ipaddress.IPv6Network("64:ff9b:1::/48"),
+_WRAPPED: Final = tuple(
+    ipaddress.IPv6Network(text) for text in ("64:ff9b::/96", "::ffff:0:0:0/96", "::/96")
 )
-_METADATA: Final = (ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("100.100.100.200"))
+"""Where the last 32 bits are an IPv4 address: NAT64, IPv4-translated, IPv4-compatible."""
+_NEVER: Final = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "64:ff9b:1::/48",  # translation for local use
+        "2001::/32",  # Teredo: leads to whatever the tunnel's other end is
+        # Metadata services.
+        *("fd00:ec2::254/128", "fd20:ce::254/128", "100.100.100.200/32", "168.63.129.16/32"),
+    )
+)
+_PRIVATE: Final = (ipaddress.ip_network("fec0::/10"), ipaddress.ip_network("192.0.0.0/24"))
+"""Not global, whatever this Python's tables say."""
+_OWN: Final = (ipaddress.ip_address("::"), ipaddress.ip_address("::1"))
 
 
 class ForbiddenAddress(Exception):
@@ -32,9 +43,11 @@ def choose(host: str, addresses: Sequence[str], *, allow_private: bool) -> str:
     """
     for text in addresses:
         address = _embedded(ipaddress.ip_address(text.partition("%")[0]))
-        if address.is_link_local or address.is_multicast or address in _METADATA:
+        never = any(address in network for network in _NEVER)
+        if never or address.is_link_local or address.is_multicast:
             raise ForbiddenAddress(f"{host} is at {text}, which is never a provider")
-        if not allow_private and not address.is_global:
+        private = not address.is_global or any(address in network for network in _PRIVATE)
+        if private and not allow_private:
             raise ForbiddenAddress(
                 f"{host} is at the private address {text}: the provider needs allowPrivate"
             )
@@ -50,6 +63,6 @@ def _embedded(address: _Address) -> _Address:
             return address.ipv4_mapped
         if address.sixtofour is not None:
             return address.sixtofour
-        if any(address in network for network in _NAT64):
+        if address not in _OWN and any(address in network for network in _WRAPPED):
             return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return address

@@ -381,7 +381,7 @@ def _answer_headers(entry_id: str, offer: Offer, found: Route) -> Headers:
 def _content_type(answer: Answer) -> str:
     # Whatever a provider says, a browser must not take its answer for a page.
     json = answer.content_type.startswith("application/json")
-    return answer.content_type if json else "application/octet-stream"
+    return "application/json" if json else "application/octet-stream"
 
 
 def _seconds(retry_after: str | None) -> int:

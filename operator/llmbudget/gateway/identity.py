@@ -42,7 +42,8 @@ class Identities:
         self._audience = audience
         self._clock = clock
         self._known: dict[_Digest, tuple[TokenIdentity, float]] = {}
-        self._under_way: dict[_Digest, asyncio.Task[TokenIdentity | None]] = {}
+        self._under_way: dict[_Digest, tuple[asyncio.Task[TokenIdentity | None], float]] = {}
+        """Reviews, and when they were asked for."""
         self._refused = ClientLimits(_REFUSED_PER_MINUTE, clock)
 
     async def identify(self, token: str, client: str) -> TokenIdentity:
@@ -67,19 +68,23 @@ class Identities:
         return identity
 
     async def _review(self, digest: _Digest, token: str, client: str) -> TokenIdentity | None:
-        task = self._under_way.get(digest)
-        if task is None:
+        task, asked = self._under_way.get(digest, (None, 0.0))
+        if task is None or self._clock() - asked >= CACHE_SECONDS:
             self._refused.check(client)
             # Counted before the answer is there, or a burst of them would all be asked about.
             self._refused.count(client)
             task = asyncio.create_task(self._ask(digest, token, client))
-            self._under_way[digest] = task
-            task.add_done_callback(lambda _: self._under_way.pop(digest, None))
+            self._under_way[digest] = task, self._clock()
+            task.add_done_callback(lambda done: self._done(digest, done))
         try:
             # Shielded: a caller that goes away must not take the others' answer along.
             return await asyncio.wait_for(asyncio.shield(task), REVIEW_SECONDS)
         except (ApiError, TimeoutError):
             raise unavailable("The API server can't review tokens now.") from None
+
+    def _done(self, digest: _Digest, task: asyncio.Task[TokenIdentity | None]) -> None:
+        if self._under_way.get(digest, (None,))[0] is task:
+            del self._under_way[digest]
 
     async def _ask(self, digest: _Digest, token: str, client: str) -> TokenIdentity | None:
         asked = self._clock()

@@ -42,7 +42,10 @@ class Keys:
             path = self._directory / provider.name
             found = _version(path)
             if found != version:
-                version, key = found, _read(path)
+                try:
+                    version, key = found, _clean(_read(path))
+                except OSError:
+                    version, key = None, None
             self._read[provider.name] = (now, version, key)
         return key
 
@@ -91,12 +94,8 @@ def _version(path: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
-def _read(path: Path) -> str | None:
-    try:
-        content = path.read_bytes()[:_MOST_BYTES]
-    except OSError:
-        return None
-    return _clean(content.decode("ascii", errors="replace"))
+def _read(path: Path) -> str:
+    return path.read_bytes()[:_MOST_BYTES].decode("ascii", errors="replace")
 
 
 def _clean(text: str) -> str | None:

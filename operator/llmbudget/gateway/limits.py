@@ -16,6 +16,7 @@ from llmbudget.gateway.protocols.errors import rate_limited
 
 Monotonic = Callable[[], float]
 
+_NOTHING: Final = 1e-9
 _MOST_CLIENTS: Final = 10_000
 """Clients that are remembered; the ones seen longest ago are forgotten first."""
 
@@ -37,7 +38,8 @@ class Bucket:
         self._level = min(self._size, self._level + (now - self._at) * self._rate)
         self._at = now
         lacking = min(amount, self._size) - self._level
-        return max(0.0, lacking / self._rate)
+        # What the rounding of floats leaves over is nothing.
+        return lacking / self._rate if lacking > _NOTHING else 0.0
 
     def take(self, amount: float = 1) -> None:
         """Take out; the level may go below 0, when more was used than was asked for."""
@@ -92,17 +94,14 @@ class ConsumerLimits:
             Refusal: 429.
         """
         limits = consumer.limits
-        if limits == Limits():
-            yield lambda _: None
-            return
         key = (consumer.account.name, consumer.name)
         state = self._states.get(key)
         if state is None or state.limits != limits:
-            state = _State(limits, self._clock(), state.running if state else 0)
+            state = _State(limits, self._clock(), state)
             self._states[key] = state
         state.admit(self._clock())
         try:
-            yield state.count_tokens
+            yield lambda tokens: self._states[key].count_tokens(tokens)
         finally:
             # The configuration may have replaced it meanwhile; the calls under way moved along.
             self._states[key].running -= 1
@@ -111,24 +110,30 @@ class ConsumerLimits:
 class _State:
     """Buckets and calls under way of one consumer."""
 
-    def __init__(self, limits: Limits, now: float, running: int) -> None:
+    def __init__(self, limits: Limits, now: float, before: _State | None) -> None:
         self.limits = limits
-        self.running = running
+        self.running: int = before.running if before else 0
+        was = before.limits if before else Limits()
         self._requests = _bucket(limits.requests_per_minute, now)
+        if before and was.requests_per_minute == limits.requests_per_minute:
+            self._requests = before._requests
         self._tokens = _bucket(limits.tokens_per_minute, now)
+        if before and was.tokens_per_minute == limits.tokens_per_minute:
+            self._tokens = before._tokens
 
     def admit(self, now: float) -> None:
         most = self.limits.concurrent
         if most is not None and self.running >= most:
             raise rate_limited(f"{most} calls are under way already.", 1)
-        if self._tokens is not None and (wait := self._tokens.wait(now)):
-            raise rate_limited(
-                f"{self.limits.tokens_per_minute} tokens a minute are used.", math.ceil(wait)
-            )
+        of_tokens = self._tokens.wait(now) if self._tokens else 0.0
+        of_requests = self._requests.wait(now) if self._requests else 0.0
+        wait = max(of_tokens, of_requests)
+        if wait:
+            tokens = f"{self.limits.tokens_per_minute} tokens"
+            requests = f"{self.limits.requests_per_minute} requests"
+            what = tokens if of_tokens >= of_requests else requests
+            raise rate_limited(f"{what} a minute are used.", math.ceil(wait))
         if self._requests is not None:
-            if wait := self._requests.wait(now):
-                rate = self.limits.requests_per_minute
-                raise rate_limited(f"{rate} requests a minute are used.", math.ceil(wait))
             self._requests.take()
         self.running += 1
 

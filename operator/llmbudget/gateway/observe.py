@@ -24,14 +24,14 @@ class CallRecord:
     agent: str
     offer: Offer
     started: float = field(default_factory=time.monotonic)
-    sent: float = 0.0
+    """When it was about to be sent."""
 
     def _labels(self) -> tuple[str, str, str]:
         return self.budget, self.offer.provider.name, self.offer.name
 
     def first_chunk(self) -> None:
         """The first bytes of a streamed answer came."""
-        metrics.FIRST_CHUNK.labels(*self._labels()).observe(time.monotonic() - self.sent)
+        metrics.FIRST_CHUNK.labels(*self._labels()).observe(time.monotonic() - self.started)
 
     def end(self, status: Status, cost: Nano, usage: Usage | None, why: str | None = None) -> None:
         """The attempt is over."""

@@ -41,7 +41,8 @@ class _Listener:
         data = self._rest + data
         kept = 0 if whole else longest_mask(self._key)
         data = mask(data, self._key)
-        data, self._rest = data[: len(data) - kept], data[len(data) - kept :] if kept else b""
+        end = max(0, len(data) - kept)
+        data, self._rest = data[:end], data[end:]
         self.sent += len(data)
         if self.sent > SENT_BYTES:
             # The server keeps what a slow reader has not read: that must not grow for ever.

@@ -56,4 +56,8 @@ async def deliver(notice: Notice, urls: Mapping[str, list[str]], done: set[str])
 def _send(address: str, notice: Notice) -> bool:
     # In a thread: apprise loads all of its plugins on first use, which takes seconds.
     channel = apprise.Apprise()
-    return bool(channel.add(address) and channel.notify(title=notice.title, body=notice.body))
+    try:
+        return bool(channel.add(address) and channel.notify(title=notice.title, body=notice.body))
+    except Exception:
+        # Whatever a plugin makes of an address, its text may hold the address.
+        return False

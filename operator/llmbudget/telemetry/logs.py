@@ -37,7 +37,14 @@ def set_up(level: str = "INFO") -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("llmbudget").setLevel(level)
-    # Apprise logs the URLs that it can't use, credentials and all.
-    silent = logging.getLogger("apprise")
-    silent.propagate = False
-    silent.handlers[:] = [logging.NullHandler()]
+    # These log URLs that carry credentials: of what can't be used, of answers that are broken.
+    for name in ("apprise", "urllib3"):
+        silence(name)
+
+
+def silence(name: str) -> None:
+    """Drop whatever a library logs, its own loggers below included."""
+    logger = logging.getLogger(name)
+    logger.disabled = True
+    logger.propagate = False
+    logger.handlers[:] = [logging.NullHandler()]

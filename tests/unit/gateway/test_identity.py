@@ -164,7 +164,6 @@ async def test_a_caller_that_leaves_takes_nobody_along(
     assert len(reviewer.asked) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="a review is joined however long ago it was asked for")
 async def test_a_review_that_was_asked_for_long_ago_is_not_joined(
     identities: Identities, reviewer: Reviewer
 ) -> None:

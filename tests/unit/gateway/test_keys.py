@@ -176,9 +176,6 @@ def test_a_file_without_end_is_not_read_without_end(folder: Folder, keys: Keys) 
     assert found is None or len(found) <= 16 * 1024
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a version that could not be read once is taken for one without a key"
-)
 def test_a_file_that_could_not_be_read_once_is_read_again(
     folder: Folder, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,9 +86,6 @@ def test_after_what_it_said_there_is_room_for_one_more(
         watch.now += pause
 
 
-@pytest.mark.xfail(
-    strict=True, reason="rounding of floats: the bucket falls short of 1 by its last bit"
-)
 def test_after_exactly_what_it_said_there_is_room_for_one_more() -> None:
     watch = Watch(2.3)
     limits = ClientLimits(2, watch)
@@ -220,13 +217,11 @@ def test_what_runs_is_kept_while_there_is_no_limit(consumers: ConsumerLimits) ->
         assert call(consumers, consumer(concurrent=1)) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="calls of an unlimited consumer are not counted")
 def test_what_began_without_a_limit_counts_once_there_is_one(consumers: ConsumerLimits) -> None:
     with consumers.admitted(consumer()):
         assert call(consumers, consumer(concurrent=1)) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="a running call counts its tokens in the old bucket")
 def test_tokens_of_what_runs_count_after_a_change(consumers: ConsumerLimits) -> None:
     with consumers.admitted(consumer(tokens_per_minute=60)) as count_tokens:
         assert call(consumers, consumer(tokens_per_minute=120)) is None
@@ -234,13 +229,11 @@ def test_tokens_of_what_runs_count_after_a_change(consumers: ConsumerLimits) -> 
     assert call(consumers, consumer(tokens_per_minute=120)) is not None
 
 
-@pytest.mark.xfail(strict=True, reason="a change of any limit fills all buckets again")
 def test_a_change_of_one_limit_leaves_what_is_used_of_another(consumers: ConsumerLimits) -> None:
     assert call(consumers, consumer(requests_per_minute=1)) is None
     assert call(consumers, consumer(requests_per_minute=1, concurrent=5)) == 60
 
 
-@pytest.mark.xfail(strict=True, reason="the first limit's wait is told, not the longest")
 def test_of_two_limits_the_longer_wait_is_told(consumers: ConsumerLimits, watch: Watch) -> None:
     who = consumer(requests_per_minute=1, tokens_per_minute=60)
     assert call(consumers, who, 61) is None

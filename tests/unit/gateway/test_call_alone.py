@@ -1,0 +1,144 @@
+"""One call through the gateway's own parts, with a provider that is a stand-in."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+from tests.support.offers import offer
+
+from llmbudget.contract.config import AccountConfig, ConsumerConfig, GatewayConfig
+from llmbudget.decide.catalogue import catalogues
+from llmbudget.decide.consumers import Consumers
+from llmbudget.gateway.admission import Admission
+from llmbudget.gateway.call import Calls
+from llmbudget.gateway.keys import Keys
+from llmbudget.gateway.protocols.chat import CHAT
+from llmbudget.gateway.routes import Routes
+from llmbudget.gateway.upstream import Answer, Upstream
+from llmbudget.gateway.wire import Exchange, Headers, Request
+from llmbudget.ledger.sqlite import SqliteLedger
+from llmbudget.telemetry import metrics
+
+KEY = "sk-Canary-0123456789abcdef"
+MODEL = "alone-model"
+USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+ACCOUNT = AccountConfig(
+    name="ns/team",
+    cap_nano=10**9,
+    providers=("openrouter",),
+    consumers=(ConsumerConfig(namespace="ns"),),
+)
+CONFIG = GatewayConfig(
+    generation=1,
+    root=ACCOUNT.name,
+    operator="llmbudget-system/llmbudget-operator",
+    accounts=(ACCOUNT,),
+    providers=(offer(MODEL).provider,),
+    endpoints=(),
+)
+
+
+class Provider:
+    """Answers with what it was given, and is its own answer."""
+
+    status = 200
+    request_id = retry_after = None
+
+    def __init__(self, content_type: str, *chunks: bytes) -> None:
+        self.content_type = content_type
+        self.chunks = list(chunks)
+        self.key = ""
+
+    @contextlib.asynccontextmanager
+    async def post(
+        self, path: str, body: bytes, key: str, headers: Headers
+    ) -> AsyncIterator[Answer]:
+        self.key = key
+        yield cast(Answer, self)
+
+    async def read_chunk(self) -> bytes | None:
+        return self.chunks.pop(0) if self.chunks else None
+
+    async def read(self) -> bytes:
+        return b"".join(self.chunks)
+
+
+class Caller:
+    """Its request, and what it was answered."""
+
+    def __init__(self, **fields: object) -> None:
+        messages = [{"role": "user", "content": "hi"}]
+        self.asked = {"model": MODEL, "messages": messages, "max_tokens": 5} | fields
+        self.headers: dict[str, str] = {}
+        self.status = 0
+        self.got = b""
+
+    async def body(self) -> bytes:
+        return json.dumps(self.asked).encode()
+
+    def response_bytes(self, status: int, headers: Headers, body: bytes) -> None:
+        self.status, self.headers, self.got = status, dict(headers), body
+
+    def response_stream(self, status: int, headers: Headers) -> Caller:
+        self.response_bytes(status, headers, b"")
+        return self
+
+    async def send_bytes(self, data: bytes) -> None:
+        self.got += data
+
+
+@pytest.fixture
+async def calls(tmp_path: Path) -> AsyncIterator[Calls]:
+    (tmp_path / "openrouter").write_text(KEY)
+    ledger = await SqliteLedger.open(tmp_path / "ledger.db")
+    await ledger.configure([ACCOUNT], time_zone="UTC", generation=1)
+    yield Calls(ledger, Admission(ledger), Keys(tmp_path))
+    await ledger.close()
+
+
+async def call(calls: Calls, provider: Provider, caller: Caller) -> None:
+    consumers = Consumers(CONFIG.accounts)
+    upstreams = {"openrouter": cast(Upstream, provider)}
+    routes = Routes(CONFIG, consumers, catalogues(CONFIG), upstreams)
+    consumer = consumers.match("ns", "app", None)
+    request, exchange = cast(Request, caller), cast(Exchange, caller)
+    await calls.serve(CHAT, routes, consumer, request, exchange, lambda _: None)
+    assert caller.status == 200
+    assert provider.key == KEY
+
+
+async def test_a_plain_answer_without_the_key(calls: Calls) -> None:
+    document = json.dumps({"choices": [], "usage": USAGE, "note": KEY}).encode()
+    caller = Caller()
+    await call(calls, Provider("application/json", document), caller)
+    assert json.loads(caller.got)["note"] == "[masked]"
+    assert caller.headers["x-llmbudget-cost-usd"] == "0.000000005"
+
+
+async def test_no_header_holds_the_key(calls: Calls) -> None:
+    document = json.dumps({"choices": [], "usage": USAGE}).encode()
+    caller = Caller()
+    await call(calls, Provider(f"application/json; note={KEY}", document), caller)
+    assert not [name for name, value in caller.headers.items() if KEY in value]
+
+
+async def test_the_first_chunk_is_timed_from_when_the_call_was_sent(calls: Calls) -> None:
+    usage = json.dumps({"choices": [], "usage": USAGE}).encode()
+    provider = Provider("text/event-stream", b"data: " + usage + b"\n\ndata: [DONE]\n\n")
+    began = time.monotonic()
+    await call(calls, provider, Caller(stream=True))
+    labels = {
+        "budget": ACCOUNT.name,
+        "gen_ai_provider_name": "openrouter",
+        "gen_ai_request_model": MODEL,
+    }
+    name = "gen_ai_server_time_to_first_token_seconds_sum"
+    seconds = metrics.REGISTRY.get_sample_value(name, labels)
+    assert seconds is not None
+    assert seconds <= time.monotonic() - began
