@@ -232,7 +232,9 @@ async def tell(folder: Path, screen: Screen, *, keep: bool) -> int:
     """Run the demo and return its exit code."""
     current = asyncio.current_task()
     assert current is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, current.cancel)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Explicitly: a shell's background job inherits an ignored SIGINT.
+        asyncio.get_running_loop().add_signal_handler(number, current.cancel)
     screen.line(screen.paint("LLM Budget: a dollar, thirty workers, and no way past it", BOLD))
     screen.title("Starting")
     found = await asyncio.to_thread(find, lambda text: screen.step("binaries", text))

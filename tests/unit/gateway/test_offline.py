@@ -74,7 +74,7 @@ def token(key: Any = SIGNER, kid: str = "one", algorithm: str = "RS256", **claim
         "sub": "system:serviceaccount:team-a:researcher",
         "iat": now,
         "nbf": now,
-        "exp": now + 600,
+        "exp": now + 86_400,
     }
     made = {name: value for name, value in (body | claims).items() if value is not None}
     return jwt.encode(made, key, algorithm, headers={"kid": kid})
@@ -91,10 +91,10 @@ async def test_a_valid_token_names_its_service_account(identities: OfflineIdenti
         (token(aud=["another"]), "audience llmbudget"),
         (token(aud=None), "claims"),
         (token(iss="https://elsewhere.example"), "claims"),
-        (token(exp=int(time.time()) - 10), "expired"),
+        (token(exp=1), "expired"),
         (token(exp=None), "claims"),
         (token(sub=None), "claims"),
-        (token(nbf=int(time.time()) + 3600), "claims"),
+        (token(nbf=int(time.time()) + 86_000), "claims"),
         (token(STRANGER), "signature"),
         (token(STRANGER, kid="other"), "none of this cluster's"),
         ("made-up", "no token"),
