@@ -55,7 +55,8 @@ class Outcome:
 
 def cost(prices: PriceTable, body: Mapping[str, Any]) -> int:
     """Price a call as the provider will."""
-    tokens = tokens_in(body), tokens_out(body, 0)
+    prompt = body["messages"]
+    tokens = tokens_in(prompt), tokens_out(prompt, int(body["max_tokens"]), 0)
     return Prices(prices).cost(str(body["model"]), *tokens)
 
 
