@@ -289,3 +289,36 @@ async def test_a_restart_writes_nothing(
     ]
     assert not written
     assert await events_about(cluster, namespace, "team-a") == told
+
+
+async def test_the_network_policy_follows_the_api_servers_addresses(
+    cluster: Cluster, kubectl: Kubectl, namespace: str, operator: asyncio.subprocess.Process
+) -> None:
+    await create(cluster, secret(namespace), provider(namespace), budget(namespace))
+    await until_condition(cluster, namespace, *WAITING)
+    slices = {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": f"second-{namespace}",
+            "namespace": "default",
+            "labels": {"kubernetes.io/service-name": "kubernetes"},
+        },
+        "addressType": "IPv4",
+        "ports": [{"name": "https", "port": 6443, "protocol": "TCP"}],
+        "endpoints": [{"addresses": ["203.0.113.7"]}],
+    }
+    kubectl("apply", "-f", "-", stdin=json.dumps(slices))
+
+    async def names_it() -> bool:
+        found = await cluster.get(NETWORK_POLICIES, namespace, GATEWAY)
+        return "203.0.113.7/32" in json.dumps(found)
+
+    async def forgets_it() -> bool:
+        return not await names_it()
+
+    try:
+        await until("the new address in the policy", names_it)
+    finally:
+        kubectl("delete", "endpointslice", f"second-{namespace}", "-n", "default")
+    await until("the old address out of the policy", forgets_it)
