@@ -77,6 +77,11 @@ async def back_to(
     return found if found["spec"]["template"] == template else None
 
 
+async def moved(cluster: Cluster, namespace: str) -> bool:
+    found = await cluster.get(DEPLOYMENTS, namespace, "researcher")
+    return model_of(found) in ("medium", "small")
+
+
 async def test_a_killed_operator_leaves_nothing_half_done(
     stage: Stage, cluster: Cluster, namespace: str
 ) -> None:
@@ -94,6 +99,7 @@ async def test_a_killed_operator_leaves_nothing_half_done(
         assert before is not None
         operator = await start_operator(stage)
         app = await start_spending(stage, cluster, namespace, guarded(namespace, "0.10"))
+        load = [asyncio.create_task(app.go_on(seed)) for seed in range(4)]
         for turn in range(ROUNDS):
             # Up and down, again and again: each life has something to do, and little time.
             raised = turn % 2 == 1
@@ -105,9 +111,11 @@ async def test_a_killed_operator_leaves_nothing_half_done(
             await operator.wait()
             operator = await start_operator(stage, again=True)
             await asyncio.sleep(chance.uniform(1.0, 3.0))
+        app.enough = True
+        await asyncio.gather(*load)
+        await app.books_agree(10_000_000_000)
         await create(cluster, guarded(namespace, "0.10"))
-        await until_model(cluster, namespace, "medium")
-        await until_phase(cluster, namespace, "Downgraded")
+        await until("the Deployment on a cheaper model", lambda: moved(cluster, namespace))
         await until("the notice", lambda: _value(notices))
         await create(cluster, guarded(namespace, "10.00"))
         await until(

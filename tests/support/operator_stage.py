@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
+import random
 import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,6 +20,10 @@ import httpx
 from llmbudget.api.meta import API_VERSION
 from llmbudget.clients.cluster import Cluster
 from llmbudget.clients.kinds import BUDGETS, DEPLOYMENTS, PROVIDERS, Kind
+from llmbudget.ledger.interface import Entry
+from llmbudget.ledger.sqlite.rows import Rows
+from llmbudget.ledger.sqlite.schema import FILE_NAME, connect_reading
+from llmbudget.local.bill import Bill
 from llmbudget.local.stage import Stage
 
 Manifest = dict[str, Any]
@@ -150,6 +157,11 @@ class Spender:
 
     url: str
     token: str
+    bill: Path
+    """The provider's own."""
+    ledger: Path
+    """The gateway's."""
+    enough: bool = False
     client: httpx.AsyncClient = field(
         default_factory=lambda: httpx.AsyncClient(trust_env=False, timeout=30)
     )
@@ -163,6 +175,31 @@ class Spender:
         }
         headers = {"authorization": f"Bearer {self.token}"}
         return await self.client.post(f"{self.url}/v1/chat/completions", json=body, headers=headers)
+
+    async def go_on(self, seed: int) -> None:
+        """Call again and again, whatever is answered, until `enough` is set."""
+        chance = random.Random(seed)
+        while not self.enough:
+            with contextlib.suppress(httpx.HTTPError):
+                await self.call(chance.choice(["large", "small"]), chance.randint(1, 40))
+            await asyncio.sleep(chance.uniform(0.0, 0.1))
+
+    async def books_agree(self, cap_nano: int) -> None:
+        """Once nothing is held: the bill is within the cap, and row for row in the ledger."""
+
+        async def settled() -> list[Entry] | None:
+            connection = connect_reading(self.ledger)
+            try:
+                rows = Rows(connection)
+                return None if rows.holds() else rows.entries(0, 1_000_000)
+            finally:
+                connection.close()
+
+        entries = await until("every hold is resolved", settled)
+        bill = Bill(self.bill).total()
+        assert bill["nano"] <= cap_nano
+        assert sum(entry.cost for entry in entries) == bill["nano"]
+        assert len(entries) == len({entry.id for entry in entries}) == bill["calls"]
 
     async def spend(self, usd: str, model: str = "large") -> None:
         """Call until so much has been spent."""
@@ -182,12 +219,14 @@ async def start_spending(
     reason: tuple[str, str, str] = READY,
 ) -> Spender:
     """Start a provider simulator, apply the budgets (a root first), start its gateway."""
-    url, _ = await stage.provider(PRICES, KEY, latency_ms=latency_ms)
+    url, bill = await stage.provider(PRICES, KEY, latency_ms=latency_ms)
     await create(cluster, secret(namespace), provider(namespace, url), *budgets)
     await until("the gateway's Deployment", lambda: deployment(cluster, namespace))
     gateway = await stage.gateway(f"{namespace}/team-a")
     await until_condition(cluster, namespace, *reason)
-    return Spender(gateway, await stage.token(namespace, "default", "llmbudget"))
+    token = await stage.token(namespace, "default", "llmbudget")
+    ledger = stage.gateways / "claims" / namespace / "team-a-ledger" / FILE_NAME
+    return Spender(gateway, token, bill, ledger)
 
 
 def workload(namespace: str, account: str, **annotations: str) -> Manifest:
