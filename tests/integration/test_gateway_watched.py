@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -74,9 +75,11 @@ async def operators_token(cluster: Cluster, namespace: str) -> str:
 
 async def test_health_is_open_sixty_times_a_minute(gateway: GatewayProcess) -> None:
     assert (await get(gateway, "/livez")).json() == {"status": "ok"}
-    found = await statuses(gateway, "/health", 75, None)
-    assert 60 <= found[200] <= 65
-    assert found[429] == 75 - found[200]
+    began = time.monotonic()
+    found = await statuses(gateway, "/health", 120, None)
+    # A minute's worth at once, and what is refilled meanwhile.
+    assert 60 <= found[200] <= 61 + (time.monotonic() - began)
+    assert found[429] == 120 - found[200]
     refused = await get(gateway, "/health")
     assert 1 <= int(refused.headers["retry-after"]) <= 60
     assert (await get(gateway, "/readyz")).status_code == 200, "the kubelet is not held off"
@@ -101,9 +104,10 @@ async def test_metrics_are_for_those_who_may(
     calls = {s.labels["status"]: s.value for s in samples if s.name == "llmbudget_calls_total"}
     assert calls == {"ok": 1.0}
     assert {s.labels["budget"] for s in samples if "budget" in s.labels} == {f"{namespace}/team-a"}
-    found = await statuses(gateway, "/metrics", 110, prometheus)
-    assert 95 <= found[200] <= 105
-    assert found[429] == 110 - found[200]
+    began = time.monotonic()
+    found = await statuses(gateway, "/metrics", 180, prometheus)
+    assert 95 <= found[200] <= 101 + (time.monotonic() - began) * 100 / 60
+    assert found[429] == 180 - found[200]
 
 
 async def test_bad_tokens_do_not_flood_the_api_server(
@@ -111,6 +115,7 @@ async def test_bad_tokens_do_not_flood_the_api_server(
 ) -> None:
     before = len(control_plane.audit_log.read_text().splitlines())
     codes: Counter[int] = Counter()
+    began = time.monotonic()
     async with httpx.AsyncClient(trust_env=False, timeout=20) as client:
         for number in range(300):
             headers = {"authorization": f"Bearer made-up-{number}"}
@@ -118,15 +123,15 @@ async def test_bad_tokens_do_not_flood_the_api_server(
                 f"{gateway.url}/v1/chat/completions", json=body(), headers=headers
             )
             codes[answer.status_code] += 1
-    assert codes[429] > 200
+    allowed = 61 + (time.monotonic() - began)
+    assert 0 < codes[401] <= allowed
     assert codes[401] + codes[429] == 300
     reviews = [
         line
         for line in control_plane.audit_log.read_text().splitlines()[before:]
         if "tokenreviews" in line and f":{namespace}:" in line
     ]
-    assert 0 < len(reviews) <= 70
-    assert (await post(gateway, body())).status_code == 429, "its address is held off"
+    assert 0 < len(reviews) <= allowed
 
 
 async def test_the_operators_stream(
