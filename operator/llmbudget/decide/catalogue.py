@@ -79,7 +79,8 @@ class Catalogue:
 
 def catalogues(config: GatewayConfig) -> dict[str, Catalogue]:
     """Build the catalogue of every account, by its name."""
-    return {account.name: catalogue_of(config, account.name) for account in config.accounts}
+    accounts, providers = _by_name(config)
+    return {name: _catalogue(_path(accounts, name), providers) for name in accounts}
 
 
 def catalogue_of(config: GatewayConfig, account: str) -> Catalogue:
@@ -88,9 +89,17 @@ def catalogue_of(config: GatewayConfig, account: str) -> Catalogue:
     Raises:
         KeyError: the configuration has no such account.
     """
-    accounts = {found.name: found for found in config.accounts}
-    providers = {provider.name: provider for provider in config.providers}
+    accounts, providers = _by_name(config)
     return _catalogue(_path(accounts, account), providers)
+
+
+def _by_name(
+    config: GatewayConfig,
+) -> tuple[dict[str, AccountConfig], dict[str, ProviderConfig]]:
+    return (
+        {account.name: account for account in config.accounts},
+        {provider.name: provider for provider in config.providers},
+    )
 
 
 def _catalogue(

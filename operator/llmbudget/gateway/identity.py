@@ -29,6 +29,17 @@ Identify = Callable[[str, str], Awaitable[TokenIdentity]]
 """From a token and its sender's address to its owner; raises a Refusal."""
 
 
+def digest_of(token: str) -> bytes:
+    """Digest what may be a token, so that none has to be kept.
+
+    Raises:
+        Refusal: 400, where it can't be one.
+    """
+    if len(token) > _MOST_TOKEN_BYTES or not token.isascii():
+        raise malformed("The token is none of Kubernetes'.")
+    return hashlib.blake2b(token.encode(), digest_size=20).digest()
+
+
 class Identities:
     """Reviews tokens for one audience; None: the API server's own."""
 
@@ -52,9 +63,7 @@ class Identities:
         Raises:
             Refusal: 400, 401, 429 or, where the API server is away, 503.
         """
-        if len(token) > _MOST_TOKEN_BYTES or not token.isascii():
-            raise malformed("The token is none of Kubernetes'.")
-        digest = hashlib.blake2b(token.encode(), digest_size=20).digest()
+        digest = digest_of(token)
         known = self._known.get(digest)
         if known is not None and self._clock() < known[1]:
             return known[0]

@@ -7,7 +7,6 @@ server is away. What it costs: a deleted pod's token is good until it expires.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +15,8 @@ from typing import Any, Final
 import jwt
 
 from llmbudget.clients.cluster import ApiError, Cluster, TokenIdentity
-from llmbudget.gateway.protocols.errors import malformed, unavailable, unidentified
+from llmbudget.gateway.identity import digest_of
+from llmbudget.gateway.protocols.errors import unavailable, unidentified
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,6 @@ REFRESH_SECONDS: Final = 600.0
 RETRY_SECONDS: Final = 10.0
 """How soon they may be read again for a token whose key is not among them."""
 _ALGORITHMS: Final = ("RS256", "RS384", "RS512", "ES256", "ES384", "ES512")
-_MOST_TOKEN_BYTES: Final = 8192
 _MOST_CACHED: Final = 20_000
 
 
@@ -56,9 +55,7 @@ class OfflineIdentities:
         Raises:
             Refusal: 400, 401 or, where no keys could be read yet, 503.
         """
-        if len(token) > _MOST_TOKEN_BYTES or not token.isascii():
-            raise malformed("The token is none of Kubernetes'.")
-        digest = hashlib.blake2b(token.encode(), digest_size=20).digest()
+        digest = digest_of(token)
         known = self._known.get(digest)
         if known is not None and self._wall() < known[1]:
             return known[0]

@@ -143,6 +143,17 @@ def must_be(wanted: object, field: str, reason: str) -> Check:
     return checked
 
 
+def image_bytes(url: object, where: str) -> int:
+    """Check an image's URL, and count its bytes, which no model reads as text.
+
+    Raises:
+        Refusal: 400.
+    """
+    if not isinstance(url, str) or not url.startswith(("data:image/", "https://")):
+        raise bad(where, "it must be a data:image/ or https:// URL")
+    return len(url) if url.isascii() else 0
+
+
 def tools_check(
     kind: str, otherwise: str | None, known: Collection[str], reasons: Mapping[str, str]
 ) -> Check:

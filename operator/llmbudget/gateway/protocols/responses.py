@@ -128,10 +128,7 @@ def _check_part(part: object, where: str) -> int | None:
     kind = part.get("type") if isinstance(part, dict) else None
     if isinstance(part, dict) and kind == "input_image":
         read.only(part, _IMAGE, where, _REASONS)
-        url = part.get("image_url")
-        if not isinstance(url, str) or not url.startswith(("data:image/", "https://")):
-            raise bad(f"{where}.image_url", "it must be a data:image/ or https:// URL")
-        return len(url) if url.isascii() else 0
+        return read.image_bytes(part.get("image_url"), f"{where}.image_url")
     known = _PARTS.get(kind) if isinstance(kind, str) else None
     if not isinstance(part, dict) or known is None:
         raise bad(f"{where}.{kind}" if isinstance(kind, str) else where, MEDIA)
