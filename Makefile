@@ -5,7 +5,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: help setup demo test check generate golden lock bench-overrun clean
+.PHONY: help setup demo test check generate golden lock bench-overrun bench-gateway clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,7 +39,10 @@ lock: setup ## Lock the dependencies of pyproject.toml, with hashes
 	@scripts/lock
 
 bench-overrun: setup ## Try to overrun a cap: this gateway and LiteLLM side by side
-	$(BIN)/python bench/overrun/run.py
+	$(BIN)/python -m bench.overrun.run
+
+bench-gateway: setup ## Throughput and latency beside nginx and LiteLLM (needs nginx, wrk, openssl)
+	$(BIN)/python -m bench.gateway.run
 
 clean: ## Remove .venv and caches of tools; the cache of built binaries stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,6 +1,6 @@
 """Overrun bench: can concurrent calls spend more than the cap?
 
-    python bench/overrun/run.py [--only llmbudget|litellm] [--json FILE]
+    python -m bench.overrun.run [--only llmbudget|litellm] [--json FILE]
 
 Each scenario goes through our gateway and through LiteLLM's proxy, one after the other, with the
 same provider simulator, prices and cap. Exit code 1: our gateway passed a cap, its ledger and the
@@ -14,14 +14,16 @@ import asyncio
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-import litellm_proxy
-import our_gateway
-from load import Outcome, Scenario, burst, mixed
+import httpx
+from bench.overrun.load import Outcome, Scenario, burst, fire, mixed
+from bench.peers import litellm_proxy, our_gateway
 
+from llmbudget.ledger.sqlite.schema import connect_reading
 from llmbudget.local.binaries import find
 from llmbudget.local.controlplane import ControlPlane
 from llmbudget.local.stage import Stage
@@ -29,6 +31,8 @@ from llmbudget.local.stage import Stage
 KEY: Final = "sk-bench-provider"
 LATENCY_MS: Final = 50
 """As if the provider thought for a moment: concurrent calls are in flight together."""
+SETTLE_SECONDS: Final = 5
+"""LiteLLM adds costs up in the background; after this long they are all there."""
 
 
 async def ours(scenario: Scenario, folder: Path) -> Outcome:
@@ -37,7 +41,13 @@ async def ours(scenario: Scenario, folder: Path) -> Outcome:
     kubectl = find(lambda _: None).kubectl
     async with plane, Stage(folder / "stage", plane.kubeconfig, kubectl) as stage:
         provider, _ = await stage.provider(scenario.prices, KEY, latency_ms=LATENCY_MS)
-        return await our_gateway.run(scenario, provider, KEY, folder, stage)
+        config = our_gateway.configuration(scenario.prices, scenario.cap, provider, callers=1)
+        async with our_gateway.running(config, KEY, folder, stage) as gateway:
+            started = time.monotonic()
+            answers = await fire(scenario, f"{gateway.url}/v1", gateway.tokens[0])
+            seconds = time.monotonic() - started
+        billed, books = await _billed(provider), _recorded(gateway.ledger)
+        return Outcome("LLM Budget", answers, seconds, billed, books)
 
 
 async def litellm(scenario: Scenario, folder: Path) -> Outcome:
@@ -45,7 +55,28 @@ async def litellm(scenario: Scenario, folder: Path) -> Outcome:
     unused = folder / "kubeconfig"
     async with Stage(folder / "stage", unused, unused) as stage:
         provider, _ = await stage.provider(scenario.prices, KEY, latency_ms=LATENCY_MS)
-        return await litellm_proxy.run(scenario, provider, KEY, folder)
+        config = litellm_proxy.configuration(scenario.prices, provider, KEY, scenario.cap)
+        async with litellm_proxy.running(config, folder) as (url, _):
+            started = time.monotonic()
+            answers = await fire(scenario, f"{url}/v1", litellm_proxy.MASTER_KEY)
+            seconds = time.monotonic() - started
+            await asyncio.sleep(SETTLE_SECONDS)
+            billed, books = await _billed(provider), await litellm_proxy.recorded(url)
+        return Outcome(f"LiteLLM {litellm_proxy.VERSION}", answers, seconds, billed, books)
+
+
+async def _billed(provider: str) -> int:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        bill = (await client.get(f"{provider.removesuffix('/v1')}/bill")).json()
+    return int(bill["nano"])
+
+
+def _recorded(ledger: Path) -> int:
+    connection = connect_reading(ledger)
+    try:
+        return int(next(connection.execute("SELECT coalesce(sum(cost), 0) FROM entries"))[0])
+    finally:
+        connection.close()
 
 
 def usd(nano: int) -> str:

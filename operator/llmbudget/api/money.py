@@ -7,7 +7,7 @@ a cost is computed exactly and rounded up once.
 from __future__ import annotations
 
 import re
-from decimal import ROUND_CEILING, Context, Decimal, Inexact, localcontext
+from decimal import ROUND_CEILING, Context, Decimal, Inexact
 from typing import Final, NewType
 
 Nano = NewType("Nano", int)
@@ -56,6 +56,4 @@ def format_usd(amount: int) -> str:
 
 def round_up(amount: Decimal) -> Nano:
     """Round an exact amount in nano-USD up to a whole one: the only rounding there is."""
-    with localcontext() as context:
-        context.prec = 60
-        return Nano(int(amount.to_integral_value(rounding=ROUND_CEILING)))
+    return Nano(int(amount.to_integral_value(rounding=ROUND_CEILING, context=_EXACT)))

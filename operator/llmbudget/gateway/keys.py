@@ -57,7 +57,17 @@ class Keys:
 def mask(data: bytes, key: str) -> bytes:
     """Take a key out of what goes back to a caller, however it is written there: as it is, escaped
     in JSON or in a URL, or in base64."""
-    return _pattern(key).sub(MASK, data)
+    return data if _unescaped_without(data, key) else _pattern(key).sub(MASK, data)
+
+
+def _unescaped_without(data: bytes, key: str) -> bool:
+    """Tell that nothing is escaped but a text's newlines and quotes, and that no plain form of the
+    key is there: nearly every answer, told in a tenth of the time that the expression takes."""
+    if b"%" in data or '"' in key:
+        return False
+    if b"\\" in data and b"\\" in data.replace(rb"\n", b"").replace(rb"\"", b""):
+        return False
+    return not any(form in data for form in _plain(key))
 
 
 def longest_mask(key: str) -> int:
@@ -68,14 +78,25 @@ def longest_mask(key: str) -> int:
 @lru_cache(maxsize=256)
 def _pattern(key: str) -> re.Pattern[bytes]:
     """Build the expression for a key: each character in any of its spellings, or the whole as the
-    middle of a base64 text, whose first characters depend on what stands before the key."""
+    middle of a base64 text."""
     spelled = "".join(_spellings(character) for character in key)
+    return re.compile("|".join([spelled, *map(re.escape, _encoded(key))]).encode())
+
+
+@lru_cache(maxsize=256)
+def _plain(key: str) -> tuple[bytes, ...]:
+    """List the forms that a key has where nothing is escaped."""
+    return tuple(form.encode() for form in (key, *_encoded(key)))
+
+
+def _encoded(key: str) -> list[str]:
+    """List the ends that a key may have in a base64 text: its first characters depend on how many
+    bytes stand before the key."""
     encoded = [
-        re.escape(b64encode(b"\0" * shift + key.encode())[-(-4 * shift // 3) : -4].decode())
+        b64encode(b"\0" * shift + key.encode())[-(-4 * shift // 3) : -4].decode()
         for shift in range(3)
     ]
-    long_enough = [text for text in encoded if len(text) >= _LEAST_BASE64]
-    return re.compile("|".join([spelled, *long_enough]).encode())
+    return [text for text in encoded if len(text) >= _LEAST_BASE64]
 
 
 def _spellings(character: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 from collections.abc import AsyncIterator, Coroutine
@@ -40,6 +41,9 @@ LEDGER_FILE: Final = "ledger.db"
 _BACKLOG: Final = 1024
 _CONNECTIONS: Final = 65_536
 _HEADER_MILLISECONDS: Final = 10_000
+_GARBAGE: Final = (50_000, 20, 50)
+"""Thresholds of the collector of reference cycles: a call makes hundreds of objects and hardly a
+cycle, so that by default a tenth of the time goes into looking for some."""
 
 Result = TypeVar("Result")
 _POLL_SECONDS: Final = 0.05
@@ -81,6 +85,8 @@ async def run(settings: Settings) -> None:
             return
         ledger = await stack.enter_async_context(_opened(settings, clock))
         app = _assemble(settings, cluster, ledger, clock, stack)
+        gc.freeze()
+        gc.set_threshold(*_GARBAGE)
         server = _server(settings, app)
         serving = asyncio.create_task(server.serve())
         log.info("serving", extra={"fields": {"address": f"{settings.host}:{settings.port}"}})

@@ -64,6 +64,8 @@ class Answer:
     request_id: str | None
     retry_after: str | None
     _response: Response
+    _length: int | None
+    """Bytes of the body; None: nobody said."""
 
     async def read_chunk(self) -> bytes | None:
         """Read what has come; None: the end.
@@ -83,6 +85,12 @@ class Answer:
         Raises:
             Doubtful: it broke off, or is larger than MAX_ANSWER.
         """
+        if self._length is not None and self._length <= MAX_ANSWER:
+            # Its end is known, so that one wait brings it all.
+            try:
+                return bytes(await self._response.bytes())
+            except PyreqwestError:
+                raise Doubtful("the answer broke off") from None
         parts, size = [], 0
         while (chunk := await self.read_chunk()) is not None:
             size += len(chunk)
@@ -132,20 +140,23 @@ class Upstream:
         for name, value in headers:
             builder = builder.header(name, value)
         request = builder.build_streamed()
-        async with contextlib.AsyncExitStack() as stack:
-            try:
-                response = await stack.enter_async_context(request)
-            except PyreqwestError as error:
-                if _never_connected(error):
-                    raise NotSent("can't connect") from None
-                raise Doubtful("no answer came") from None
+        try:
+            response = await request.__aenter__()
+        except PyreqwestError as error:
+            if _never_connected(error):
+                raise NotSent("can't connect") from None
+            raise Doubtful("no answer came") from None
+        try:
             yield Answer(
                 status=response.status,
                 content_type=response.get_header("content-type") or "application/json",
                 request_id=response.get_header("x-request-id"),
                 retry_after=response.get_header("retry-after"),
                 _response=response,
+                _length=_whole_number(response.get_header("content-length")),
             )
+        finally:
+            await request.__aexit__(None, None, None)
 
     async def _checked_client(self) -> Client:
         if self._client is not None and time.monotonic() - self._resolved_at < RESOLVE_SECONDS:
@@ -217,6 +228,10 @@ def _never_connected(error: PyreqwestError) -> bool:
     if not isinstance(error, DetailedPyreqwestError) or not error.details:
         return False
     return any(cause["message"] == _CONNECTING for cause in error.details["causes"] or ())
+
+
+def _whole_number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isascii() and text.isdigit() else None
 
 
 def _auth(header: KeyHeader, key: str) -> tuple[str, str]:

@@ -50,3 +50,11 @@ def test_no_decoding_gives_the_key_back(key: str, around: str) -> None:
 def test_other_text_stays() -> None:
     text = b'{"usage": {"prompt_tokens": 1}, "content": "sk-Canary"}'
     assert mask(text, KEY) == text
+
+
+@given(keys, st.lists(st.sampled_from(["\n", '"', "\\", "%", "n", "text"]), max_size=6))
+def test_what_else_is_escaped_hides_no_key(key: str, around: list[str]) -> None:
+    text = "".join(around)
+    document = json.dumps({"message": f"{text}{key}{text}"}).encode()
+    assert key.encode() not in mask(document, key)
+    assert key not in json.loads(mask(document, key))["message"]

@@ -4,14 +4,16 @@ also reviews the callers' tokens."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import httpx
 import yaml
-from load import Outcome, Scenario, fire
 
 from llmbudget.api.meta import AUDIENCE
 from llmbudget.api.money import parse_price
@@ -25,19 +27,31 @@ from llmbudget.contract.config import (
     Prices,
     ProviderConfig,
 )
-from llmbudget.ledger.sqlite.schema import FILE_NAME, connect_reading
+from llmbudget.ledger.sqlite.schema import FILE_NAME
 from llmbudget.local.process import free_port, spawn, stop
 from llmbudget.local.stage import PROGRAM, Stage, write_private
 
 NAMESPACE: Final = "bench"
 ACCOUNT: Final = f"{NAMESPACE}/bench"
-CALLER: Final = "caller"
 GATEWAY: Final = "bench-gateway"
 START_SECONDS: Final = 30
 
+PriceTable = Mapping[str, Mapping[str, str]]
 
-def configuration(scenario: Scenario, provider: str) -> GatewayConfig:
-    """Build what the operator would render."""
+
+@dataclass(frozen=True)
+class Running:
+    """A gateway that serves."""
+
+    url: str
+    tokens: Sequence[str]
+    """One a ServiceAccount that may call."""
+    process: asyncio.subprocess.Process
+    ledger: Path
+
+
+def configuration(prices: PriceTable, cap: int, provider: str, callers: int) -> GatewayConfig:
+    """Build what the operator would render; the cap is in nano-USD."""
     models = tuple(
         ModelConfig(
             name=name,
@@ -48,7 +62,7 @@ def configuration(scenario: Scenario, provider: str) -> GatewayConfig:
             default_max_output=4096,
             latency_ms=100,
         )
-        for name, price in scenario.prices.items()
+        for name, price in prices.items()
     )
     upstream = ProviderConfig(
         name="simulator",
@@ -62,11 +76,12 @@ def configuration(scenario: Scenario, provider: str) -> GatewayConfig:
         total_timeout_ms=600_000,
         bills_errors=False,
     )
+    names = tuple(_callers(callers))
     account = AccountConfig(
         name=ACCOUNT,
-        cap_nano=scenario.cap,
+        cap_nano=cap,
         providers=("simulator",),
-        consumers=(ConsumerConfig(namespace=NAMESPACE, service_accounts=(CALLER,)),),
+        consumers=(ConsumerConfig(namespace=NAMESPACE, service_accounts=names),),
     )
     return GatewayConfig(
         generation=1,
@@ -78,6 +93,10 @@ def configuration(scenario: Scenario, provider: str) -> GatewayConfig:
     )
 
 
+def _callers(number: int) -> list[str]:
+    return [f"caller-{index}" for index in range(number)]
+
+
 def _prices(per_1k_in: str, per_1k_out: str) -> Prices:
     input_, output = parse_price(per_1k_in), parse_price(per_1k_out)
     return Prices(
@@ -85,7 +104,7 @@ def _prices(per_1k_in: str, per_1k_out: str) -> Prices:
     )
 
 
-def objects(config: GatewayConfig) -> list[dict[str, Any]]:
+def objects(config: GatewayConfig, callers: int) -> list[dict[str, Any]]:
     """List what the gateway needs in the cluster: accounts, rights, configuration."""
     subject = {"kind": "ServiceAccount", "name": GATEWAY, "namespace": NAMESPACE}
     rbac = "rbac.authorization.k8s.io"
@@ -103,7 +122,7 @@ def objects(config: GatewayConfig) -> list[dict[str, Any]]:
 
     return [
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
-        named("v1", "ServiceAccount", CALLER),
+        *(named("v1", "ServiceAccount", caller) for caller in _callers(callers)),
         named("v1", "ServiceAccount", GATEWAY),
         named("v1", "ConfigMap", GATEWAY) | {"data": {CONFIG_KEY: config.to_json()}},
         named(f"{rbac}/v1", "Role", GATEWAY) | {"rules": [rule]},
@@ -117,19 +136,32 @@ def objects(config: GatewayConfig) -> list[dict[str, Any]]:
     ]
 
 
-async def run(scenario: Scenario, provider: str, key: str, folder: Path, stage: Stage) -> Outcome:
-    """Put a scenario through the gateway; `folder` takes its ledger, keys and log."""
-    manifests = yaml.safe_dump_all(objects(configuration(scenario, provider)))
+@contextlib.asynccontextmanager
+async def running(
+    config: GatewayConfig,
+    key: str,
+    folder: Path,
+    stage: Stage,
+    *,
+    callers: int = 1,
+    tls: Path | None = None,
+    prefix: Sequence[str] = (),
+) -> AsyncIterator[Running]:
+    """Serve for the block; `folder` takes ledger, keys and log, `prefix` goes before the command
+    (a profiler, a choice of cores)."""
+    manifests = yaml.safe_dump_all(objects(config, callers))
     await stage.kubectl("apply", "--server-side", "-f", "-", stdin=manifests)
-    token = await stage.token(NAMESPACE, CALLER, AUDIENCE)
+    tokens = [await stage.token(NAMESPACE, caller, AUDIENCE) for caller in _callers(callers)]
     await _identity(stage, folder)
     for name in ("keys", "ca", "ledger"):
         (folder / name).mkdir()
     write_private(folder / "keys" / "simulator", key)
     port = free_port()
+    url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
     with (folder / "gateway.log").open("wb") as log:
         process = await spawn(
             [
+                *prefix,
                 PROGRAM,
                 "gateway",
                 f"--config-map={NAMESPACE}/{GATEWAY}",
@@ -139,20 +171,16 @@ async def run(scenario: Scenario, provider: str, key: str, folder: Path, stage: 
                 f"--service-account={folder / 'account'}",
                 f"--posthog-key={folder / 'none'}",
                 f"--listen=127.0.0.1:{port}",
+                *([f"--tls={tls}"] if tls else []),
             ],
             environment=_server(stage),
             output=log,
         )
         try:
-            await _ready(process, port, folder)
-            started = time.monotonic()
-            answers = await fire(scenario, f"http://127.0.0.1:{port}/v1", token)
-            seconds = time.monotonic() - started
+            await _ready(process, url, folder)
+            yield Running(url, tokens, process, folder / "ledger" / FILE_NAME)
         finally:
-            await stop(process)
-    async with httpx.AsyncClient(trust_env=False) as client:
-        bill = (await client.get(f"{provider.removesuffix('/v1')}/bill")).json()
-    return Outcome("LLM Budget", answers, seconds, bill["nano"], _recorded(folder / "ledger"))
+            await stop(process, grace=40)
 
 
 async def _identity(stage: Stage, folder: Path) -> None:
@@ -174,22 +202,15 @@ def _server(stage: Stage) -> dict[str, str]:
     }
 
 
-async def _ready(process: asyncio.subprocess.Process, port: int, folder: Path) -> None:
+async def _ready(process: asyncio.subprocess.Process, url: str, folder: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
-    async with httpx.AsyncClient(trust_env=False) as client:
+    # The bench made the certificate itself; what is measured is not whether it is checked.
+    async with httpx.AsyncClient(trust_env=False, verify=False) as client:
         while process.returncode is None and time.monotonic() < deadline:
             try:
-                if (await client.get(f"http://127.0.0.1:{port}/readyz")).is_success:
+                if (await client.get(f"{url}/readyz")).is_success:
                     return
             except httpx.TransportError:
                 pass
             await asyncio.sleep(0.1)
     raise SystemExit(f"the gateway did not start: see {folder / 'gateway.log'}")
-
-
-def _recorded(ledger: Path) -> int:
-    connection = connect_reading(ledger / FILE_NAME)
-    try:
-        return int(next(connection.execute("SELECT coalesce(sum(cost), 0) FROM entries"))[0])
-    finally:
-        connection.close()

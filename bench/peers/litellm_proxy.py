@@ -1,4 +1,4 @@
-"""LiteLLM's proxy with its provider budgets, in a virtual environment of its own.
+"""LiteLLM's proxy in a virtual environment of its own.
 
 Its requirements are locked beside this file. The environment is made in the user's cache folder
 when it is first needed.
@@ -7,6 +7,7 @@ when it is first needed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -14,12 +15,12 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import httpx
-from load import Outcome, Scenario, fire
 
 from llmbudget.local.process import free_port, spawn, stop
 
@@ -27,8 +28,6 @@ VERSION: Final = "1.106.0"
 REQUIREMENTS: Final = Path(__file__).with_name("requirements-litellm.txt")
 MASTER_KEY: Final = "sk-bench"
 START_SECONDS: Final = 180
-SETTLE_SECONDS: Final = 5
-"""LiteLLM adds costs up in the background; after this long they are all there."""
 
 
 def installed() -> Path:
@@ -47,8 +46,10 @@ def installed() -> Path:
     return folder
 
 
-def configuration(scenario: Scenario, provider: str, key: str) -> dict[str, Any]:
-    """Describe the same provider, prices and cap to LiteLLM."""
+def configuration(
+    prices: Mapping[str, Mapping[str, str]], provider: str, key: str, cap: int | None
+) -> dict[str, Any]:
+    """Describe the same provider, prices and cap (nano-USD; None: no budget) to LiteLLM."""
     models = [
         {
             "model_name": name,
@@ -60,66 +61,63 @@ def configuration(scenario: Scenario, provider: str, key: str) -> dict[str, Any]
                 "output_cost_per_token": float(Decimal(price["outputPer1K"]) / 1000),
             },
         }
-        for name, price in scenario.prices.items()
+        for name, price in prices.items()
     ]
-    budget = {"budget_limit": float(Decimal(scenario.cap) / 10**9), "time_period": "30d"}
+    router: dict[str, Any] = {"num_retries": 0}
+    if cap is not None:
+        budget = {"budget_limit": float(Decimal(cap) / 10**9), "time_period": "30d"}
+        router["provider_budget_config"] = {"openai": budget}
     return {
         "model_list": models,
-        "router_settings": {"provider_budget_config": {"openai": budget}, "num_retries": 0},
+        "router_settings": router,
         "litellm_settings": {"telemetry": False},
         "general_settings": {"master_key": MASTER_KEY},
     }
 
 
-async def run(scenario: Scenario, provider: str, key: str, folder: Path) -> Outcome:
-    """Put a scenario through LiteLLM; `folder` takes its configuration and log."""
+@contextlib.asynccontextmanager
+async def running(
+    config: Mapping[str, Any], folder: Path, *, prefix: Sequence[str] = ()
+) -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
+    """Serve for the block; the value is the base URL and the process."""
     environment = await asyncio.to_thread(installed)
     port = free_port()
-    config = folder / "litellm.yaml"
-    config.write_text(json.dumps(configuration(scenario, provider, key)))  # JSON is YAML
-    command = [environment / "bin" / "litellm", "--config", config, "--host", "127.0.0.1"]
+    file = folder / "litellm.yaml"
+    file.write_text(json.dumps(config))  # JSON is YAML
+    program = environment / "bin" / "litellm"
+    command = [*prefix, program, "--config", file, "--host", "127.0.0.1", "--port", str(port)]
     variables = {
         "PATH": os.environ.get("PATH", os.defpath),
         "HOME": str(folder),
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     }
+    url = f"http://127.0.0.1:{port}"
     with (folder / "litellm.log").open("wb") as log:
-        process = await _start([*command, "--port", str(port)], variables, log)
+        process = await spawn(command, environment=variables, output=log)
         try:
-            return await _measure(scenario, port, provider)
+            await _ready(process, url, Path(log.name))
+            yield url, process
         finally:
             await stop(process)
 
 
-async def _start(
-    command: list[str | Path], variables: dict[str, str], log: IO[bytes]
-) -> asyncio.subprocess.Process:
-    process = await spawn(command, environment=variables, output=log)
-    url = f"http://127.0.0.1:{command[-1]}/health/liveliness"
+async def _ready(process: asyncio.subprocess.Process, url: str, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     async with httpx.AsyncClient(trust_env=False) as client:
-        while True:
+        while process.returncode is None and time.monotonic() < deadline:
             try:
-                if (await client.get(url)).is_success:
-                    return process
+                if (await client.get(f"{url}/health/liveliness")).is_success:
+                    return
             except httpx.TransportError:
                 pass
-            if process.returncode is not None or time.monotonic() > deadline:
-                await stop(process)
-                raise SystemExit(f"LiteLLM did not start: see {log.name}")
             await asyncio.sleep(0.2)
+    raise SystemExit(f"LiteLLM did not start: see {log}")
 
 
-async def _measure(scenario: Scenario, port: int, provider: str) -> Outcome:
-    base = f"http://127.0.0.1:{port}"
-    started = time.monotonic()
-    answers = await fire(scenario, f"{base}/v1", MASTER_KEY)
-    seconds = time.monotonic() - started
-    await asyncio.sleep(SETTLE_SECONDS)
+async def recorded(url: str) -> int:
+    """Read what its provider budget has counted, rounded to nano-USD."""
     headers = {"authorization": f"Bearer {MASTER_KEY}"}
     async with httpx.AsyncClient(trust_env=False, headers=headers) as client:
-        budgets = (await client.get(f"{base}/provider/budgets")).text
-        bill = (await client.get(f"{provider.removesuffix('/v1')}/bill")).json()
+        budgets = (await client.get(f"{url}/provider/budgets")).text
     spend = json.loads(budgets, parse_float=Decimal)["providers"]["openai"]["spend"]
-    recorded = round(Decimal(spend) * 10**9)
-    return Outcome(f"LiteLLM {VERSION}", answers, seconds, bill["nano"], recorded)
+    return round(Decimal(spend) * 10**9)
