@@ -128,7 +128,7 @@ class App:
         async def call(request: Request, exchange: Exchange) -> None:
             routes = self._serving()
             consumer = await self._consumer(request, routes)
-            with self._limits.admitted(consumer) as count_tokens:
+            async with self._limits.admitted(consumer) as count_tokens:
                 self.calls_running += 1
                 try:
                     await self._calls.serve(

@@ -1,21 +1,27 @@
 """Rate limits: token buckets in memory, and calls under way.
 
-A limit says when to come back, and that is true: after that long, there is room for one more.
+A burst beyond a consumer's limits waits for its turn. A limit says when to come back, and that is
+true: after that long, there is room for one more.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from llmbudget.contract.config import Limits
 from llmbudget.decide.consumers import Consumer
-from llmbudget.gateway.protocols.errors import rate_limited
+from llmbudget.gateway.protocols.errors import Refusal, rate_limited
 
 Monotonic = Callable[[], float]
 
+QUEUE_SECONDS: Final = 5.0
+"""How long a call of a burst waits for its turn."""
+_MOST_WAITING: Final = 1000
+"""Calls of one consumer that wait at once."""
 _NOTHING: Final = 1e-9
 _MOST_CLIENTS: Final = 10_000
 """Clients that are remembered; the ones seen longest ago are forgotten first."""
@@ -32,12 +38,12 @@ class Bucket:
         self._level: float = self._size
         self._at = now
 
-    def wait(self, now: float, amount: float = 1) -> float:
-        """Tell in how many seconds `amount` can be taken; 0: now. More than the bucket holds can
-        be taken once it is full."""
+    def wait(self, now: float, amount: float = 1, *, queued: int = 0) -> float:
+        """Tell in how many seconds `amount` can be taken, when `queued` others take one each
+        before; 0: now. More than the bucket holds can be taken once it is full."""
         self._level = min(self._size, self._level + (now - self._at) * self._rate)
         self._at = now
-        lacking = min(amount, self._size) - self._level
+        lacking = min(amount, self._size) + queued - self._level
         # What the rounding of floats leaves over is nothing.
         return lacking / self._rate if lacking > _NOTHING else 0.0
 
@@ -80,66 +86,131 @@ class ClientLimits:
 
 
 class ConsumerLimits:
-    """The limits of each consumer, kept over changes of the configuration."""
+    """The limits of each consumer, kept over changes of the configuration.
 
-    def __init__(self, clock: Monotonic) -> None:
+    A burst waits its turn, first come, first served, for at most `patience` seconds: where that is
+    sure to be in vain, nobody waits.
+    """
+
+    def __init__(self, clock: Monotonic, patience: float = QUEUE_SECONDS) -> None:
         self._clock = clock
+        self._patience = patience
         self._states: dict[tuple[str, str], _State] = {}
 
-    @contextlib.contextmanager
-    def admitted(self, consumer: Consumer) -> Iterator[Callable[[int], None]]:
+    @contextlib.asynccontextmanager
+    async def admitted(self, consumer: Consumer) -> AsyncIterator[Callable[[int], None]]:
         """Admit one call; the value counts its tokens once they are known.
 
         Raises:
             Refusal: 429.
         """
-        limits = consumer.limits
         key = (consumer.account.name, consumer.name)
         state = self._states.get(key)
-        if state is None or state.limits != limits:
-            state = _State(limits, self._clock(), state)
-            self._states[key] = state
-        state.admit(self._clock())
+        if state is None:
+            state = self._states[key] = _State(self._clock)
+        if state.limits != consumer.limits:
+            state.change(consumer.limits)
+        await state.admit(self._patience)
         try:
-            yield lambda tokens: self._states[key].count_tokens(tokens)
+            yield state.count_tokens
         finally:
-            # The configuration may have replaced it meanwhile; the calls under way moved along.
-            self._states[key].running -= 1
+            state.leave()
 
 
 class _State:
-    """Buckets and calls under way of one consumer."""
+    """Buckets, calls under way and calls that wait of one consumer."""
 
-    def __init__(self, limits: Limits, now: float, before: _State | None) -> None:
+    def __init__(self, clock: Monotonic) -> None:
+        self.limits = Limits()
+        self._clock = clock
+        self._running = 0
+        self._waiting = 0
+        self._requests: Bucket | None = None
+        self._tokens: Bucket | None = None
+        self._line = asyncio.Lock()
+        """Held by the first of those that wait; a lock is fair."""
+        self._changed = asyncio.Event()
+        """Something ended, or the limits are others."""
+
+    def change(self, limits: Limits) -> None:
+        """Take other limits over; what is used of those that stay the same stays used."""
+        now, was = self._clock(), self.limits
         self.limits = limits
-        self.running: int = before.running if before else 0
-        was = before.limits if before else Limits()
-        self._requests = _bucket(limits.requests_per_minute, now)
-        if before and was.requests_per_minute == limits.requests_per_minute:
-            self._requests = before._requests
-        self._tokens = _bucket(limits.tokens_per_minute, now)
-        if before and was.tokens_per_minute == limits.tokens_per_minute:
-            self._tokens = before._tokens
+        if limits.requests_per_minute != was.requests_per_minute:
+            self._requests = _bucket(limits.requests_per_minute, now)
+        if limits.tokens_per_minute != was.tokens_per_minute:
+            self._tokens = _bucket(limits.tokens_per_minute, now)
+        self._changed.set()
 
-    def admit(self, now: float) -> None:
-        most = self.limits.concurrent
-        if most is not None and self.running >= most:
-            raise rate_limited(f"{most} calls are under way already.", 1)
-        of_tokens = self._tokens.wait(now) if self._tokens else 0.0
-        of_requests = self._requests.wait(now) if self._requests else 0.0
-        wait = max(of_tokens, of_requests)
-        if wait:
-            tokens = f"{self.limits.tokens_per_minute} tokens"
-            requests = f"{self.limits.requests_per_minute} requests"
-            what = tokens if of_tokens >= of_requests else requests
-            raise rate_limited(f"{what} a minute are used.", math.ceil(wait))
+    async def admit(self, patience: float) -> None:
+        """Return when the call may go.
+
+        Raises:
+            Refusal: 429, where that is not within `patience` seconds.
+        """
+        if self._waiting or not self._free():
+            if self._waiting >= _MOST_WAITING or self._delay() > patience:
+                raise self._refusal()
+            await self._wait(patience)
+        self._running += 1
         if self._requests is not None:
             self._requests.take()
-        self.running += 1
+
+    def leave(self) -> None:
+        """A call is over."""
+        self._running -= 1
+        self._changed.set()
 
     def count_tokens(self, tokens: int) -> None:
+        """Count what a call used."""
         if self._tokens is not None:
             self._tokens.take(tokens)
+
+    async def _wait(self, patience: float) -> None:
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(patience), self._line:
+                await self._until_free()
+                return
+        except TimeoutError:
+            pass
+        finally:
+            self._waiting -= 1
+        raise self._refusal()
+
+    async def _until_free(self) -> None:
+        while not self._free():
+            self._changed.clear()
+            delay = self._bucket_delays()[0]
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), delay or None)
+
+    def _full(self) -> bool:
+        most = self.limits.concurrent
+        return most is not None and self._running >= most
+
+    def _free(self) -> bool:
+        """Tell whether the first in line may go."""
+        return not self._full() and not self._bucket_delays()[0]
+
+    def _delay(self) -> float:
+        """Tell how many seconds one that joins the line waits at least."""
+        return self._bucket_delays(self._waiting)[0]
+
+    def _bucket_delays(self, ahead: int = 0) -> tuple[float, str]:
+        """Tell how long the buckets make one wait who has so many before them, and which one."""
+        now = self._clock()
+        tokens = self._tokens.wait(now) if self._tokens else 0.0
+        requests = self._requests.wait(now, queued=ahead) if self._requests else 0.0
+        if tokens >= requests:
+            return tokens, f"{self.limits.tokens_per_minute} tokens"
+        return requests, f"{self.limits.requests_per_minute} requests"
+
+    def _refusal(self) -> Refusal:
+        delay, what = self._bucket_delays(self._waiting)
+        if self._full() and not delay:
+            return rate_limited(f"{self.limits.concurrent} calls are under way already.", 1)
+        return rate_limited(f"{what} a minute are used.", max(1, math.ceil(delay)))
 
 
 def _bucket(per_minute: int | None, now: float) -> Bucket | None:

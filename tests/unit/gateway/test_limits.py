@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import asyncio
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import pytest
@@ -36,7 +37,7 @@ def watch() -> Watch:
 
 @pytest.fixture
 def consumers(watch: Watch) -> ConsumerLimits:
-    return ConsumerLimits(watch)
+    return ConsumerLimits(watch, patience=0)
 
 
 def budget(name: str) -> AccountConfig:
@@ -62,10 +63,10 @@ def client_asks(limits: ClientLimits, client: str = "10.0.0.1") -> int | None:
     return None
 
 
-def call(limits: ConsumerLimits, who: Consumer, tokens: int = 0) -> int | None:
+async def call(limits: ConsumerLimits, who: Consumer, tokens: int = 0) -> int | None:
     """Make one call from start to end; return how long it was told to wait, or None."""
     try:
-        with limits.admitted(who) as count_tokens:
+        async with limits.admitted(who) as count_tokens:
             count_tokens(tokens)
     except Refusal as refusal:
         return waiting_time(refusal)
@@ -154,90 +155,183 @@ def test_a_flood_of_addresses_takes_bounded_memory(watch: Watch) -> None:
     assert len(limits._buckets) == module._MOST_CLIENTS
 
 
-def test_without_limits_every_call_is_admitted(consumers: ConsumerLimits) -> None:
-    assert [call(consumers, consumer(), 10**9) for _ in range(100)] == [None] * 100
+async def test_without_limits_every_call_is_admitted(consumers: ConsumerLimits) -> None:
+    assert [await call(consumers, consumer(), 10**9) for _ in range(100)] == [None] * 100
 
 
-def test_calls_at_one_time(consumers: ConsumerLimits) -> None:
-    with ExitStack() as running:
-        first = ExitStack()
-        first.enter_context(consumers.admitted(consumer(concurrent=2)))
-        running.enter_context(consumers.admitted(consumer(concurrent=2)))
-        assert call(consumers, consumer(concurrent=2)) == 1
-        first.close()
-        assert call(consumers, consumer(concurrent=2)) is None
+async def test_calls_at_one_time(consumers: ConsumerLimits) -> None:
+    async with AsyncExitStack() as running:
+        first = AsyncExitStack()
+        await first.enter_async_context(consumers.admitted(consumer(concurrent=2)))
+        await running.enter_async_context(consumers.admitted(consumer(concurrent=2)))
+        assert await call(consumers, consumer(concurrent=2)) == 1
+        await first.aclose()
+        assert await call(consumers, consumer(concurrent=2)) is None
 
 
-def test_a_call_that_fails_is_no_longer_under_way(consumers: ConsumerLimits) -> None:
-    with pytest.raises(ValueError, match="boom"), consumers.admitted(consumer(concurrent=1)):
-        raise ValueError("boom")
-    assert call(consumers, consumer(concurrent=1)) is None
+async def test_a_call_that_fails_is_no_longer_under_way(consumers: ConsumerLimits) -> None:
+    with pytest.raises(ValueError, match="boom"):
+        async with consumers.admitted(consumer(concurrent=1)):
+            raise ValueError("boom")
+    assert await call(consumers, consumer(concurrent=1)) is None
 
 
-def test_a_refused_call_takes_nothing(consumers: ConsumerLimits, watch: Watch) -> None:
+async def test_a_refused_call_takes_nothing(consumers: ConsumerLimits, watch: Watch) -> None:
     who = consumer(requests_per_minute=2, concurrent=1)
-    with consumers.admitted(who):
-        assert [call(consumers, who) for _ in range(5)] == [1] * 5
-    assert [call(consumers, who), call(consumers, who)] == [None, 30]
+    async with consumers.admitted(who):
+        assert [await call(consumers, who) for _ in range(5)] == [1] * 5
+    assert [await call(consumers, who), await call(consumers, who)] == [None, 30]
 
 
-def test_tokens_are_counted_when_they_are_known_and_the_debt_is_waited_out(
+async def test_tokens_are_counted_when_they_are_known_and_the_debt_is_waited_out(
     consumers: ConsumerLimits, watch: Watch
 ) -> None:
     who = consumer(tokens_per_minute=60)
-    assert call(consumers, who, 59) is None
-    assert call(consumers, who, 100) is None, "one was left"
-    assert call(consumers, who) == 100
+    assert await call(consumers, who, 59) is None
+    assert await call(consumers, who, 100) is None, "one was left"
+    assert await call(consumers, who) == 100
     watch.now += 100
-    assert call(consumers, who) is None
+    assert await call(consumers, who) is None
 
 
-def test_each_consumer_of_each_account_has_limits_of_its_own(consumers: ConsumerLimits) -> None:
+async def test_each_consumer_of_each_account_has_limits_of_its_own(
+    consumers: ConsumerLimits,
+) -> None:
     mine = consumer(requests_per_minute=1)
     others = [replace(mine, service_account="b"), replace(mine, account=budget("x/y"))]
-    told = [call(consumers, each) for each in [mine, mine, *others]]
+    told = [await call(consumers, each) for each in [mine, mine, *others]]
     assert told == [None, 60, None, None]
 
 
-def test_what_runs_is_kept_when_the_limits_change(consumers: ConsumerLimits) -> None:
-    with ExitStack() as running:
+async def test_what_runs_is_kept_when_the_limits_change(consumers: ConsumerLimits) -> None:
+    async with AsyncExitStack() as running:
         for _ in range(3):
-            running.enter_context(consumers.admitted(consumer(concurrent=3)))
-        assert call(consumers, consumer(concurrent=2)) == 1, "three are more than two"
-        assert call(consumers, consumer(concurrent=3)) == 1
-        assert call(consumers, consumer(concurrent=4)) is None
-    with ExitStack() as running:
-        running.enter_context(consumers.admitted(consumer(concurrent=1)))
-        assert call(consumers, consumer(concurrent=1)) == 1, "all that ended were counted down"
+            await running.enter_async_context(consumers.admitted(consumer(concurrent=3)))
+        assert await call(consumers, consumer(concurrent=2)) == 1, "three are more than two"
+        assert await call(consumers, consumer(concurrent=3)) == 1
+        assert await call(consumers, consumer(concurrent=4)) is None
+    async with AsyncExitStack() as running:
+        await running.enter_async_context(consumers.admitted(consumer(concurrent=1)))
+        assert await call(consumers, consumer(concurrent=1)) == 1, (
+            "all that ended were counted down"
+        )
 
 
-def test_what_runs_is_kept_while_there_is_no_limit(consumers: ConsumerLimits) -> None:
-    with consumers.admitted(consumer(concurrent=1)):
-        assert call(consumers, consumer()) is None
-        assert call(consumers, consumer(concurrent=1)) == 1
+async def test_what_runs_is_kept_while_there_is_no_limit(consumers: ConsumerLimits) -> None:
+    async with consumers.admitted(consumer(concurrent=1)):
+        assert await call(consumers, consumer()) is None
+        assert await call(consumers, consumer(concurrent=1)) == 1
 
 
-def test_what_began_without_a_limit_counts_once_there_is_one(consumers: ConsumerLimits) -> None:
-    with consumers.admitted(consumer()):
-        assert call(consumers, consumer(concurrent=1)) == 1
+async def test_what_began_without_a_limit_counts_once_there_is_one(
+    consumers: ConsumerLimits,
+) -> None:
+    async with consumers.admitted(consumer()):
+        assert await call(consumers, consumer(concurrent=1)) == 1
 
 
-def test_tokens_of_what_runs_count_after_a_change(consumers: ConsumerLimits) -> None:
-    with consumers.admitted(consumer(tokens_per_minute=60)) as count_tokens:
-        assert call(consumers, consumer(tokens_per_minute=120)) is None
+async def test_tokens_of_what_runs_count_after_a_change(consumers: ConsumerLimits) -> None:
+    async with consumers.admitted(consumer(tokens_per_minute=60)) as count_tokens:
+        assert await call(consumers, consumer(tokens_per_minute=120)) is None
         count_tokens(1000)
-    assert call(consumers, consumer(tokens_per_minute=120)) is not None
+    assert await call(consumers, consumer(tokens_per_minute=120)) is not None
 
 
-def test_a_change_of_one_limit_leaves_what_is_used_of_another(consumers: ConsumerLimits) -> None:
-    assert call(consumers, consumer(requests_per_minute=1)) is None
-    assert call(consumers, consumer(requests_per_minute=1, concurrent=5)) == 60
+async def test_a_change_of_one_limit_leaves_what_is_used_of_another(
+    consumers: ConsumerLimits,
+) -> None:
+    assert await call(consumers, consumer(requests_per_minute=1)) is None
+    assert await call(consumers, consumer(requests_per_minute=1, concurrent=5)) == 60
 
 
-def test_of_two_limits_the_longer_wait_is_told(consumers: ConsumerLimits, watch: Watch) -> None:
+async def test_of_two_limits_the_longer_wait_is_told(
+    consumers: ConsumerLimits, watch: Watch
+) -> None:
     who = consumer(requests_per_minute=1, tokens_per_minute=60)
-    assert call(consumers, who, 61) is None
-    told = call(consumers, who)
+    assert await call(consumers, who, 61) is None
+    told = await call(consumers, who)
     assert told is not None
     watch.now += told + MICROSECOND
-    assert call(consumers, who) is None
+    assert await call(consumers, who) is None
+
+
+async def test_a_burst_waits_its_turn_in_the_order_in_which_it_came() -> None:
+    limits = ConsumerLimits(asyncio.get_running_loop().time)
+    who = consumer(requests_per_minute=1200)
+    assert [await call(limits, who) for _ in range(1200)] == [None] * 1200
+    ended: list[int] = []
+
+    async def one(number: int) -> None:
+        assert await call(limits, who) is None
+        ended.append(number)
+
+    await asyncio.gather(*(one(number) for number in range(8)))
+    assert ended == list(range(8))
+
+
+async def test_a_call_goes_as_soon_as_another_ends(consumers: ConsumerLimits) -> None:
+    limits = ConsumerLimits(asyncio.get_running_loop().time)
+    who = consumer(concurrent=1)
+    async with limits.admitted(who):
+        waiting = [asyncio.create_task(call(limits, who)) for _ in range(5)]
+        await asyncio.sleep(0.05)
+        assert not any(task.done() for task in waiting)
+    assert await asyncio.gather(*waiting) == [None] * 5
+
+
+async def test_who_would_wait_in_vain_is_told_at_once_how_long(watch: Watch) -> None:
+    limits = ConsumerLimits(watch, patience=5)
+    who = consumer(requests_per_minute=6)
+    assert [await call(limits, who) for _ in range(6)] == [None] * 6
+    assert await call(limits, who) == 10
+    watch.now += 10
+    assert await call(limits, who) is None
+
+
+async def test_who_waits_in_vain_is_told_after_the_deadline() -> None:
+    limits = ConsumerLimits(asyncio.get_running_loop().time, patience=0.05)
+    who = consumer(concurrent=1)
+    async with limits.admitted(who):
+        assert await asyncio.gather(*(call(limits, who) for _ in range(3))) == [1, 1, 1]
+    assert await call(limits, who) is None
+
+
+async def test_those_ahead_count_in_what_is_told() -> None:
+    limits = ConsumerLimits(asyncio.get_running_loop().time, patience=2.5)
+    who = consumer(requests_per_minute=60)
+    assert [await call(limits, who) for _ in range(60)] == [None] * 60
+    told = await asyncio.gather(*(call(limits, who) for _ in range(4)))
+    # Two have their turn within two seconds; to those behind them they count.
+    assert told == [None, None, 3, 3]
+
+
+async def test_one_that_gives_up_makes_way_for_the_next() -> None:
+    limits = ConsumerLimits(asyncio.get_running_loop().time)
+    who = consumer(concurrent=1)
+    async with limits.admitted(who):
+        first, second = (asyncio.create_task(call(limits, who)) for _ in range(2))
+        await asyncio.sleep(0.05)
+        first.cancel()
+        await asyncio.sleep(0.05)
+    assert await second is None
+    assert first.cancelled()
+
+
+async def test_only_so_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_WAITING", 2)
+    limits = ConsumerLimits(asyncio.get_running_loop().time)
+    who = consumer(concurrent=1)
+    async with limits.admitted(who):
+        waiting = [asyncio.create_task(call(limits, who)) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        assert [task.done() for task in waiting] == [False, False, True]
+    assert await asyncio.gather(*waiting) == [None, None, 1]
+
+
+async def test_a_higher_limit_lets_those_go_that_wait() -> None:
+    limits = ConsumerLimits(asyncio.get_running_loop().time)
+    async with limits.admitted(consumer(concurrent=1)):
+        waiting = asyncio.create_task(call(limits, consumer(concurrent=1)))
+        await asyncio.sleep(0.05)
+        async with limits.admitted(consumer(concurrent=3)):
+            assert await waiting is None

@@ -57,4 +57,3 @@ def test_what_else_is_escaped_hides_no_key(key: str, around: list[str]) -> None:
     text = "".join(around)
     document = json.dumps({"message": f"{text}{key}{text}"}).encode()
     assert key.encode() not in mask(document, key)
-    assert key not in json.loads(mask(document, key))["message"]
