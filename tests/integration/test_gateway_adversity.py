@@ -156,3 +156,35 @@ async def test_a_prompt_beyond_an_assumed_context_is_held_for(
     answer = await post(gateway, body(messages=long))
     assert answer.status_code == 402
     assert (await simulator.bill())["calls"] == 0
+
+
+async def test_a_provider_that_keeps_failing_is_left_alone_and_found_again(
+    gateway: GatewayProcess, namespace: str, simulator: Simulator
+) -> None:
+    simulator.stop()
+    token = await gateway.token()
+    answers = [await post(gateway, body(), token) for _ in range(8)]
+    assert [answer.status_code for answer in answers] == [502] * 5 + [503] * 3
+    assert "Provider sim keeps failing" in answers[-1].json()["error"]["message"]
+    wait = int(answers[-1].headers["retry-after"])
+    assert wait == 2
+    assert len(await rows(gateway)) == 5, "nothing was held for what was not sent"
+    assert "provider left alone" in gateway.log.read_text()
+    simulator.start()
+    await simulator.ready()
+    await asyncio.sleep(wait)
+    assert [(await post(gateway, body(), token)).status_code for _ in range(3)] == [200] * 3
+    assert "provider used again" in gateway.log.read_text()
+
+
+async def test_who_may_fall_back_waits_for_no_provider_that_keeps_failing(
+    gateway: GatewayProcess, namespace: str, simulator: Simulator
+) -> None:
+    both = account(namespace, USD, providers=("away", "sim"), retries=1)
+    providers = (provider("away", 1), provider("sim", simulator.port))
+    await gateway.configure(config(namespace, (both,), providers, generation=2))
+    await asyncio.sleep(0.5)
+    token = await gateway.token()
+    assert [(await post(gateway, body(), token)).status_code for _ in range(8)] == [200] * 8
+    tried = [row.provider for row in await rows(gateway)]
+    assert (tried.count("away"), tried.count("sim")) == (5, 8)

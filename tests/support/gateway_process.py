@@ -133,14 +133,15 @@ class Simulator:
         key = folder / "sim-key"
         key.write_text(KEY)
         extra = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-        self._process = subprocess.Popen(
-            [
-                *COMMAND,
-                *("local", "provider", f"--port={self.port}", f"--prices={prices}"),
-                *(f"--bill={self.bill_file}", f"--keys={key}", *extra),
-            ],
-            stdout=subprocess.DEVNULL,
-        )
+        self._command = [
+            *COMMAND,
+            *("local", "provider", f"--port={self.port}", f"--prices={prices}"),
+            *(f"--bill={self.bill_file}", f"--keys={key}", *extra),
+        ]
+        self.start()
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
 
     async def ready(self) -> None:
         await until_connects(self.port)

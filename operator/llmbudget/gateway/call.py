@@ -174,6 +174,10 @@ class Calls:
                 name = offer.provider.name
                 last = last or errors.unavailable(f"The gateway has no key for provider {name}.")
                 continue
+            wait = call.upstreams[offer.provider.name].breaker.wait()
+            if wait:
+                last = last or errors.left_alone(offer.provider.name, wait)
+                continue
             failed = await self._attempt(call, offer, found, key, status)
             if failed is None:
                 return

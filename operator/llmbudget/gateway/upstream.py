@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import logging
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -26,12 +27,16 @@ from pyreqwest.exceptions import (
     PoolTimeoutError,
     PyreqwestError,
 )
+from pyreqwest.request import StreamRequest
 from pyreqwest.response import Response
 
 from llmbudget.api.provider import KeyHeader
 from llmbudget.contract.config import ProviderConfig
 from llmbudget.gateway.addresses import ForbiddenAddress, choose
+from llmbudget.gateway.breaker import Breaker
 from llmbudget.gateway.wire import Headers
+
+log = logging.getLogger(__name__)
 
 RESOLVE_SECONDS: Final = 30.0
 """How long the addresses of a name are taken for granted."""
@@ -41,6 +46,8 @@ MAX_ANSWER: Final = 32 * 1024 * 1024
 """Bytes of the largest plain answer."""
 _BUFFER: Final = 64 * 1024
 _CONNECTIONS: Final = 2048
+_FAILURES: Final = 500
+"""Statuses from here on say that the provider failed."""
 
 _CONNECTING: Final = "client error (Connect)"
 """Cause of an error while connecting. The client's ConnectError alone does not say so: it stands
@@ -116,6 +123,7 @@ class Upstream:
         self._failed_at = float("-inf")
         self._failure = ""
         self._connecting = asyncio.Lock()
+        self.breaker = Breaker()
         self._total = timedelta(milliseconds=provider.total_timeout_ms)
 
     @contextlib.asynccontextmanager
@@ -127,25 +135,14 @@ class Upstream:
         Raises:
             NotSent, Doubtful.
         """
-        client = await self._checked_client()
-        builder = (
-            client.post(self._base + path)
-            .header("content-type", "application/json")
-            .header("accept-encoding", "identity")
-            .header(*_auth(self.provider.key_header, key), is_sensitive=True)
-            .timeout(self._total)
-            .streamed_read_buffer_limit(_BUFFER)
-            .body_bytes(body)
-        )
-        for name, value in headers:
-            builder = builder.header(name, value)
-        request = builder.build_streamed()
+        trial = self.breaker.sending()
         try:
-            response = await request.__aenter__()
-        except PyreqwestError as error:
-            if _never_connected(error):
-                raise NotSent("can't connect") from None
-            raise Doubtful("no answer came") from None
+            request = self._request(await self._checked_client(), path, body, key, headers)
+            response = await _begun(request)
+        except (NotSent, Doubtful):
+            self._learn(answered=False, trial=trial)
+            raise
+        self._learn(answered=response.status < _FAILURES, trial=trial)
         try:
             yield Answer(
                 status=response.status,
@@ -157,6 +154,33 @@ class Upstream:
             )
         finally:
             await request.__aexit__(None, None, None)
+
+    def _request(
+        self, client: Client, path: str, body: bytes, key: str, headers: Headers
+    ) -> StreamRequest:
+        builder = (
+            client.post(self._base + path)
+            .header("content-type", "application/json")
+            .header("accept-encoding", "identity")
+            .header(*_auth(self.provider.key_header, key), is_sensitive=True)
+            .timeout(self._total)
+            .streamed_read_buffer_limit(_BUFFER)
+            .body_bytes(body)
+        )
+        for name, value in headers:
+            builder = builder.header(name, value)
+        return builder.build_streamed()
+
+    def _learn(self, *, answered: bool, trial: bool) -> None:
+        before = self.breaker.open
+        if answered:
+            self.breaker.answered()
+        else:
+            self.breaker.failed(trial=trial)
+        if self.breaker.open != before:
+            state = "left alone" if self.breaker.open else "used again"
+            fields = {"provider": self.provider.name, "seconds": self.breaker.wait()}
+            log.warning("provider %s", state, extra={"fields": fields})
 
     async def _checked_client(self) -> Client:
         if self._client is not None and time.monotonic() - self._resolved_at < RESOLVE_SECONDS:
@@ -219,6 +243,16 @@ class Upstream:
                 raise NotSent(f"the CA bundle {provider.ca_file} is missing") from None
             builder = builder.add_root_certificate_pem(bundle)
         return builder.build()
+
+
+async def _begun(request: StreamRequest) -> Response:
+    """Send a request, and wait for the answer's status and headers."""
+    try:
+        return await request.__aenter__()
+    except PyreqwestError as error:
+        if _never_connected(error):
+            raise NotSent("can't connect") from None
+        raise Doubtful("no answer came") from None
 
 
 def _never_connected(error: PyreqwestError) -> bool:

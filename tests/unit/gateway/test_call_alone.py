@@ -16,6 +16,7 @@ from llmbudget.contract.config import AccountConfig, ConsumerConfig, GatewayConf
 from llmbudget.decide.catalogue import catalogues
 from llmbudget.decide.consumers import Consumers
 from llmbudget.gateway.admission import Admission
+from llmbudget.gateway.breaker import Breaker
 from llmbudget.gateway.call import Calls
 from llmbudget.gateway.keys import Keys
 from llmbudget.gateway.protocols.chat import CHAT
@@ -54,6 +55,7 @@ class Provider:
         self.content_type = content_type
         self.chunks = list(chunks)
         self.key = ""
+        self.breaker = Breaker()
 
     @contextlib.asynccontextmanager
     async def post(

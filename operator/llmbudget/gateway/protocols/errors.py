@@ -7,6 +7,7 @@ same call would only be refused again.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
@@ -199,6 +200,12 @@ def rate_limited(message: str, retry_after: int) -> Refusal:
 def unavailable(what: str, retry_after: int = 5) -> Refusal:
     """503: `what` (the ledger, a key, the identity service) is away; nothing is granted."""
     return Refusal(503, "unavailable", what, retry_after=max(1, retry_after))
+
+
+def left_alone(provider: str, wait: float) -> Refusal:
+    """503: the provider failed too often in a row and is tried again in `wait` seconds."""
+    message = f"Provider {provider} keeps failing, so nothing was sent to it."
+    return unavailable(message, math.ceil(wait))
 
 
 def upstream_failed(status: int, message: str, retry_after: int | None = None) -> Refusal:

@@ -1,0 +1,95 @@
+"""The gateway is told to end under load: what runs ends well, and nothing new begins."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.support.gateway_process import (
+    USD,
+    GatewayProcess,
+    Simulator,
+    account,
+    body,
+    config,
+    provider,
+    rows,
+)
+
+from llmbudget.clients.cluster import Cluster
+
+pytestmark = pytest.mark.cluster
+
+STREAMS = 20
+
+
+async def stream(gateway: GatewayProcess, token: str, started: asyncio.Semaphore) -> str:
+    """Read a stream to its end; `started` counts those whose first bytes came."""
+    document = body(words=80, stream=True)
+    headers = {"authorization": f"Bearer {token}"}
+    text = ""
+    async with (
+        httpx.AsyncClient(trust_env=False, timeout=30) as client,
+        client.stream(
+            "POST", f"{gateway.url}/v1/chat/completions", json=document, headers=headers
+        ) as answer,
+    ):
+        assert answer.status_code == 200
+        async for piece in answer.aiter_text():
+            if not text:
+                started.release()
+            text += piece
+    return text
+
+
+async def test_streams_end_well_and_nothing_new_begins(
+    cluster: Cluster, kubeconfig: Path, namespace: str, tmp_path: Path
+) -> None:
+    simulator = Simulator(tmp_path, latency_ms="1000")
+    gateway = GatewayProcess(cluster, kubeconfig, namespace, tmp_path)
+    try:
+        await simulator.ready()
+        await gateway.prepare()
+        await gateway.configure(
+            config(namespace, (account(namespace, USD),), (provider("sim", simulator.port),))
+        )
+        gateway.start()
+        await gateway.ready()
+        token = await gateway.token()
+        started = asyncio.Semaphore(0)
+        running = [asyncio.create_task(stream(gateway, token, started)) for _ in range(STREAMS)]
+        for _ in running:
+            await started.acquire()
+        assert gateway.process is not None
+        gateway.process.terminate()
+        answers = await new_calls(gateway, token)
+        texts = await asyncio.gather(*running)
+        assert await asyncio.to_thread(gateway.process.wait, 30) == 0
+        assert set(answers) <= {"503", "refused"}, answers
+        assert answers["503"], "who comes before the end is told so"
+        assert all(text.rstrip().endswith("data: [DONE]") for text in texts)
+        entries, bill = await rows(gateway), await simulator.bill()
+        assert [entry.outcome for entry in entries] == ["metered"] * STREAMS
+        assert (bill["calls"], bill["nano"]) == (STREAMS, sum(entry.cost for entry in entries))
+    finally:
+        simulator.stop()
+
+
+async def new_calls(gateway: GatewayProcess, token: str) -> Counter[str]:
+    """Call again and again while the gateway ends; count what becomes of the calls."""
+    headers = {"authorization": f"Bearer {token}"}
+    found: Counter[str] = Counter()
+    for _ in range(10):
+        await asyncio.sleep(0.05)
+        async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
+            try:
+                url = f"{gateway.url}/v1/chat/completions"
+                answer = await client.post(url, json=body(), headers=headers)
+            except httpx.ConnectError:
+                found["refused"] += 1
+            else:
+                found[str(answer.status_code)] += 1
+    return found

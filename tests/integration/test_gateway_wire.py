@@ -1,0 +1,165 @@
+"""What stands on the wire: framing that two servers could read differently, and what goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import AsyncExitStack
+
+import pytest
+from tests.support.gateway_process import (
+    KEY,
+    USD,
+    GatewayProcess,
+    Simulator,
+    account,
+    body,
+    config,
+    post,
+    provider,
+)
+
+from llmbudget.local.http1 import Answer, Request, port_of, serve
+
+pytestmark = pytest.mark.cluster
+
+DOCUMENT = json.dumps(body()).encode()
+LENGTH = b"content-length: %d\r\n" % len(DOCUMENT)
+CHUNKED = b"%x\r\n%b\r\n0\r\n\r\n" % (len(DOCUMENT), DOCUMENT)
+CALL = b"POST /v1/chat/completions HTTP/1.1\r\n"
+SMUGGLED = b"GET /smuggled HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+
+AMBIGUOUS = {
+    "two lengths": (LENGTH + b"content-length: 3\r\n", DOCUMENT),
+    "a list of lengths": (b"content-length: %d, 3\r\n" % len(DOCUMENT), DOCUMENT),
+    "a length with a sign": (b"content-length: +%d\r\n" % len(DOCUMENT), DOCUMENT),
+    "an unknown coding": (b"transfer-encoding: xchunked\r\n", CHUNKED),
+    "chunks that are not the last coding": (b"transfer-encoding: chunked, gzip\r\n", CHUNKED),
+    "a space before the colon": (b"content-length : %d\r\n" % len(DOCUMENT), DOCUMENT),
+    "a folded line": (LENGTH + b"x-a: 1\r\n 2\r\n", DOCUMENT),
+    "a bare return in a value": (LENGTH + b"x-a: 1\rx-b: 2\r\n", DOCUMENT),
+    "a zero byte in a value": (LENGTH + b"x-a: 1\x00\r\n", DOCUMENT),
+    "two tokens": (LENGTH + b"authorization: Bearer other\r\n", DOCUMENT),
+    "a chunk that is no number": (b"transfer-encoding: chunked\r\n", b"zz\r\n" + SMUGGLED),
+}
+"""Headers and body of requests that mean different things to different servers."""
+
+
+async def send(gateway: GatewayProcess, head: bytes, content: bytes) -> bytes:
+    """Send a call as it is, with a second request behind it, and read all that comes back."""
+    token = await gateway.token()
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    try:
+        writer.write(
+            CALL
+            + b"host: gateway\r\ncontent-type: application/json\r\n"
+            + f"authorization: Bearer {token}\r\n".encode()
+            + head
+            + b"\r\n"
+            + content
+            + SMUGGLED
+        )
+        async with asyncio.timeout(5):
+            return await reader.read()
+    except ConnectionResetError:
+        return b""
+    except TimeoutError:
+        raise AssertionError("the gateway waits for more") from None
+    finally:
+        writer.close()
+
+
+async def test_what_is_ambiguous_is_refused_and_never_forwarded(
+    gateway: GatewayProcess, simulator: Simulator
+) -> None:
+    for what, (head, content) in AMBIGUOUS.items():
+        answer = await send(gateway, head, content)
+        status = answer.split(b" ", 2)[1] if answer else b"closed"
+        assert status in (b"400", b"closed"), f"{what}: {answer[:200]!r}"
+    found = await simulator.bill()
+    assert (found["calls"], found["requests"]) == (0, 0)
+
+
+@pytest.mark.parametrize("length", [LENGTH, b"content-length: 3\r\n", b"content-length: 0\r\n"])
+@pytest.mark.parametrize("first", [True, False])
+async def test_a_length_beside_chunks_means_nothing_and_goes_nowhere(
+    gateway: GatewayProcess, simulator: Simulator, length: bytes, first: bool
+) -> None:
+    chunks = b"transfer-encoding: chunked\r\n"
+    answer = await send(gateway, length + chunks if first else chunks + length, CHUNKED)
+    # RFC 9112, 6.3: the chunks count. What the gateway sends on has a length of its own making.
+    assert answer.startswith(b"HTTP/1.1 200"), answer[:200]
+    assert (await simulator.bill())["requests"] == 1
+
+
+async def test_chunks_alone_are_read(gateway: GatewayProcess, simulator: Simulator) -> None:
+    answer = await send(gateway, b"transfer-encoding: chunked\r\n", CHUNKED)
+    assert answer.startswith(b"HTTP/1.1 200"), answer[:200]
+    assert b"HTTP/1.1 404" in answer, "what follows is a request of its own"
+    assert (await simulator.bill())["requests"] == 1
+
+
+async def test_of_the_callers_headers_none_goes_on(gateway: GatewayProcess, namespace: str) -> None:
+    seen: list[Request] = []
+
+    async def listen(request: Request, answer: Answer) -> None:
+        seen.append(request)
+        answer.send(400, b'{"error": {"message": "no"}}')
+
+    async with AsyncExitStack() as stack:
+        port = port_of(await stack.enter_async_context(await serve(listen, 0)))
+        mine = (account(namespace, USD),)
+        await gateway.configure(config(namespace, mine, (provider("sim", port),), generation=2))
+        await asyncio.sleep(0.5)
+        token = await gateway.token()
+        await post(
+            gateway,
+            body(),
+            token,
+            **{"connection": "x-hop", "x-hop": "1", "proxy-authorization": "Basic eA=="},
+            **{"x-forwarded-for": "10.0.0.1", "x-remote-user": "admin", "cookie": "a=b"},
+            **{"openai-organization": "org-other", "openai-project": "proj-other"},
+            **{"accept-encoding": "gzip", "forwarded": "for=10.0.0.1", "te": "trailers"},
+        )
+    headers = dict(seen[0].headers)
+    assert headers.pop("authorization") == f"Bearer {KEY}"
+    assert headers.pop("host") == f"127.0.0.1:{port}"
+    assert int(headers.pop("content-length")) == len(seen[0].body)
+    assert headers == {
+        "content-type": "application/json",
+        "accept-encoding": "identity",
+        "accept": "*/*",
+        "user-agent": "llmbudget",
+    }
+    assert token not in str(seen[0])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "//v1/chat/completions",
+        "/v1//chat/completions",
+        "/v1/../v1/chat/completions",
+        "/v1/chat/completions/",
+        "/v1/chat/completions/../models",
+        "/V1/chat/completions",
+        "/v1/files",
+        "/v1/chat/completions%00",
+        "/v1/chat%2fcompletions/x",
+    ],
+)
+async def test_other_spellings_of_a_path_lead_nowhere(
+    gateway: GatewayProcess, simulator: Simulator, path: str
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(
+        f"POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n".encode()
+        + f"authorization: Bearer {await gateway.token()}\r\n".encode()
+        + LENGTH
+        + b"\r\n"
+        + DOCUMENT
+    )
+    answer = await reader.read()
+    writer.close()
+    assert answer.split(b" ", 2)[1] in (b"404", b"400"), answer[:200]
+    assert (await simulator.bill())["requests"] == 0
