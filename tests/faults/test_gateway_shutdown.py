@@ -26,17 +26,11 @@ pytestmark = pytest.mark.cluster
 STREAMS = 20
 
 
-async def stream(gateway: GatewayProcess, token: str, started: asyncio.Semaphore) -> str:
+async def stream(client: httpx.AsyncClient, started: asyncio.Semaphore) -> str:
     """Read a stream to its end; `started` counts those whose first bytes came."""
     document = body(words=80, stream=True)
-    headers = {"authorization": f"Bearer {token}"}
     text = ""
-    async with (
-        httpx.AsyncClient(trust_env=False, timeout=30) as client,
-        client.stream(
-            "POST", f"{gateway.url}/v1/chat/completions", json=document, headers=headers
-        ) as answer,
-    ):
+    async with client.stream("POST", "/v1/chat/completions", json=document) as answer:
         assert answer.status_code == 200
         async for piece in answer.aiter_text():
             if not text:
@@ -48,7 +42,7 @@ async def stream(gateway: GatewayProcess, token: str, started: asyncio.Semaphore
 async def test_streams_end_well_and_nothing_new_begins(
     cluster: Cluster, kubeconfig: Path, namespace: str, tmp_path: Path
 ) -> None:
-    simulator = Simulator(tmp_path, latency_ms="1000")
+    simulator = Simulator(tmp_path, latency_ms="1200")
     gateway = GatewayProcess(cluster, kubeconfig, namespace, tmp_path)
     try:
         await simulator.ready()
@@ -58,15 +52,18 @@ async def test_streams_end_well_and_nothing_new_begins(
         )
         gateway.start()
         await gateway.ready()
-        token = await gateway.token()
-        started = asyncio.Semaphore(0)
-        running = [asyncio.create_task(stream(gateway, token, started)) for _ in range(STREAMS)]
-        for _ in running:
-            await started.acquire()
-        assert gateway.process is not None
-        gateway.process.terminate()
-        answers = await new_calls(gateway, token)
-        texts = await asyncio.gather(*running)
+        headers = {"authorization": f"Bearer {await gateway.token()}"}
+        async with httpx.AsyncClient(
+            trust_env=False, timeout=30, base_url=gateway.url, headers=headers
+        ) as client:
+            started = asyncio.Semaphore(0)
+            running = [asyncio.create_task(stream(client, started)) for _ in range(STREAMS)]
+            for _ in running:
+                await started.acquire()
+            assert gateway.process is not None
+            gateway.process.terminate()
+            answers = await new_calls(client)
+            texts = await asyncio.gather(*running)
         assert await asyncio.to_thread(gateway.process.wait, 30) == 0
         assert set(answers) <= {"503", "refused"}, answers
         assert answers["503"], "who comes before the end is told so"
@@ -78,18 +75,15 @@ async def test_streams_end_well_and_nothing_new_begins(
         simulator.stop()
 
 
-async def new_calls(gateway: GatewayProcess, token: str) -> Counter[str]:
+async def new_calls(client: httpx.AsyncClient) -> Counter[str]:
     """Call again and again while the gateway ends; count what becomes of the calls."""
-    headers = {"authorization": f"Bearer {token}"}
     found: Counter[str] = Counter()
     for _ in range(10):
         await asyncio.sleep(0.05)
-        async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
-            try:
-                url = f"{gateway.url}/v1/chat/completions"
-                answer = await client.post(url, json=body(), headers=headers)
-            except httpx.ConnectError:
-                found["refused"] += 1
-            else:
-                found[str(answer.status_code)] += 1
+        try:
+            answer = await client.post("/v1/chat/completions", json=body())
+        except httpx.ConnectError:
+            found["refused"] += 1
+        else:
+            found[str(answer.status_code)] += 1
     return found

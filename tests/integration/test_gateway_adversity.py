@@ -188,3 +188,37 @@ async def test_who_may_fall_back_waits_for_no_provider_that_keeps_failing(
     assert [(await post(gateway, body(), token)).status_code for _ in range(8)] == [200] * 8
     tried = [row.provider for row in await rows(gateway)]
     assert (tried.count("away"), tried.count("sim")) == (5, 8)
+
+
+async def test_what_the_provider_streams_is_not_kept_back(
+    gateway: GatewayProcess, namespace: str
+) -> None:
+    arrived = asyncio.Event()
+    piece = b'data: {"choices": [{"index": 0, "delta": {"content": "a"}}]}\n\n'
+    usage = b'data: {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 2}}\n\n'
+
+    async def speak(request: Request, answer: Answer) -> None:
+        answer.start()
+        answer.chunk(piece)
+        await arrived.wait()
+        answer.chunk(piece + usage + b"data: [DONE]\n\n")
+        answer.chunk(b"")
+
+    async with AsyncExitStack() as stack:
+        port = port_of(await stack.enter_async_context(await serve(speak, 0)))
+        patient = provider("sim", port, idle_timeout_ms=20_000)
+        mine = (account(namespace, USD),)
+        await gateway.configure(config(namespace, mine, (patient,), generation=2))
+        await asyncio.sleep(0.5)
+        client = await stack.enter_async_context(httpx.AsyncClient(trust_env=False, timeout=10))
+        headers = {"authorization": f"Bearer {await gateway.token()}"}
+        url = f"{gateway.url}/v1/chat/completions"
+        sent = client.stream("POST", url, json=body(stream=True), headers=headers)
+        response = await stack.enter_async_context(sent)
+        pieces = response.aiter_bytes()
+        assert await anext(pieces) == piece
+        arrived.set()
+        rest = b"".join([piece async for piece in pieces])
+    assert rest.startswith(piece)
+    assert rest.endswith(b"data: [DONE]\n\n")
+    assert [row.tokens_out for row in await rows(gateway)] == [2]

@@ -44,7 +44,9 @@ _FAILED_SECONDS: Final = 1.0
 """How long a name that could not be resolved is not asked for again."""
 MAX_ANSWER: Final = 32 * 1024 * 1024
 """Bytes of the largest plain answer."""
-_BUFFER: Final = 64 * 1024
+_READ_AHEAD: Final = 0
+"""Bytes of a body that the client collects before it gives any: by default it keeps a stream back
+until there are 64 KiB of it, or its end."""
 _CONNECTIONS: Final = 2048
 _FAILURES: Final = 500
 """Statuses from here on say that the provider failed."""
@@ -164,7 +166,7 @@ class Upstream:
             .header("accept-encoding", "identity")
             .header(*_auth(self.provider.key_header, key), is_sensitive=True)
             .timeout(self._total)
-            .streamed_read_buffer_limit(_BUFFER)
+            .streamed_read_buffer_limit(_READ_AHEAD)
             .body_bytes(body)
         )
         for name, value in headers:
