@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ import anthropic
 import httpx
 import openai
 import pytest
+from langchain_openai import ChatOpenAI
+from pydantic import SecretStr
 from tests.support.gateway_process import (
     KEY,
     USD,
@@ -166,3 +169,40 @@ async def test_images_are_held_for_and_other_media_refused(callers: Callers) -> 
         )
     assert answer.status_code == 404
     assert (await callers.simulator.bill())["calls"] == 0
+
+
+def weather(city: str) -> str:
+    """Tell the weather of a city."""
+    return city
+
+
+async def test_langchain(callers: Callers) -> None:
+    model = ChatOpenAI(
+        model="small",
+        base_url=f"{callers.gateway.url}/v1",
+        api_key=SecretStr(await callers.gateway.token()),
+        max_tokens=100,  # type: ignore[call-arg]
+        stream_usage=True,
+        max_retries=0,
+    )
+    plain = await model.ainvoke(HELLO)
+    assert plain.usage_metadata is not None
+    assert plain.usage_metadata["output_tokens"] == 12
+    pieces = [piece async for piece in model.astream(HELLO)]
+    assert sum((piece.usage_metadata or {}).get("output_tokens", 0) for piece in pieces) == 12
+    assert len(pieces) > 2
+    await model.bind_tools([weather]).ainvoke(HELLO)
+    await asyncio.to_thread(model.invoke, HELLO)
+    answers = await model.abatch([HELLO] * 4)
+    assert all(answer.content for answer in answers)
+    await callers.agree(8)
+
+
+async def test_langchain_is_told_why_it_may_not(callers: Callers) -> None:
+    model = ChatOpenAI(
+        model="unknown",
+        base_url=f"{callers.gateway.url}/v1",
+        api_key=SecretStr(await callers.gateway.token()),
+    )
+    with pytest.raises(openai.PermissionDeniedError, match="unknown is not offered"):
+        await model.ainvoke(HELLO)
