@@ -128,7 +128,6 @@ async def test_of_the_callers_headers_none_goes_on(gateway: GatewayProcess, name
     assert headers == {
         "content-type": "application/json",
         "accept-encoding": "identity",
-        "accept": "*/*",
         "user-agent": "llmbudget",
     }
     assert token not in str(seen[0])

@@ -28,6 +28,7 @@ from llmbudget.decide.consumers import Consumer
 from llmbudget.decide.routing import NoRoute, Route, free_route, only_named, route
 from llmbudget.gateway.admission import Admission
 from llmbudget.gateway.attempt import Attempt
+from llmbudget.gateway.connections import Doubtful, NotSent
 from llmbudget.gateway.keys import Keys, mask
 from llmbudget.gateway.observe import CallRecord
 from llmbudget.gateway.protocols import errors
@@ -36,7 +37,7 @@ from llmbudget.gateway.protocols.messages import check_betas
 from llmbudget.gateway.protocols.operation import CallRequest, Operation
 from llmbudget.gateway.routes import Routes
 from llmbudget.gateway.stream import relay
-from llmbudget.gateway.upstream import Answer, Doubtful, NotSent, Upstream
+from llmbudget.gateway.upstream import Answer, Upstream
 from llmbudget.gateway.wire import Exchange, Headers, Request
 from llmbudget.ledger.interface import (
     AwaitingApproval,
@@ -225,10 +226,11 @@ class Calls:
             upstream = call.upstreams[offer.provider.name]
             headers = call.upstream_headers
             try:
-                async with upstream.post(
-                    call.operation.upstream_path, body, key, headers
-                ) as answer:
+                answer = await upstream.post(call.operation.upstream_path, body, key, headers)
+                try:
                     return await self._answer(call, attempt, answer)
+                finally:
+                    answer.close()
             except NotSent as error:
                 await held.release()
                 attempt.record.end(Status.ERROR, Nano(0), None, str(error))

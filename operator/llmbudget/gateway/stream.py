@@ -13,9 +13,10 @@ from typing import Final
 
 from llmbudget.api.money import format_usd
 from llmbudget.gateway.attempt import Attempt
+from llmbudget.gateway.connections import Doubtful
 from llmbudget.gateway.keys import longest_mask, mask
 from llmbudget.gateway.protocols.sse import EventMeter, cost_comment
-from llmbudget.gateway.upstream import Answer, Doubtful
+from llmbudget.gateway.upstream import Answer
 from llmbudget.gateway.wire import Exchange, Transport
 from llmbudget.ledger.interface import Status
 

@@ -8,32 +8,22 @@ proxies that the environment names are never used: either would carry the key el
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ipaddress
 import logging
 import socket
+import ssl
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from pyreqwest.client import Client, ClientBuilder
-from pyreqwest.exceptions import (
-    BuilderError,
-    DetailedPyreqwestError,
-    PoolTimeoutError,
-    PyreqwestError,
-)
-from pyreqwest.request import StreamRequest
-from pyreqwest.response import Response
+import certifi
 
 from llmbudget.api.provider import KeyHeader
 from llmbudget.contract.config import ProviderConfig
 from llmbudget.gateway.addresses import ForbiddenAddress, choose
 from llmbudget.gateway.breaker import Breaker
+from llmbudget.gateway.connections import Connection, Doubtful, NotSent, Pool
 from llmbudget.gateway.wire import Headers
 
 log = logging.getLogger(__name__)
@@ -44,37 +34,20 @@ _FAILED_SECONDS: Final = 1.0
 """How long a name that could not be resolved is not asked for again."""
 MAX_ANSWER: Final = 32 * 1024 * 1024
 """Bytes of the largest plain answer."""
-_READ_AHEAD: Final = 0
-"""Bytes of a body that the client collects before it gives any: by default it keeps a stream back
-until there are 64 KiB of it, or its end."""
-_CONNECTIONS: Final = 2048
 _FAILURES: Final = 500
 """Statuses from here on say that the provider failed."""
-
-_CONNECTING: Final = "client error (Connect)"
-"""Cause of an error while connecting. The client's ConnectError alone does not say so: it stands
-for everything that goes wrong before an answer, a request that was sent among them."""
-
-
-class NotSent(Exception):
-    """Certainly nothing reached the provider."""
-
-
-class Doubtful(Exception):
-    """The provider may have accepted the call: nobody knows what it charges."""
+_MILLISECONDS: Final = 1000
 
 
 @dataclass(slots=True)
 class Answer:
-    """The provider's answer, its body still to be read."""
+    """The provider's answer, its body still to be read. It must be closed."""
 
     status: int
     content_type: str
-    request_id: str | None
     retry_after: str | None
-    _response: Response
-    _length: int | None
-    """Bytes of the body; None: nobody said."""
+    _connection: Connection
+    _pool: Pool
 
     async def read_chunk(self) -> bytes | None:
         """Read what has come; None: the end.
@@ -82,11 +55,7 @@ class Answer:
         Raises:
             Doubtful.
         """
-        try:
-            chunk = await self._response.body_reader.read_chunk()
-        except PyreqwestError:
-            raise Doubtful("the answer broke off") from None
-        return None if chunk is None else bytes(chunk)
+        return await self._connection.read_chunk()
 
     async def read(self) -> bytes:
         """Read the whole body.
@@ -94,44 +63,43 @@ class Answer:
         Raises:
             Doubtful: it broke off, or is larger than MAX_ANSWER.
         """
-        if self._length is not None and self._length <= MAX_ANSWER:
-            # Its end is known, so that one wait brings it all.
-            try:
-                return bytes(await self._response.bytes())
-            except PyreqwestError:
-                raise Doubtful("the answer broke off") from None
         parts, size = [], 0
-        while (chunk := await self.read_chunk()) is not None:
+        while (chunk := await self._connection.read_chunk()) is not None:
             size += len(chunk)
             if size > MAX_ANSWER:
                 raise Doubtful(f"the answer is larger than {MAX_ANSWER} bytes")
             parts.append(chunk)
         return b"".join(parts)
 
+    def close(self) -> None:
+        """Let go of the connection; what is not read by now is not wanted."""
+        self._pool.give_back(self._connection)
+
 
 class Upstream:
-    """One provider. Clients are made on first use and again when its address changes."""
+    """One provider. Its pool is made on first use, and again when its address changes."""
 
     def __init__(self, provider: ProviderConfig, ca_directory: Path) -> None:
         self.provider = provider
         self._ca_directory = ca_directory
         parts = urlsplit(provider.endpoint)
         self._host = parts.hostname or ""
-        self._port = parts.port or (443 if parts.scheme == "https" else 80)
-        self._base = provider.endpoint.rstrip("/")
-        self._client: Client | None = None
-        self._address = ""
+        self._secure = parts.scheme == "https"
+        self._port = parts.port or (443 if self._secure else 80)
+        self._tls: ssl.SSLContext | None = None
+        self._pool: Pool | None = None
         self._resolved_at = float("-inf")
         self._failed_at = float("-inf")
         self._failure = ""
         self._connecting = asyncio.Lock()
         self.breaker = Breaker()
-        self._total = timedelta(milliseconds=provider.total_timeout_ms)
+        self._base_path = parts.path.rstrip("/")
+        self._fixed_head = (
+            f"host: {parts.netloc}\r\nuser-agent: llmbudget\r\naccept-encoding: identity\r\n"
+            "content-type: application/json\r\n"
+        )
 
-    @contextlib.asynccontextmanager
-    async def post(
-        self, path: str, body: bytes, key: str, headers: Headers
-    ) -> AsyncIterator[Answer]:
+    async def post(self, path: str, body: bytes, key: str, headers: Headers) -> Answer:
         """Send a call and give its answer, once the status and headers are there.
 
         Raises:
@@ -139,39 +107,43 @@ class Upstream:
         """
         trial = self.breaker.sending()
         try:
-            request = self._request(await self._checked_client(), path, body, key, headers)
-            response = await _begun(request)
+            answer = await self._begun(self._request(path, body, key, headers))
         except (NotSent, Doubtful):
             self._learn(answered=False, trial=trial)
             raise
-        self._learn(answered=response.status < _FAILURES, trial=trial)
-        try:
-            yield Answer(
-                status=response.status,
-                content_type=response.get_header("content-type") or "application/json",
-                request_id=response.get_header("x-request-id"),
-                retry_after=response.get_header("retry-after"),
-                _response=response,
-                _length=_whole_number(response.get_header("content-length")),
-            )
-        finally:
-            await request.__aexit__(None, None, None)
+        self._learn(answered=answer.status < _FAILURES, trial=trial)
+        return answer
 
-    def _request(
-        self, client: Client, path: str, body: bytes, key: str, headers: Headers
-    ) -> StreamRequest:
-        builder = (
-            client.post(self._base + path)
-            .header("content-type", "application/json")
-            .header("accept-encoding", "identity")
-            .header(*_auth(self.provider.key_header, key), is_sensitive=True)
-            .timeout(self._total)
-            .streamed_read_buffer_limit(_READ_AHEAD)
-            .body_bytes(body)
+    def _request(self, path: str, body: bytes, key: str, headers: Headers) -> bytes:
+        lines = [f"{name}: {value}\r\n" for name, value in headers]
+        lines.append("{}: {}\r\n".format(*_auth(self.provider.key_header, key)))
+        if not all(line[:-2].isprintable() for line in lines):
+            # Whoever lets such a value come this far has a fault: it must not become a request.
+            raise ValueError("a header has a character that no header may have")
+        head = "".join([f"POST {self._base_path}{path} HTTP/1.1\r\n", self._fixed_head, *lines])
+        return b"%scontent-length: %d\r\n\r\n%s" % (head.encode("ascii"), len(body), body)
+
+    async def _begun(self, request: bytes) -> Answer:
+        pool = await self._checked_pool()
+        connection = await pool.take()
+        try:
+            connection.send(
+                request,
+                idle_seconds=self.provider.idle_timeout_ms / _MILLISECONDS,
+                total_seconds=self.provider.total_timeout_ms / _MILLISECONDS,
+            )
+            await connection.head()
+        except BaseException:
+            pool.give_back(connection)
+            raise
+        headers = connection.headers
+        return Answer(
+            status=connection.status,
+            content_type=headers.get("content-type", "application/json"),
+            retry_after=headers.get("retry-after"),
+            _connection=connection,
+            _pool=pool,
         )
-        for name, value in headers:
-            builder = builder.header(name, value)
-        return builder.build_streamed()
 
     def _learn(self, *, answered: bool, trial: bool) -> None:
         before = self.breaker.open
@@ -184,15 +156,15 @@ class Upstream:
             fields = {"provider": self.provider.name, "seconds": self.breaker.wait()}
             log.warning("provider %s", state, extra={"fields": fields})
 
-    async def _checked_client(self) -> Client:
-        if self._client is not None and time.monotonic() - self._resolved_at < RESOLVE_SECONDS:
-            return self._client
+    async def _checked_pool(self) -> Pool:
+        if self._pool is not None and time.monotonic() - self._resolved_at < RESOLVE_SECONDS:
+            return self._pool
         async with self._connecting:
             if time.monotonic() - self._failed_at < _FAILED_SECONDS:
                 # All who waited learn it at once, instead of asking one after the other.
                 raise NotSent(self._failure)
-            if self._client is not None and time.monotonic() - self._resolved_at < RESOLVE_SECONDS:
-                return self._client
+            if self._pool is not None and time.monotonic() - self._resolved_at < RESOLVE_SECONDS:
+                return self._pool
             try:
                 addresses = await self._resolve()
             except NotSent as error:
@@ -203,11 +175,20 @@ class Upstream:
             except ForbiddenAddress as error:
                 raise NotSent(str(error)) from None
             # An address that still holds is kept, and its connections with it.
-            if self._client is None or self._address not in addresses:
-                self._address = address
-                self._client = await asyncio.to_thread(self._build, address)
+            if self._pool is None or self._pool.address not in addresses:
+                await self._renew_pool(address)
             self._resolved_at = time.monotonic()
-            return self._client
+            assert self._pool is not None
+            return self._pool
+
+    async def _renew_pool(self, address: str) -> None:
+        if self._secure and self._tls is None:
+            self._tls = await asyncio.to_thread(self._trusted)
+        seconds = self.provider.connect_timeout_ms / _MILLISECONDS
+        before = self._pool
+        self._pool = Pool(self._host, address, self._port, self._tls, seconds)
+        if before is not None:
+            before.close()
 
     async def _resolve(self) -> list[str]:
         loop = asyncio.get_running_loop()
@@ -217,68 +198,21 @@ class Upstream:
             raise NotSent(f"{self._host} can't be resolved") from None
         return [str(info[4][0]) for info in found]
 
-    def _build(self, address: str) -> Client:
-        provider = self.provider
-        builder = (
-            ClientBuilder()
-            .follow_redirects(False)
-            .no_proxy()
-            .gzip(False)
-            .brotli(False)
-            .zstd(False)
-            .deflate(False)
-            .referer(False)
-            .default_cookie_store(False)
-            .http1_only()
-            .tcp_nodelay(True)
-            .max_connections(_CONNECTIONS)
-            .user_agent("llmbudget")
-            .connect_timeout(timedelta(milliseconds=provider.connect_timeout_ms))
-            .read_timeout(timedelta(milliseconds=provider.idle_timeout_ms))
-        )
-        if not _is_address(self._host):
-            builder = builder.resolve(self._host, address, self._port)
-        if provider.ca_file is not None:
+    def _trusted(self) -> ssl.SSLContext:
+        """Build what certificates are checked by: the public authorities, and the provider's."""
+        trusted = ssl.create_default_context(cafile=certifi.where())
+        name = self.provider.ca_file
+        if name is not None:
             try:
-                bundle = (self._ca_directory / provider.ca_file).read_bytes()
+                trusted.load_verify_locations(cafile=self._ca_directory / name)
+            except ssl.SSLError as error:
+                raise NotSent(f"the CA bundle {name} can't be used: {error.reason}") from None
             except OSError:
-                raise NotSent(f"the CA bundle {provider.ca_file} is missing") from None
-            builder = builder.add_root_certificate_pem(bundle)
-        return builder.build()
-
-
-async def _begun(request: StreamRequest) -> Response:
-    """Send a request, and wait for the answer's status and headers."""
-    try:
-        return await request.__aenter__()
-    except PyreqwestError as error:
-        if _never_connected(error):
-            raise NotSent("can't connect") from None
-        raise Doubtful("no answer came") from None
-
-
-def _never_connected(error: PyreqwestError) -> bool:
-    """Tell whether it is certain that no byte of the request was sent."""
-    if isinstance(error, (BuilderError, PoolTimeoutError)):
-        return True
-    if not isinstance(error, DetailedPyreqwestError) or not error.details:
-        return False
-    return any(cause["message"] == _CONNECTING for cause in error.details["causes"] or ())
-
-
-def _whole_number(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isascii() and text.isdigit() else None
+                raise NotSent(f"the CA bundle {name} is missing") from None
+        return trusted
 
 
 def _auth(header: KeyHeader, key: str) -> tuple[str, str]:
     if header is KeyHeader.AUTHORIZATION:
         return "authorization", f"Bearer {key}"
     return header.value, key
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import AsyncIterator
@@ -57,12 +56,12 @@ class Provider:
         self.key = ""
         self.breaker = Breaker()
 
-    @contextlib.asynccontextmanager
-    async def post(
-        self, path: str, body: bytes, key: str, headers: Headers
-    ) -> AsyncIterator[Answer]:
+    async def post(self, path: str, body: bytes, key: str, headers: Headers) -> Answer:
         self.key = key
-        yield cast(Answer, self)
+        return cast(Answer, self)
+
+    def close(self) -> None:
+        pass
 
     async def read_chunk(self) -> bytes | None:
         return self.chunks.pop(0) if self.chunks else None

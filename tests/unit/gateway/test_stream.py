@@ -13,12 +13,13 @@ from llmbudget.api.money import Nano
 from llmbudget.gateway import stream as module
 from llmbudget.gateway.admission import HeldCall
 from llmbudget.gateway.attempt import Attempt
+from llmbudget.gateway.connections import Doubtful
 from llmbudget.gateway.keys import longest_mask
 from llmbudget.gateway.observe import CallRecord
 from llmbudget.gateway.protocols.chat_answers import ChatMeter
 from llmbudget.gateway.protocols.sse import MAX_EVENT, EventMeter, NoMeter
 from llmbudget.gateway.stream import relay
-from llmbudget.gateway.upstream import Answer, Doubtful
+from llmbudget.gateway.upstream import Answer
 from llmbudget.gateway.wire import Exchange, Headers
 from llmbudget.ledger.interface import Hold, Settlement, Status
 
