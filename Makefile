@@ -5,7 +5,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: help setup demo test check generate golden lock bench-overrun bench-gateway clean
+.PHONY: help setup demo test check generate golden lock bench-overrun bench-gateway bench-streams clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ bench-overrun: setup ## Try to overrun a cap: this gateway and LiteLLM side by s
 
 bench-gateway: setup ## Throughput and latency beside nginx and LiteLLM (needs nginx, wrk, openssl)
 	$(BIN)/python -m bench.gateway.run
+
+bench-streams: setup ## A thousand open streams: lag, memory, processor time (needs nginx)
+	$(BIN)/python -m bench.gateway.streams
 
 clean: ## Remove .venv and caches of tools; the cache of built binaries stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -59,6 +59,7 @@ _PROXY: Final = """
       proxy_pass http://provider;
       proxy_http_version 1.1;
       proxy_set_header Connection "";
+      {buffering}
     }}
   }}
 """
@@ -86,13 +87,16 @@ async def upstream(folder: Path) -> AsyncIterator[int]:
 
 
 @contextlib.asynccontextmanager
-async def proxy(folder: Path, to: int, tls: Path | None = None) -> AsyncIterator[str]:
-    """Pass every request on to a port; the value is the base URL."""
+async def proxy(
+    folder: Path, to: int, tls: Path | None = None, *, buffered: bool = True
+) -> AsyncIterator[str]:
+    """Pass every request on to a port; the value is the base URL. Streams are not for buffers."""
     port = free_port()
     files = f"ssl_certificate {tls}/tls.crt; ssl_certificate_key {tls}/tls.key;" if tls else ""
     ssl = " ssl" if tls else ""
     name = "tls-proxy" if tls else "proxy"
-    body = _PROXY.format(port=port, to=to, ssl=ssl, certificate=files)
+    buffering = "" if buffered else "proxy_buffering off;"
+    body = _PROXY.format(port=port, to=to, ssl=ssl, certificate=files, buffering=buffering)
     async with _running(folder, name, body):
         yield f"{'https' if tls else 'http'}://127.0.0.1:{port}"
 

@@ -55,6 +55,8 @@ class Catalogue:
     account: AccountConfig
     path: tuple[AccountConfig, ...]
     """The account and its ancestors, root first."""
+    names: tuple[str, ...]
+    """Their names."""
     offers: tuple[Offer, ...]
     """All offers in order of preference, unpriced ones among them."""
     ladders: tuple[tuple[str, ...], ...]
@@ -116,6 +118,7 @@ def _catalogue(
     return Catalogue(
         account=path[-1],
         path=path,
+        names=tuple(account.name for account in path),
         offers=offers,
         ladders=_ladders(path, models),
         weights=weights_of(models),

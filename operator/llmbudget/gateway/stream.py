@@ -39,11 +39,11 @@ class _Listener:
 
     async def send(self, data: bytes, *, whole: bool = True) -> None:
         """Send on; what is no whole event may end within a key, so its end is kept back."""
-        data = self._rest + data
-        kept = 0 if whole else longest_mask(self._key)
-        data = mask(data, self._key)
-        end = max(0, len(data) - kept)
-        data, self._rest = data[:end], data[end:]
+        data = mask(self._rest + data, self._key)
+        self._rest = b""
+        if not whole:
+            end = max(0, len(data) - longest_mask(self._key))
+            data, self._rest = data[:end], data[end:]
         self.sent += len(data)
         if self.sent > SENT_BYTES:
             # The server keeps what a slow reader has not read: that must not grow for ever.
