@@ -40,6 +40,8 @@ from llmbudget.local.process import free_port
 USD = 10**9
 KEY = "sk-canary-4f1e9d8c7b6a5e4d3c2b1a09"
 """The provider's key: nothing but the provider may ever see it."""
+PROMPT = "canary prompt"
+"""Stands in every prompt: nothing but the provider may ever see it."""
 OPERATOR = "llmbudget-system/llmbudget-operator"
 COMMAND = (sys.executable, "-c", "from llmbudget.cli import main; main()")
 PRICES = {
@@ -277,6 +279,34 @@ class GatewayProcess:
         self.process.terminate()
         return self.process.wait(60)
 
+    async def scrape(self) -> str:
+        """Read the metrics, as the monitoring of the cluster would."""
+        account = {"name": "prometheus", "namespace": self.namespace}
+        reader = {"name": f"prometheus:{self.namespace}"}
+        await self.cluster.apply(
+            {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account}
+        )
+        await self.cluster.apply(
+            {
+                "apiVersion": "rbac.authorization.k8s.io/v1",
+                "kind": "ClusterRoleBinding",
+                "metadata": reader,
+                "roleRef": {
+                    "apiGroup": "rbac.authorization.k8s.io",
+                    "kind": "ClusterRole",
+                    "name": "system:monitoring",
+                },
+                "subjects": [{"kind": "ServiceAccount", **account}],
+            }
+        )
+        token = await self.token("prometheus", audience=None)
+        headers = {"authorization": f"Bearer {token}"}
+        async with httpx.AsyncClient(trust_env=False, timeout=20) as client:
+            answer = await client.get(f"{self.url}/metrics", headers=headers)
+        # A test may have used up what this address may ask in a minute.
+        assert answer.status_code in (200, 429), answer.text
+        return answer.text
+
     async def token(self, name: str = "researcher", audience: str | None = "llmbudget") -> str:
         token, _ = await self.cluster.create_token(self.namespace, name, audience, 3600)
         return token
@@ -312,7 +342,7 @@ async def events(gateway: GatewayProcess, token: str) -> AsyncIterator[tuple[str
 
 
 def body(model: str = "small", words: int = 20, **fields: Any) -> dict[str, Any]:
-    messages = [{"role": "user", "content": f"canary prompt: say {words} words"}]
+    messages = [{"role": "user", "content": f"{PROMPT}: say {words} words"}]
     return {"model": model, "messages": messages, "max_tokens": 100} | fields
 
 
