@@ -11,6 +11,7 @@ import httpx
 import openai
 import pytest
 from langchain_openai import ChatOpenAI
+from openai.types.chat import ChatCompletionMessageParam
 from pydantic import SecretStr
 from tests.support.gateway_process import (
     KEY,
@@ -153,6 +154,17 @@ async def test_completions_embeddings_and_moderations(callers: Callers) -> None:
     assert checked.results[0].flagged is False
     with pytest.raises(openai.PermissionDeniedError):
         await client.embeddings.create(model="auto", input=HELLO)
+
+
+async def test_a_long_input_is_charged_at_the_price_of_its_length(callers: Callers) -> None:
+    client = callers.openai
+    for read in ("", "far " * 400):
+        messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": read + HELLO}]
+        await client.chat.completions.create(model="long", messages=messages, max_tokens=50)
+    await callers.agree(2)
+    short, long = await rows(callers.gateway)
+    assert short.cost == short.tokens_in * 1_000 + 12 * 4_000
+    assert long.cost == long.tokens_in * 2_000 + 12 * 6_000
 
 
 async def test_images_are_held_for_and_other_media_refused(callers: Callers) -> None:

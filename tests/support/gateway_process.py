@@ -12,14 +12,14 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
-from decimal import Decimal
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import yaml
 
-from llmbudget.api.provider import KeyHeader, Protocol
+from llmbudget.api.provider import KeyHeader, Protocol, ProviderSpec
 from llmbudget.clients.cluster import Cluster
 from llmbudget.contract.config import (
     AccountConfig,
@@ -32,6 +32,7 @@ from llmbudget.contract.config import (
     ProviderConfig,
     Threshold,
 )
+from llmbudget.decide.prices import resolve_prices
 from llmbudget.ledger.interface import Entry
 from llmbudget.ledger.sqlite.rows import Rows
 from llmbudget.ledger.sqlite.schema import connect_reading
@@ -44,10 +45,14 @@ PROMPT = "canary prompt"
 """Stands in every prompt: nothing but the provider may ever see it."""
 OPERATOR = "llmbudget-system/llmbudget-operator"
 COMMAND = (sys.executable, "-c", "from llmbudget.cli import main; main()")
-PRICES = {
+PRICES: dict[str, dict[str, Any]] = {
     "large": {"inputPer1K": "0.003", "outputPer1K": "0.015"},
     "small": {"inputPer1K": "0.0006", "outputPer1K": "0.0006"},
     "free": {"inputPer1K": "0", "outputPer1K": "0"},
+    "long": {
+        **{"inputPer1K": "0.001", "outputPer1K": "0.004"},
+        "longContext": [{"above": 200, "inputPer1K": "0.002", "outputPer1K": "0.006"}],
+    },
 }
 MODES = (
     *("hang", "reset", "cut", "garbage", "no-usage", "negative-usage", "absurd-usage"),
@@ -56,20 +61,27 @@ MODES = (
 
 
 def model(name: str, like: str) -> ModelConfig:
-    per_token = Decimal(1_000_000)
-    written = PRICES[like]
-    read = Decimal(written["inputPer1K"]) * per_token
-    wrote = Decimal(written["outputPer1K"]) * per_token
-    prices = Prices(input=read, output=wrote, cached_input=read, cache_write=read, reasoning=wrote)
     return ModelConfig(
         name=name,
         upstream_name=name,
-        prices=prices,
+        prices=prices_of(like),
         max_context=128_000,
         max_output=16_384,
         default_max_output=256,
-        latency_ms={"large": 800, "small": 500, "free": 200}[like],
+        latency_ms={"large": 800, "small": 500, "free": 200}.get(like, 1000),
     )
+
+
+def prices_of(like: str) -> Prices | None:
+    """Resolve the prices of a resource that states what the simulator charges."""
+    spec = ProviderSpec.model_validate(
+        {
+            "endpoint": "https://sim.example",
+            "credentials": {"secretKeyRef": {"name": "keys", "key": "KEY"}},
+            "models": [{"name": like, "cost": PRICES[like]}],
+        }
+    )
+    return resolve_prices(spec.models[0], spec, datetime.now(UTC))
 
 
 def provider(name: str, port: int, **changes: Any) -> ProviderConfig:

@@ -91,7 +91,7 @@ class Credentials(Model):
     """Header that carries the key; Authorization sends `Bearer KEY`."""
 
 
-class Cost(Model):
+class CostRates(Model):
     """Prices in USD for 1,000 tokens, as decimal strings."""
 
     input_per_1k: Price = Field(alias="inputPer1K")
@@ -108,6 +108,24 @@ class Cost(Model):
     Anthropic's protocol."""
     reasoning_per_1k: Price | None = Field(default=None, alias="reasoningPer1K")
     """Reasoning tokens; default: as output."""
+
+
+class CostTier(CostRates):
+    """Prices of all tokens of a call with a long input."""
+
+    above: Annotated[int, Field(ge=1, le=100_000_000)]
+    """Input tokens, those of the cache among them, above which a call is charged these prices
+    instead."""
+
+
+class Cost(CostRates):
+    """Prices in USD for 1,000 tokens, as decimal strings."""
+
+    long_context: Annotated[
+        list[CostTier], Field(max_length=8, json_schema_extra=keyed_by("above"))
+    ] = []
+    """Other prices for long inputs. A call is held at the dearest price of all, and charged at
+    those of its length."""
 
 
 DEFAULT_CONTEXT: Final = 128_000

@@ -42,7 +42,7 @@ class Wire(BaseModel):
     )
 
 
-class Prices(Wire):
+class Rates(Wire):
     """Exact prices in nano-USD for one token."""
 
     input: Decimal
@@ -58,11 +58,31 @@ class Prices(Wire):
         """The rate of `cache_write_hour`, effective."""
         return self.cache_write if self.cache_write_hour is None else self.cache_write_hour
 
+
+class Tier(Rates):
+    """Rates of all tokens of a call whose input is long enough."""
+
+    above: int
+    """The tier applies to an input of more tokens than this."""
+
+
+class Prices(Rates):
+    """What a model costs: its own rates are the dearest that may apply, by which a call is held."""
+
+    tiers: tuple[Tier, ...] = ()
+    """What a call is charged by the length of its input: shortest first, the first for any length.
+    Empty: the same for all."""
+
     @property
     def free(self) -> bool:
         """Whether every token costs nothing."""
         rates = (self.input, self.output, self.cached_input, self.cache_write, self.hour)
         return not any((*rates, self.reasoning))
+
+    def charged(self, tokens_in: int) -> Rates:
+        """Find the rates that a call with this input is charged."""
+        applying = [tier for tier in self.tiers if tokens_in > tier.above]
+        return applying[-1] if applying else (self.tiers or (self,))[0]
 
 
 class ModelConfig(Wire):

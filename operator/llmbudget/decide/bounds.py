@@ -14,7 +14,8 @@ hold must still bound what it sends. A limit that the caller left out becomes th
 or what the balance still covers.
 
 Rates. Which tokens are read from or written to a cache, and which are spent on reasoning, is the
-provider's affair, so all of them are taken at the dearest rate.
+provider's affair, so all of them are taken at the dearest rate, and at the dearest of any length
+where long inputs have prices of their own.
 """
 
 from __future__ import annotations
@@ -161,7 +162,8 @@ def expected_cost(demand: Demand, model: ModelConfig, prices: Prices) -> Decimal
     """Estimate a call's cost in nano-USD, for comparing models."""
     read = (demand.prompt_bytes + demand.schema_bytes) // _BYTES_PER_TOKEN
     written = default_limit(demand, model) * demand.choices
-    return _EXACT.fma(written, prices.output, _EXACT.multiply(read, prices.input))
+    rates = prices.charged(read)
+    return _EXACT.fma(written, rates.output, _EXACT.multiply(read, rates.input))
 
 
 def plausible_tokens(demand: Demand, model: ModelConfig, limit: int) -> int:

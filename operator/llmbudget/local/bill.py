@@ -12,11 +12,17 @@ from typing import Any
 
 
 class Prices:
-    """What the provider charges: USD for 1,000 tokens, by model, from a JSON file of its own."""
+    """What the provider charges: USD for 1,000 tokens, by model, from a JSON file of its own.
 
-    def __init__(self, table: Mapping[str, Mapping[str, str]]) -> None:
+    A model's `longContext` lists what is charged instead `above` a number of input tokens.
+    """
+
+    def __init__(self, table: Mapping[str, Mapping[str, Any]]) -> None:
         self._nano = {
-            model: (_nano_a_token(entry["inputPer1K"]), _nano_a_token(entry["outputPer1K"]))
+            model: [
+                (int(each.get("above", -1)), _nano(each["inputPer1K"]), _nano(each["outputPer1K"]))
+                for each in (entry, *entry.get("longContext", ()))
+            ]
             for model, entry in table.items()
         }
 
@@ -31,12 +37,12 @@ class Prices:
         Raises:
             KeyError: no such model.
         """
-        price_in, price_out = self._nano[model]
+        _, price_in, price_out = max(tier for tier in self._nano[model] if tokens_in > tier[0])
         exact = price_in * tokens_in + price_out * tokens_out
         return -(-exact.numerator // exact.denominator)
 
 
-def _nano_a_token(usd_per_1k: str) -> Fraction:
+def _nano(usd_per_1k: str) -> Fraction:
     return Fraction(usd_per_1k) * 10**9 / 1000
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmbudget.api.money import Nano
-from llmbudget.contract.config import ModelConfig, Prices
+from llmbudget.contract.config import ModelConfig, Prices, Rates
 from llmbudget.decide.bounds import (
     MESSAGE_OVERHEAD,
     REQUEST_OVERHEAD,
@@ -27,7 +27,7 @@ from llmbudget.decide.bounds import (
     plausible_tokens,
     upper_bound,
 )
-from llmbudget.decide.prices import Usage, cost
+from llmbudget.decide.prices import Usage, by_length, cost
 
 
 def model(**fields: int) -> ModelConfig:
@@ -38,9 +38,12 @@ def model(**fields: int) -> ModelConfig:
 
 
 rates = st.decimals("0", "100000", places=6, allow_nan=False, allow_infinity=False)
-all_prices = st.fixed_dictionaries(dict.fromkeys(Prices.model_fields, rates)).map(
-    Prices.model_validate
+each_length = st.fixed_dictionaries(dict.fromkeys(Rates.model_fields, rates)).map(
+    Rates.model_validate
 )
+all_prices = st.tuples(
+    each_length, st.dictionaries(st.integers(1, 10**6), each_length, max_size=3)
+).map(lambda found: by_length({0: found[0]} | dict(sorted(found[1].items()))))
 demands = st.builds(
     Demand,
     prompt_bytes=st.integers(0, 10**6),
@@ -100,12 +103,12 @@ def test_the_affordable_limit_is_the_largest_that_the_balance_covers(
 
 
 def test_without_a_cap_the_default_limit_holds() -> None:
-    dear = Prices(**dict.fromkeys(Prices.model_fields, Decimal(10**9)))
+    dear = Prices(**dict.fromkeys(Rates.model_fields, Decimal(10**9)))
     assert affordable_limit(Demand(10, 1), model(), dear, None) == 4096
 
 
 def test_free_calls_fit_an_empty_balance() -> None:
-    free = Prices(**dict.fromkeys(Prices.model_fields, Decimal(0)))
+    free = Prices(**dict.fromkeys(Rates.model_fields, Decimal(0)))
     assert affordable_limit(Demand(10, 1), model(), free, Nano(0)) == 4096
 
 
@@ -161,8 +164,8 @@ def test_fitting_counts_prompt_and_answer() -> None:
 
 
 def test_the_expected_cost_compares_by_what_a_call_reads_and_writes() -> None:
-    reads = Prices(**dict.fromkeys(Prices.model_fields, Decimal(1)) | {"input": Decimal(10)})
-    writes = Prices(**dict.fromkeys(Prices.model_fields, Decimal(1)) | {"output": Decimal(10)})
+    reads = Prices(**dict.fromkeys(Rates.model_fields, Decimal(1)) | {"input": Decimal(10)})
+    writes = Prices(**dict.fromkeys(Rates.model_fields, Decimal(1)) | {"output": Decimal(10)})
     long, short = Demand(30_000, 1, limit=10), Demand(30, 1, limit=10_000)
     assert expected_cost(long, model(), reads) > expected_cost(long, model(), writes)
     assert expected_cost(short, model(), reads) < expected_cost(short, model(), writes)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from fractions import Fraction
 from math import ceil
 
 import pytest
+from genai_prices import Usage as Used
 from genai_prices import data_snapshot
 from genai_prices.types import (
     ClauseEquals,
@@ -23,12 +25,20 @@ from genai_prices.types import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmbudget.api.provider import Cost, Protocol, ProviderModel, ProviderSpec
+from llmbudget.api.provider import Cost, CostTier, Protocol, ProviderModel, ProviderSpec
 from llmbudget.contract.config import Prices
+from llmbudget.contract.config import Tier as PriceTier
 from llmbudget.decide.prices import Usage, cost, list_prices, resolve_prices
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 ENDPOINT = "https://models.example/v1"
+ENDPOINTS = {
+    "openai": "https://api.openai.com/v1",
+    "anthropic": "https://api.anthropic.com",
+    "google": "https://generativelanguage.googleapis.com/v1beta/openai",
+    "openrouter": "https://openrouter.ai/api/v1",
+    "x-ai": "https://api.x.ai/v1",
+}
 
 
 def prices(base: str = "150", out: str = "600", **rates: str) -> Prices:
@@ -141,6 +151,11 @@ def test_what_cannot_be_priced_by_token_has_no_price(endpoint: str, model: str) 
     assert list_prices(endpoint, model, NOW) is None
 
 
+def listed_models(provider: str) -> list[ModelInfo]:
+    found = data_snapshot.get_snapshot().providers
+    return next(each.models for each in found if each.id == provider)
+
+
 @pytest.fixture
 def listed(request: pytest.FixtureRequest):
     """Put a list of one model in the place of the package's."""
@@ -153,6 +168,10 @@ def listed(request: pytest.FixtureRequest):
     data_snapshot.set_custom_snapshot(None)
 
 
+def at_length(above: int, rated: Prices) -> PriceTier:
+    return PriceTier(above=above, **rated.model_dump(exclude={"tiers"}))
+
+
 def table(base: str, out: str = "10", **rates: str) -> ModelPrice:
     given = {f"{name}_mtok": Decimal(rate) for name, rate in rates.items()}
     return ModelPrice(input_mtok=Decimal(base), output_mtok=Decimal(out), **given)
@@ -160,7 +179,11 @@ def table(base: str, out: str = "10", **rates: str) -> ModelPrice:
 
 TIERED = ModelPrice(
     input_mtok=TieredPrices(base=Decimal(2), tiers=[Tier(start=200_000, price=Decimal(4))]),
-    output_mtok=Decimal(10),
+    output_mtok=TieredPrices(
+        base=Decimal(10),
+        tiers=[Tier(start=400_000, price=Decimal(9)), Tier(start=200_000, price=Decimal(15))],
+    ),
+    cache_read_mtok=Decimal(1),
 )
 DATED = [
     ConditionalPrice(prices=table("9")),
@@ -187,7 +210,6 @@ HOURLY = [
     ("listed", "expected"),
     [
         pytest.param(table("2"), prices("2000", "10000"), id="flat"),
-        pytest.param(TIERED, prices("4000", "10000"), id="the dearest tier"),
         pytest.param(DATED, prices("3000", "10000"), id="in force today"),
         pytest.param(HOURLY, prices("2000", "10000"), id="the dearest hour"),
         pytest.param(
@@ -215,3 +237,65 @@ def test_list_prices_are_the_dearest_in_force(
     listed: Prices | None, expected: Prices | None
 ) -> None:
     assert listed == expected
+
+
+@pytest.mark.parametrize("listed", [TIERED], indirect=True)
+def test_a_long_input_is_held_at_the_dearest_price_and_charged_at_its_own(listed: Prices) -> None:
+    tiers = (
+        at_length(0, prices("2000", "10000", cached_input="1000")),
+        at_length(200_000, prices("4000", "15000", cached_input="1000")),
+        at_length(400_000, prices("4000", "9000", cached_input="1000")),
+    )
+    dearest = prices("4000", "15000", cached_input="1000")
+    assert listed == dearest.model_copy(update={"tiers": tiers})
+    assert cost(Usage(0, 10), listed) == 10 * 10_000
+    assert cost(Usage(200_000, 10), listed) == 200_000 * 2000 + 10 * 10_000
+    assert cost(Usage(200_001, 10, cached=1), listed) == 200_000 * 4000 + 1000 + 10 * 15_000
+    assert cost(Usage(400_001, 10), listed) == 400_001 * 4000 + 10 * 9000
+
+
+@pytest.mark.parametrize("listed", [[ConditionalPrice(prices=TIERED), HOURLY[1]]], indirect=True)
+def test_tiers_of_some_hours_stand_beside_those_of_the_day(listed: Prices) -> None:
+    assert [tier.above for tier in listed.tiers] == [0, 200_000, 400_000]
+    # The hour has no price for the cache: the day's is the dearest that is known.
+    assert listed.charged(1) == at_length(0, prices("2000", "10000", cached_input="1000"))
+
+
+@pytest.mark.parametrize("provider", ENDPOINTS)
+def test_lengths_are_charged_as_the_package_charges_them(provider: str) -> None:
+    checked = 0
+    for model in listed_models(provider):
+        table = model.prices
+        if not isinstance(table, ModelPrice):
+            continue
+        starts = {t.start for p in vars(table).values() for t in getattr(p, "tiers", ())}
+        found = list_prices(ENDPOINTS[provider], model.id, NOW) if starts else None
+        if found is None:
+            continue
+        for read in (1, *starts, *(start + 1 for start in starts)):
+            theirs = table.calc_price(Used(input_tokens=read, output_tokens=7))
+            exact = Fraction(theirs["total_price"]) * 10**9
+            assert cost(Usage(read, 7), found) == ceil(exact), (model.id, read)
+            checked += 1
+    assert checked
+
+
+def test_no_service_tier_has_a_list_price() -> None:
+    """That is why `service_tier: flex` and its like are refused."""
+    found = listed_models("openai")
+    flat = [model.prices for model in found if isinstance(model.prices, ModelPrice)]
+    names = [model.id for model in found] + [key for table in flat for key in vars(table)]
+    assert not [name for name in names if re.search("flex|batch|priority", name)]
+
+
+def test_prices_of_the_resource_may_have_lengths_of_their_own() -> None:
+    longer = CostTier(above=200_000, input_per_1k="0.006", output_per_1k="0.0225")
+    longest = CostTier(above=900_000, input_per_1k="0.007", output_per_1k="0.02")
+    written = Cost(input_per_1k="0.003", output_per_1k="0.015", long_context=[longest, longer])
+    found = resolve_prices(ProviderModel(name="m", cost=written), at(ENDPOINT), NOW)
+    assert found is not None
+    assert [tier.above for tier in found.tiers] == [0, 200_000, 900_000]
+    assert found == prices("7000", "22500").model_copy(update={"tiers": found.tiers})
+    assert cost(Usage(200_000, 1), found) == 200_000 * 3000 + 15_000
+    assert cost(Usage(200_001, 1), found) == 200_001 * 6000 + 22_500
+    assert cost(Usage(900_001, 1), found) == 900_001 * 7000 + 20_000
