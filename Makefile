@@ -5,7 +5,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: help setup demo test check generate golden lock bench-overrun bench-gateway bench-streams clean
+.PHONY: help setup demo test check generate golden lock release bench-overrun bench-gateway bench-streams clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ golden: setup ## Write the golden files of tests/golden from what is rendered no
 
 lock: setup ## Lock the dependencies of pyproject.toml, with hashes
 	@scripts/lock
+
+release: setup ## Write dist/, installed by kubectl apply -f (IMAGE=registry/name@digest: your image)
+	@$(BIN)/llmbudget local release $(if $(IMAGE),--image $(IMAGE)) dist
 
 bench-overrun: setup ## Try to overrun a cap: this gateway and LiteLLM side by side
 	$(BIN)/python -m bench.overrun.run

@@ -166,7 +166,7 @@ def test_events_leases_and_the_api_servers_addresses(
     }
     kubectl("create", "-f", "-", *AS_OPERATOR, stdin=json.dumps(event))
     kubectl(*APPLY, *AS_OPERATOR, stdin=json.dumps(lease))
-    kubectl("-n", SYSTEM, "delete", "lease", "llmbudget-operator", *AS_OPERATOR)
+    kubectl("-n", SYSTEM, "delete", "lease", "llmbudget-operator")
     kubectl("-n", "default", "get", "endpointslices", *AS_OPERATOR)
     for resource in ("llmbudgets", "llmproviders", "deployments"):
         kubectl("get", resource, "--all-namespaces", *AS_OPERATOR)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llmbudget.api.conditions import Reason
-from llmbudget.api.meta import account_name
+from llmbudget.api.meta import LABEL_BUDGET, LABEL_BUDGET_NAMESPACE, account_name
 from llmbudget.clients.cluster import ApiError, Cluster
 from llmbudget.clients.kinds import CLUSTER_ROLE_BINDINGS
 from llmbudget.contract.config import GatewayConfig
@@ -26,7 +26,7 @@ from llmbudget.decide.world import Installation, World
 from llmbudget.reconcile.actions import Actions
 from llmbudget.reconcile.apply import Occupied, OwnerGone, apply_children
 from llmbudget.reconcile.gather import gather, keys_for_environment
-from llmbudget.reconcile.live import Live
+from llmbudget.reconcile.live import SELECTOR, Live, account_of
 from llmbudget.reconcile.queue import WorkQueue
 from llmbudget.reconcile.recorder import Recorder
 from llmbudget.reconcile.status import Situation
@@ -173,13 +173,27 @@ class Controller:
             self._written_at.pop(account, None)
             self._live.keep({members[0].namespace for members in self.store.forest.trees.values()})
 
+    async def find_leftovers(self) -> None:
+        """Have every account looked at that has something in the whole cluster: its budget may
+        have gone while no operator ran.
+
+        Raises:
+            ApiError: the bindings can't be listed.
+        """
+        bindings, _ = await self._cluster.list(CLUSTER_ROLE_BINDINGS, label_selector=SELECTOR)
+        for account in filter(None, map(account_of, bindings)):
+            self._roots.add(account)
+
     async def _sweep(self, account: str, *, surely: bool = False) -> None:
         """Delete what a root had in the whole cluster, which no owner takes along: where it is
         known, or in any case."""
-        if surely or self._live.of(account):
-            namespace, _, name = account.partition("/")
-            binding = f"llmbudget:{namespace}:{name}"
-            await self._cluster.delete(CLUSTER_ROLE_BINDINGS, None, binding)
+        if not surely and not self._live.of(account):
+            return
+        namespace, _, name = account.partition("/")
+        labels = f"{SELECTOR},{LABEL_BUDGET}={name},{LABEL_BUDGET_NAMESPACE}={namespace}"
+        bindings, _ = await self._cluster.list(CLUSTER_ROLE_BINDINGS, label_selector=labels)
+        for found in (binding["metadata"] for binding in bindings):
+            await self._cluster.delete(CLUSTER_ROLE_BINDINGS, None, found["name"], uid=found["uid"])
 
     async def _write(self, root: str) -> None:
         """Move targets and write the statuses of a tree, as its gateway says now."""

@@ -106,7 +106,7 @@ class Live:
 
     def of(self, account: str) -> list[Manifest]:
         """List the children of a root budget."""
-        return [item for item in self._objects.values() if _account(item) == account]
+        return [item for item in self._objects.values() if account_of(item) == account]
 
     def api_servers(self) -> tuple[tuple[str, int], ...]:
         """List addresses and ports of the API server, sorted."""
@@ -184,7 +184,7 @@ class Live:
             return
         else:
             self.put(item)
-        account = _account(item)
+        account = account_of(item)
         if account is not None:
             self._notify(account)
 
@@ -205,7 +205,8 @@ def _version(item: Manifest) -> int:
     return int(item["metadata"].get("resourceVersion", 0))
 
 
-def _account(item: Manifest) -> str | None:
+def account_of(item: Manifest) -> str | None:
+    """Name the root budget that a child says it belongs to."""
     labels = item["metadata"].get("labels") or {}
     name, namespace = labels.get(LABEL_BUDGET), labels.get(LABEL_BUDGET_NAMESPACE)
     return account_name(namespace, name) if name and namespace else None

@@ -58,6 +58,7 @@ async def run(options: Options) -> None:
             instance=f"{socket.gethostname()}-{os.getpid()}",
         )
         await _list_all(cluster, controller)
+        await controller.find_leftovers()
         stop = asyncio.Event()
         await _until(
             stop,

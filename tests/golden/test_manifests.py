@@ -1,0 +1,104 @@
+"""What is installed, file by file: a right that is added is seen in the diff.
+
+`make golden` writes the files anew. The CRDs are left out: they are generated, and in the diff too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.golden.test_rendered import rendered
+
+from llmbudget.local import binaries
+from llmbudget.local.release import kustomize
+
+HERE = Path(__file__).parent
+FOLDERS = ("default", "namespace")
+Manifest = dict[str, Any]
+
+
+def built(folder: str) -> list[Manifest]:
+    """What kustomize makes of a folder, in an order that no version of it changes."""
+    text = kustomize(binaries.find(lambda _: None).kubectl, folder)
+
+    def place(document: Manifest) -> tuple[str, ...]:
+        metadata = document["metadata"]
+        return document["kind"], metadata.get("namespace", ""), metadata["name"]
+
+    return sorted(yaml.safe_load_all(text), key=place)
+
+
+def rules(documents: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
+    for document in documents:
+        for rule in document.get("rules") or ():
+            yield document["metadata"]["name"], rule
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_manifests(folder: str, request: pytest.FixtureRequest) -> None:
+    golden = HERE / "manifests" / f"{folder}.yaml"
+    documents = [one for one in built(folder) if one["kind"] != "CustomResourceDefinition"]
+    now = yaml.safe_dump_all(documents, sort_keys=False, width=100)
+    if request.config.getoption("--update-golden"):
+        golden.write_text(now)
+    assert golden.exists(), f"{golden} is missing: make golden writes it"
+    assert now == golden.read_text(), f"{golden.name} differs: look at it, then make golden"
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_rule_is_for_everything(folder: str) -> None:
+    for name, rule in rules(built(folder)):
+        for part in ("apiGroups", "resources", "verbs"):
+            assert not any("*" in word for word in rule[part]), f"{name}: {rule}"
+        assert not {"escalate", "impersonate"} & set(rule["verbs"]), f"{name}: {rule}"
+        if "bind" in rule["verbs"]:
+            assert rule["resourceNames"] == ["system:auth-delegator"]
+        if "secrets" in rule["resources"]:
+            assert not {"list", "watch", "deletecollection"} & set(rule["verbs"])
+
+
+def test_what_holds_in_the_whole_cluster_is_bound_by_one_purpose_each() -> None:
+    documents = built("default")
+    bound = [one for one in documents if one["kind"] == "ClusterRoleBinding"]
+    assert {one["roleRef"]["name"] for one in bound} == {
+        "llmbudget-operator-resources",
+        "llmbudget-operator-targets",
+        "llmbudget-operator-events",
+        "llmbudget-operator-token-review",
+    }
+    everywhere = {one["roleRef"]["name"] for one in bound}
+    for name, rule in rules(documents):
+        if name in everywhere:
+            assert "secrets" not in rule["resources"]
+            assert "pods" not in rule["resources"]
+
+
+def test_the_operator_reaches_the_gateways_that_it_renders() -> None:
+    policies = [one for one in built("default") if one["kind"] == "NetworkPolicy"]
+    closed = next(one for one in policies if one["spec"]["podSelector"] == {})
+    assert closed["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    (opened,) = (one for one in policies if one is not closed)
+    assert "ingress" not in opened["spec"]
+    to = [peer for rule in opened["spec"]["egress"] for peer in rule["to"]]
+    (gateways,) = (peer["podSelector"]["matchLabels"] for peer in to if "podSelector" in peer)
+
+    gateway = next(one for one in rendered("minimal") if one["kind"] == "Deployment")
+    assert gateways.items() <= gateway["spec"]["template"]["metadata"]["labels"].items()
+    (deployment,) = (one for one in built("default") if one["kind"] == "Deployment")
+    pod = deployment["spec"]["template"]["metadata"]["labels"]
+    assert opened["spec"]["podSelector"]["matchLabels"].items() <= pod.items()
+    assert deployment["spec"]["selector"]["matchLabels"].items() <= pod.items()
+
+
+def test_every_admission_policy_is_bound() -> None:
+    documents = built("default")
+    policies = {
+        one["metadata"]["name"] for one in documents if one["kind"] == "ValidatingAdmissionPolicy"
+    }
+    bindings = [one for one in documents if one["kind"] == "ValidatingAdmissionPolicyBinding"]
+    assert {one["spec"]["policyName"] for one in bindings} == policies
+    assert all(one["spec"]["validationActions"] == ["Deny"] for one in bindings)
