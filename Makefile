@@ -22,12 +22,13 @@ demo: setup ## Spend a budget on a real Kubernetes API on this machine (KEEP=1 l
 test: setup ## Run all tests, against a real Kubernetes API on this machine
 	@$(BIN)/pytest
 
-check: setup ## Lint, types, import layers, generated files
+check: setup ## Lint, types, import layers, generated files, CRDs compatible with the released ones
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/llmbudget crds generate --check
+	$(BIN)/llmbudget crds compare tests/crd/released
 
 generate: setup ## Write crds/ and docs/reference.md from the models
 	$(BIN)/llmbudget crds generate

@@ -49,6 +49,13 @@ def control_plane(
     asyncio.run(plane.stop(keep_logs=True))
 
 
+@pytest.fixture
+async def empty_cluster(tmp_path: Path) -> AsyncIterator[ControlPlane]:
+    """A control plane of the test's own, where nothing is installed."""
+    async with ControlPlane(tmp_path / "plane", say=lambda _: None) as plane:
+        yield plane
+
+
 @pytest.fixture(scope="session")
 def kubeconfig(control_plane: ControlPlane) -> Path:
     """The administrator's kubeconfig."""

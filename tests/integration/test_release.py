@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -17,13 +16,6 @@ pytestmark = pytest.mark.cluster
 IMAGE = "registry.example/llmbudget@sha256:" + "0" * 64
 
 
-@pytest.fixture
-async def empty(tmp_path: Path) -> AsyncIterator[ControlPlane]:
-    """A control plane of the test's own."""
-    async with ControlPlane(tmp_path / "plane", say=lambda _: None) as plane:
-        yield plane
-
-
 def apply(plane: ControlPlane, *arguments: str | Path) -> str:
     program = binaries.find(lambda _: None).kubectl
     command = [program, f"--kubeconfig={plane.kubeconfig}", *arguments]
@@ -32,21 +24,21 @@ def apply(plane: ControlPlane, *arguments: str | Path) -> str:
     return done.stdout
 
 
-async def test_one_file_installs_everything(empty: ControlPlane, tmp_path: Path) -> None:
+async def test_one_file_installs_everything(empty_cluster: ControlPlane, tmp_path: Path) -> None:
     everything, namespace = release(tmp_path / "dist", IMAGE)
     documents = list(yaml.safe_load_all(everything.read_text()))
-    assert apply(empty, "apply", "-f", everything).count(" created") == len(documents)
-    assert apply(empty, "apply", "-f", everything).count(" unchanged") >= len(documents) - 3
-    apply(empty, "wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
+    assert apply(empty_cluster, "apply", "-f", everything).count(" created") == len(documents)
+    assert apply(empty_cluster, "apply", "-f", everything).count(" unchanged") >= len(documents) - 3
+    apply(empty_cluster, "wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
     found = apply(
-        *(empty, "get", "deployment", "llmbudget-operator", "-n", "llmbudget-system"),
+        *(empty_cluster, "get", "deployment", "llmbudget-operator", "-n", "llmbudget-system"),
         *("-o", "jsonpath={.spec.template.spec.containers[0]['image', 'args']}"),
     )
     assert found.count(IMAGE) == 2
-    apply(empty, "create", "namespace", "llm-platform")
-    apply(empty, "apply", "-n", "llm-platform", "-f", namespace)
+    apply(empty_cluster, "create", "namespace", "llm-platform")
+    apply(empty_cluster, "apply", "-n", "llm-platform", "-f", namespace)
     budget = Path(__file__).parents[2] / "tests" / "crd" / "good" / "minimal.yaml"
-    assert "created" in apply(empty, "create", "-n", "llm-platform", "-f", budget)
+    assert "created" in apply(empty_cluster, "create", "-n", "llm-platform", "-f", budget)
 
 
 def test_nothing_is_left_out(tmp_path: Path) -> None:

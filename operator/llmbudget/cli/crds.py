@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import click
+import yaml
 
+from llmbudget.api.compatibility import breaks
 from llmbudget.api.crd import KINDS, crd, file_name, to_yaml
 from llmbudget.api.reference import reference
 
@@ -34,6 +36,31 @@ def generate(check: bool, directory: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
         click.echo(target)
+
+
+@command.command()
+@click.argument("released", type=click.Path(path_type=Path, file_okay=False, exists=True))
+def compare(released: Path) -> None:
+    """Check that what the CRDs in RELEASED took, those of this version take too.
+
+    A break that is meant is a line of RELEASED/accepted.txt.
+    """
+    found = [
+        f"{crd(kind)['metadata']['name']}: {found}"
+        for kind in KINDS
+        for found in breaks(yaml.safe_load((released / file_name(kind)).read_text()), crd(kind))
+    ]
+    meant = (_read(released / "accepted.txt") or "").splitlines()
+    wrong = [line for line in found if line not in meant]
+    wrong += [
+        f"{released / 'accepted.txt'}: no longer so: {one}" for one in meant if one not in found
+    ]
+    if wrong:
+        raise click.ClickException(
+            "stored resources or written manifests would break:\n  "
+            + "\n  ".join(wrong)
+            + f"\nTake the change back, or name it in CHANGELOG.md and {released / 'accepted.txt'}"
+        )
 
 
 def generated() -> Mapping[str, str]:
