@@ -8,7 +8,6 @@ says it failed, is released; a metered answer is charged as metered; all else is
 from __future__ import annotations
 
 import hashlib
-import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from llmbudget.decide.routing import NoRoute, Route, free_route, only_named, rou
 from llmbudget.gateway.admission import Admission
 from llmbudget.gateway.attempt import Attempt
 from llmbudget.gateway.connections import Doubtful, NotSent
+from llmbudget.gateway.ids import new_entry_id
 from llmbudget.gateway.keys import Keys, mask
 from llmbudget.gateway.observe import CallRecord
 from llmbudget.gateway.protocols import errors
@@ -54,9 +54,6 @@ _DOUBTFUL_STATUSES: Final = frozenset({408, 499, 502, 504, *range(520, 528)})
 with it Anthropic refuses a call when it is overloaded."""
 _CALLERS_FAULT: Final = frozenset({400, 405, 406, 409, 410, 411, 413, 414, 415, 416, 422})
 """Errors that another provider would answer too: they go back to the caller."""
-_RANDOM_IDS: Final = 256
-_RANDOM: Final[list[str]] = []
-"""Random parts of entry ids to come."""
 _MOST_HEADER: Final = 256
 """Characters of an idempotency key or a task id."""
 
@@ -86,6 +83,8 @@ class Call:
     fingerprint: str | None
     betas: str | None
     """The caller's `anthropic-beta`, checked."""
+    arrived: float
+    """When it came, by the steady clock."""
 
     @property
     def upstream_headers(self) -> Headers:
@@ -121,6 +120,7 @@ class Calls:
         Raises:
             Refusal, LedgerError: nothing was answered yet.
         """
+        arrived = time.monotonic()
         body = await request.body()
         key, task_id = _checked_headers(request)
         betas = request.headers.get("anthropic-beta")
@@ -137,6 +137,7 @@ class Calls:
             idempotency_key=key,
             fingerprint=hashlib.sha256(body).hexdigest() if key is not None else None,
             betas=betas,
+            arrived=arrived,
         )
         try:
             await self._within_budget(call)
@@ -216,7 +217,7 @@ class Calls:
                 offer=offer,
                 prices=offer.prices,
                 record=CallRecord(
-                    held.hold.id, call.consumer.account.name, call.consumer.agent, offer
+                    held.hold.id, call.operation.name, call.consumer, offer, call.arrived
                 ),
                 plausible=plausible_tokens(demand, offer.model, limit),
                 status=status,
@@ -236,11 +237,11 @@ class Calls:
                     answer.close()
             except NotSent as error:
                 await held.release()
-                attempt.record.end(Status.ERROR, Nano(0), None, str(error))
+                attempt.record.end(Status.ERROR, Nano(0), None, str(error), "not_sent")
                 name = offer.provider.name
                 return Failed(errors.upstream_failed(502, f"Provider {name}: {error}.", 1))
             except Doubtful as error:
-                return await _doubt(attempt, str(error))
+                return await _doubt(attempt, str(error), "no_answer")
 
     async def _answer(self, call: Call, attempt: Attempt, answer: Answer) -> Failed | None:
         """Bring the provider's answer to the caller, and charge it."""
@@ -285,10 +286,11 @@ async def _error_answer(call: Call, attempt: Attempt, answer: Answer) -> Failed 
     """Charge what an error may have cost; send it on where it is the caller's own."""
     certain = answer.status >= 400 and answer.status not in _DOUBTFUL_STATUSES
     if not certain or attempt.offer.provider.bills_errors:
-        return await _doubt(attempt, f"status {answer.status}")
+        return await _doubt(attempt, f"status {answer.status}", str(answer.status))
     body = await answer.read()
     await attempt.held.release()
-    attempt.record.end(Status.ERROR, Nano(0), None, f"status {answer.status}")
+    why = f"status {answer.status}"
+    attempt.record.end(Status.ERROR, Nano(0), None, why, str(answer.status))
     if answer.status in _CALLERS_FAULT:
         headers = [*attempt.headers, ("content-type", _content_type(answer))]
         headers += [("x-llmbudget-cost-usd", format_usd(0)), ("x-should-retry", "false")]
@@ -302,11 +304,11 @@ async def _error_answer(call: Call, attempt: Attempt, answer: Answer) -> Failed 
     return Failed(errors.upstream_failed(502, message, 1))
 
 
-async def _doubt(attempt: Attempt, why: str) -> Failed:
+async def _doubt(attempt: Attempt, why: str, error: str) -> Failed:
     """Charge in full: the provider may have done the work."""
     attempt.status = Status.ERROR
     charged = await attempt.charge(None)
-    attempt.record.end(Status.ERROR, charged, None, why)
+    attempt.record.end(Status.ERROR, charged, None, why, error)
     name = attempt.offer.provider.name
     message = f"Provider {name}: {why}. The call was charged {format_usd(charged)} USD."
     return Failed(errors.upstream_failed(502, message), charged=True)
@@ -334,15 +336,6 @@ def refusal_of(error: LedgerError) -> Refusal:
             return errors.repeated(error.entry_id, error.cost)
         return errors.reused_key(error.entry_id)
     return errors.unavailable("The ledger can't count money now.")
-
-
-def new_entry_id() -> str:
-    """Make an id that sorts by time and can't be guessed."""
-    if not _RANDOM:
-        # In bulk: asking the kernel for each lets other threads in, and a call waits for its turn.
-        text = secrets.token_hex(_RANDOM_IDS * 8)
-        _RANDOM.extend(text[at : at + 16] for at in range(0, len(text), 16))
-    return f"call-{time.time_ns() // 1_000_000:011x}-{_RANDOM.pop()}"
 
 
 def _goes_on_free(call: Call, error: BudgetExceeded) -> Route | None:

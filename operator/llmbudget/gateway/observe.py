@@ -4,52 +4,65 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
 
-from llmbudget.api.money import NANO_PER_USD, Nano
+from llmbudget.api.money import Nano
 from llmbudget.decide.catalogue import Offer
+from llmbudget.decide.consumers import Consumer
 from llmbudget.decide.prices import Usage
 from llmbudget.ledger.interface import Status
-from llmbudget.telemetry import metrics
+from llmbudget.telemetry.metrics import CALLS
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
 class CallRecord:
-    """One attempt, as metrics and logs show it."""
+    """One attempt, as metrics and logs show it. It begins when it is about to be sent."""
 
-    entry_id: str
-    budget: str
-    agent: str
-    offer: Offer
-    started: float = field(default_factory=time.monotonic)
-    """When it was about to be sent."""
+    __slots__ = ("_arrived", "_consumer", "_offer", "_series", "_started", "entry_id")
 
-    def _labels(self) -> tuple[str, str, str]:
-        return self.budget, self.offer.provider.name, self.offer.name
+    def __init__(
+        self, entry_id: str, operation: str, consumer: Consumer, offer: Offer, arrived: float
+    ) -> None:
+        self.entry_id = entry_id
+        self._consumer = consumer
+        self._offer = offer
+        self._arrived = arrived
+        self._started = time.monotonic()
+        self._series = CALLS.operation(
+            operation, offer.provider.name, offer.name, consumer.account.name
+        )
 
     def first_chunk(self) -> None:
         """The first bytes of a streamed answer came."""
-        metrics.FIRST_CHUNK.labels(*self._labels()).observe(time.monotonic() - self.started)
+        now = time.monotonic()
+        self._series.first_chunk.observe(now - self._started)
+        self._series.first_token.observe(now - self._arrived)
 
-    def end(self, status: Status, cost: Nano, usage: Usage | None, why: str | None = None) -> None:
-        """The attempt is over."""
-        labels = self._labels()
-        seconds = time.monotonic() - self.started
-        metrics.CALLS.labels(*labels, status.value).inc()
-        # Prometheus counts in floats; the ledger is what is exact.
-        metrics.COST.labels(*labels, self.agent).inc(cost / NANO_PER_USD)
-        metrics.DURATION.labels(*labels).observe(seconds)
+    def end(
+        self,
+        status: Status,
+        cost: Nano,
+        usage: Usage | None,
+        why: str | None = None,
+        error: str = "",
+    ) -> None:
+        """The attempt is over. `why` is told in the log; `error` is a word of few, for metrics."""
+        seconds = time.monotonic() - self._started
+        consumer, offer, series = self._consumer, self._offer, self._series
+        budget, provider = consumer.account.name, offer.provider.name
+        series.took(seconds, error)
         if usage is not None:
-            metrics.TOKENS.labels(*labels, "input").inc(usage.tokens_in)
-            metrics.TOKENS.labels(*labels, "output").inc(usage.tokens_out)
+            series.tokens_in.observe(usage.tokens_in)
+            series.tokens_out.observe(usage.tokens_out)
+        money = CALLS.money(budget, provider, offer.name, consumer.name, consumer.agent)
+        money.charged(status.value, cost)
         if status is not Status.OK or why is not None:
             fields = {
                 "entry": self.entry_id,
-                "budget": self.budget,
-                "provider": self.offer.provider.name,
-                "model": self.offer.name,
+                "budget": budget,
+                "consumer": consumer.name,
+                "provider": provider,
+                "model": offer.name,
                 "status": status.value,
                 "cost_nano": cost,
                 "seconds": round(seconds, 3),

@@ -76,7 +76,9 @@ async def relay(
     charged = await attempt.charge(usage)
     if usage is not None:
         count_tokens(usage.tokens_in + usage.tokens_out)
-    attempt.record.end(attempt.status, charged, usage, why or (None if usage else "no usage"))
+    why = why or (None if usage else "no usage")
+    error = "broken_stream" if attempt.status is Status.ERROR else ""
+    attempt.record.end(attempt.status, charged, usage, why, error)
     if meter.last_event:
         await listener.send(cost_comment(hold.id, format_usd(charged)) + meter.last_event)
 

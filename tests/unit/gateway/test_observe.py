@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from tests.support.offers import offer
+from tests.support.records import call_record
 
 from llmbudget.api.money import Nano
 from llmbudget.decide.prices import Usage
@@ -16,28 +16,34 @@ from llmbudget.ledger.interface import Status
 from llmbudget.telemetry import metrics
 
 MODEL = "observed-model"
-LABELS = {
+OPERATION = {
+    "gen_ai_operation_name": "chat",
+    "gen_ai_provider_name": "openrouter",
+    "gen_ai_request_model": MODEL,
+    "budget": "ns/team",
+}
+MONEY = {
     "budget": "ns/team",
     "gen_ai_provider_name": "openrouter",
     "gen_ai_request_model": MODEL,
+    "consumer": "ns/app",
+    "agent": "researcher",
 }
 USAGE = Usage(30, 12, 0, 0, 0)
 
 
 @pytest.fixture
 def record() -> CallRecord:
-    return CallRecord("call-1", "ns/team", "researcher", offer(MODEL))
+    return call_record(offer(MODEL), waited=100)
 
 
 @pytest.fixture(autouse=True)
-def fresh_metrics() -> Iterator[None]:
-    yield
-    for metric in (metrics.CALLS, metrics.COST, metrics.TOKENS, metrics.DURATION):
-        metric.clear()
+def fresh_metrics() -> None:
+    metrics.CALLS.clear()
 
 
 def value(name: str, **labels: str) -> float | None:
-    return metrics.REGISTRY.get_sample_value(name, LABELS | labels)
+    return metrics.REGISTRY.get_sample_value(name, labels)
 
 
 def fields(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
@@ -45,19 +51,41 @@ def fields(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("status", list(Status))
-def test_a_call_is_counted_by_its_status(record: CallRecord, status: Status) -> None:
-    record.end(status, Nano(1_500_000_000), USAGE)
-    record.end(status, Nano(0), None)
-    assert value("llmbudget_calls_total", status=status.value) == 2
-    assert value("llmbudget_cost_usd_total", agent="researcher") == 1.5
-    assert value("gen_ai_client_token_usage_total", gen_ai_token_type="input") == 30
-    assert value("gen_ai_client_token_usage_total", gen_ai_token_type="output") == 12
-    assert value("gen_ai_client_operation_duration_seconds_count") == 2
+def test_a_call_is_counted_by_its_status(status: Status) -> None:
+    call_record(offer(MODEL)).end(status, Nano(1_500_000_001), USAGE)
+    call_record(offer(MODEL)).end(status, Nano(0), None, "status 500", "500")
+    assert value("llmbudget_calls_total", **MONEY, status=status.value) == 2
+    assert value("llmbudget_cost_usd_total", **MONEY, status=status.value) == 1.500000001
+    tokens = "gen_ai_client_token_usage"
+    for kind, number in (("input", 30), ("output", 12)):
+        labels = OPERATION | {"gen_ai_token_type": kind}
+        assert value(f"{tokens}_sum", **labels) == number
+        assert value(f"{tokens}_count", **labels) == 1
+    duration = "gen_ai_client_operation_duration_seconds"
+    for error in ("", "500"):
+        assert value(f"{duration}_count", **OPERATION, error_type=error) == 1
+        assert value(f"{duration}_bucket", **OPERATION, error_type=error, le="+Inf") == 1
+
+
+def test_tokens_fall_into_the_conventions_buckets(record: CallRecord) -> None:
+    record.end(Status.OK, Nano(1), Usage(16, 17, 0, 0, 0))
+    for kind, below, count in (("input", "16.0", 1), ("output", "16.0", 0), ("output", "64.0", 1)):
+        labels = OPERATION | {"gen_ai_token_type": kind, "le": below}
+        assert value("gen_ai_client_token_usage_bucket", **labels) == count
+
+
+def test_a_first_chunk_is_timed_for_the_provider_and_for_the_caller(record: CallRecord) -> None:
+    record.first_chunk()
+    of_provider = value("gen_ai_client_operation_time_to_first_chunk_seconds_sum", **OPERATION)
+    of_caller = value("gen_ai_server_time_to_first_token_seconds_sum", **OPERATION)
+    assert of_provider is not None
+    assert of_provider < 100 <= (of_caller or 0)
 
 
 def test_tokens_nobody_knows_are_not_counted(record: CallRecord) -> None:
-    record.end(Status.ERROR, Nano(5000), None, "no answer came")
-    assert value("gen_ai_client_token_usage_total", gen_ai_token_type="input") is None
+    record.end(Status.ERROR, Nano(5000), None, "no answer came", "no_answer")
+    labels = OPERATION | {"gen_ai_token_type": "input"}
+    assert value("gen_ai_client_token_usage_count", **labels) is None
 
 
 def test_a_good_call_is_not_worth_a_line(
@@ -82,6 +110,7 @@ def test_any_other_call_is_one_line(
     assert line == {
         "entry": "call-1",
         "budget": "ns/team",
+        "consumer": "ns/app",
         "provider": "openrouter",
         "model": MODEL,
         "status": status.value,

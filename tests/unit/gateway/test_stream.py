@@ -8,6 +8,7 @@ from typing import cast
 
 import pytest
 from tests.support.offers import offer
+from tests.support.records import call_record
 
 from llmbudget.api.money import Nano
 from llmbudget.gateway import stream as module
@@ -15,7 +16,6 @@ from llmbudget.gateway.admission import HeldCall
 from llmbudget.gateway.attempt import Attempt
 from llmbudget.gateway.connections import Doubtful
 from llmbudget.gateway.keys import longest_mask
-from llmbudget.gateway.observe import CallRecord
 from llmbudget.gateway.protocols.chat_answers import ChatMeter
 from llmbudget.gateway.protocols.sse import MAX_EVENT, EventMeter, NoMeter
 from llmbudget.gateway.stream import relay
@@ -101,7 +101,7 @@ async def stream(
         held=cast(HeldCall, money),
         offer=offered,
         prices=offered.prices,
-        record=CallRecord("call-1", "ns/team", "agent", offered),
+        record=call_record(offered),
         plausible=1000,
         status=status,
         key=KEY,

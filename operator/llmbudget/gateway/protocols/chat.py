@@ -107,7 +107,7 @@ def parse_chat(body: bytes) -> CallRequest:
 
 
 CHAT: Final = Operation(
-    "/v1/chat/completions", "/chat/completions", Protocol.OPENAI, parse_chat, usage_of
+    "/v1/chat/completions", "/chat/completions", Protocol.OPENAI, parse_chat, usage_of, "chat"
 )
 
 

@@ -68,5 +68,10 @@ def parse_completion(body: bytes) -> CallRequest:
 
 
 COMPLETIONS: Final = Operation(
-    "/v1/completions", "/completions", Protocol.OPENAI, parse_completion, usage_of
+    "/v1/completions",
+    "/completions",
+    Protocol.OPENAI,
+    parse_completion,
+    usage_of,
+    "text_completion",
 )

@@ -71,6 +71,7 @@ EMBEDDINGS: Final = Operation(
     Protocol.OPENAI,
     parse_embedding,
     embedding_usage,
+    "embeddings",
     generates=False,
 )
 MODERATIONS: Final = Operation(
@@ -79,5 +80,6 @@ MODERATIONS: Final = Operation(
     Protocol.OPENAI,
     parse_moderation,
     embedding_usage,
+    "moderation",
     generates=False,
 )

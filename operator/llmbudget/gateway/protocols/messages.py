@@ -239,6 +239,7 @@ MESSAGES: Final = Operation(
     Protocol.ANTHROPIC,
     parse_message,
     message_usage,
+    "chat",
     headers=(VERSION,),
 )
 COUNT_TOKENS: Final = Operation(
@@ -247,5 +248,6 @@ COUNT_TOKENS: Final = Operation(
     Protocol.ANTHROPIC,
     parse_count,
     count_usage,
+    "count_tokens",
     headers=(VERSION,),
 )

@@ -40,6 +40,8 @@ class Operation:
     """Read a body; raises a Refusal that names what is wrong."""
     usage_of: Callable[[bytes, int], Usage | None]
     """Read the usage of a plain answer; None: it doesn't say."""
+    name: str
+    """`gen_ai.operation.name` of OpenTelemetry's conventions."""
     headers: tuple[tuple[str, str], ...] = ()
     """Sent to the provider with every call."""
     generates: bool = True

@@ -205,5 +205,5 @@ class ResponseMeter(EventMeter):
 
 
 RESPONSES: Final = Operation(
-    "/v1/responses", "/responses", Protocol.OPENAI, parse_response, response_usage
+    "/v1/responses", "/responses", Protocol.OPENAI, parse_response, response_usage, "chat"
 )
