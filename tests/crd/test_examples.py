@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -81,10 +82,17 @@ def test_every_key_is_there_and_consents(folder: Path) -> None:
     secrets = of_kind(folder.name, "Secret")
     for manifest in of_kind(folder.name, "LLMProvider").values():
         spec = ProviderSpec.model_validate(manifest["spec"])
-        assert spec.credentials.secret_key_ref is not None
-        secret = secrets[spec.credentials.secret_key_ref.name]
-        host = spec.endpoint.partition("://")[2].partition("/")[0].partition(":")[0]
-        assert spec.credentials.secret_key_ref.key in secret["stringData"]
+        ref, vault = spec.credentials.secret_key_ref, spec.credentials.vault
+        if ref is not None:
+            name, entries, url = ref.name, {ref.key}, spec.endpoint
+        else:
+            assert vault is not None
+            if vault.app_role_secret_ref is None:
+                continue
+            name, url = vault.app_role_secret_ref.name, vault.address
+            entries = {"role_id", "secret_id"}
+        secret, host = secrets[name], urlsplit(url).hostname
+        assert entries <= set(secret["stringData"])
         assert secret["metadata"]["labels"]["llmbudget.io/provider-key"] == "true"
         assert secret["metadata"]["annotations"]["llmbudget.io/allowed-host"] == host
 

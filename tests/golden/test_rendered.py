@@ -23,6 +23,7 @@ SCENARIOS = {
         name: [HERE / "scenarios" / "platform.yaml", HERE / "scenarios" / f"{name}.yaml"]
         for name in ("minimal", "environment", "strict-network", "tree", "scheduling")
     },
+    "vault": [HERE / "scenarios" / "vault.yaml"],
     **{
         name: [EXAMPLES / name / f"{part}.yaml" for part in ("platform", "providers", "budget")]
         for name in ("quickstart", "smb", "enterprise", "global")

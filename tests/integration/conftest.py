@@ -6,18 +6,17 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.support.canary import assert_nowhere, sweep, take_down
+from tests.support.canary import take_down
 from tests.support.gateway_process import (
     KEY,
-    PROMPT,
     USD,
     GatewayProcess,
     Simulator,
     account,
     config,
     provider,
-    rows,
 )
+from tests.support.watched import watched
 
 from llmbudget.clients.cluster import Cluster
 
@@ -47,14 +46,5 @@ async def gateway(
     await process.configure(
         config(namespace, (account(namespace, USD),), (provider("sim", simulator.port),))
     )
-    process.start()
-    await process.ready()
-    yield process
-    await process.scrape()
-    assert process.stop() == 0
-    answered = taken.get(process.port, bytearray())
-    for secret in (KEY, PROMPT):
-        assert_nowhere(secret, "an answer", answered)
-        sweep(secret, tmp_path, [tmp_path / "keys", tmp_path / "sim-key"])
-    entries = [str(entry) for entry in await rows(process)]
-    assert_nowhere(PROMPT, "the ledger", "\n".join(entries).encode())
+    async with watched(process, taken, [KEY], [tmp_path / "keys", tmp_path / "sim-key"]):
+        yield process

@@ -153,7 +153,7 @@ async def test_the_operators_stream(
     stream = events(gateway, token)
     seen = [await anext(stream) for _ in range(3)]
     assert [name for name, _ in seen] == ["keys", "balance", "snapshot"]
-    assert seen[0][1] == {"missing": []}
+    assert seen[0][1] == {"missing": [], "reasons": {}}
     balance = seen[1][1]
     assert (balance["capNano"], balance["spentNano"], balance["configGeneration"]) == (
         "1000000",

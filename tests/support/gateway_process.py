@@ -229,7 +229,7 @@ class GatewayProcess:
         text = await asyncio.to_thread(self._kubeconfig.read_text)
         entry = yaml.safe_load(text)["clusters"][0]["cluster"]
         self._server = entry["server"].removeprefix("https://").split(":")
-        for directory in ("keys", "ca", "ledger", "sa"):
+        for directory in ("keys", "vault", "ca", "ledger", "sa"):
             (self.folder / directory).mkdir(exist_ok=True)
         certificate = base64.b64decode(entry["certificate-authority-data"])
         (self.folder / "sa" / "ca.crt").write_bytes(certificate)
@@ -244,7 +244,7 @@ class GatewayProcess:
         )
         for each in document.providers:
             key = self.folder / "keys" / each.name
-            if not key.exists():
+            if each.vault is None and not key.exists():
                 key.write_text(KEY + "\n")
 
     def start(self, environment: Mapping[str, str] | None = None) -> None:
@@ -256,7 +256,8 @@ class GatewayProcess:
                     *COMMAND,
                     "gateway",
                     f"--config-map={self.namespace}/team-a-gateway",
-                    *(f"--keys={folder / 'keys'}", f"--ca={folder / 'ca'}"),
+                    *(f"--keys={folder / 'keys'}", f"--vault={folder / 'vault'}"),
+                    f"--ca={folder / 'ca'}",
                     *(f"--ledger={folder / 'ledger'}", f"--service-account={folder / 'sa'}"),
                     f"--posthog-key={folder / 'posthog'}",
                     f"--listen=127.0.0.1:{self.port}",

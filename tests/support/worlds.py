@@ -20,7 +20,9 @@ INSTALLATION = Installation(
     service_account="llmbudget-system/llmbudget-operator",
     gateway_image="registry.example/llmbudget:1.0",
     image_prefixes=("registry.example/mirror/",),
-    private_hosts=frozenset({"localai.ai:8080", "localai.ai-models.svc:8080"}),
+    private_hosts=frozenset(
+        {"localai.ai:8080", "localai.ai-models.svc:8080", "vault.vault.svc:8200"}
+    ),
 )
 
 

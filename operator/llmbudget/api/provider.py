@@ -12,6 +12,7 @@ from llmbudget.api.model import (
     ConfigMapKeyRef,
     DataKey,
     Duration,
+    LocalRef,
     Model,
     ModelName,
     Price,
@@ -44,30 +45,83 @@ class VaultAuthMethod(StrEnum):
     APP_ROLE = "AppRole"
 
 
-class VaultSource(Model):
-    """A key in HashiCorp Vault, read by the gateway and never at rest in the cluster."""
-
-    address: Url
-    """URL of the Vault server."""
-    auth_method: VaultAuthMethod = VaultAuthMethod.KUBERNETES
-    """Kubernetes (the gateway's ServiceAccount) or AppRole."""
-    auth_path: Annotated[str, Field(max_length=128)] | None = None
-    """Mount path of the auth method; default `kubernetes` or `approle`."""
-    role: Annotated[str, Field(min_length=1, max_length=128)]
-    """Role to log in as."""
-    mount: Annotated[str, Field(min_length=1, max_length=128)] = "secret"
-    """Mount path of the KV engine."""
-    path: Annotated[str, Field(min_length=1, max_length=512)]
-    """Path of the secret below the mount."""
-    key: DataKey
-    """Key in the secret."""
-
-
 class CaBundle(Model):
     """Certificate authorities to trust for the endpoint instead of the system's."""
 
     config_map_key_ref: ConfigMapKeyRef
     """PEM bundle in a ConfigMap of the same namespace."""
+
+
+VaultTtl = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5}(s|m|h)$", max_length=8)]
+VaultPath = Annotated[
+    str,
+    Field(
+        pattern=r"^[-A-Za-z0-9_@=+:~][-A-Za-z0-9_@=+:~.]*(/[-A-Za-z0-9_@=+:~][-A-Za-z0-9_@=+:~.]*)*$",
+        min_length=1,
+        max_length=512,
+    ),
+]
+"""Segments that need no escape in a URL, none of which climbs."""
+
+
+class VaultSource(Model):
+    """A key in HashiCorp Vault or OpenBao, read by the gateway and never at rest in the cluster.
+
+    The secret has to name, in its entry `allowed_host`, the host that the key may be sent to.
+    """
+
+    model_config = {
+        "json_schema_extra": rules(
+            (
+                "self.address.startsWith('https://')"
+                " || (has(self.allowPrivate) && self.allowPrivate)",
+                "the address of Vault must be https: a key never travels in clear, unless"
+                " vault.allowPrivate is true",
+            ),
+            (
+                "has(self.role) != (has(self.authMethod) && self.authMethod == 'AppRole')",
+                "role is needed with authMethod Kubernetes, and is no part of AppRole: there"
+                " the role_id in appRoleSecretRef says it",
+            ),
+            (
+                "has(self.appRoleSecretRef) == (has(self.authMethod)"
+                " && self.authMethod == 'AppRole')",
+                "appRoleSecretRef is needed with authMethod AppRole, and is no part of Kubernetes",
+            ),
+        )
+    }
+
+    address: Url
+    """URL of the server, such as https://vault.vault.svc:8200. It is also the audience of the
+    ServiceAccount token of the Kubernetes method, which thus is of no use at any other server."""
+    allow_private: bool = False
+    """Whether the server may be at a private or cluster-internal address. It must also be on the
+    installation's allow list."""
+    ca_bundle: CaBundle | None = None
+    """Certificate authorities for the server; default: the public ones."""
+    namespace: VaultPath | None = None
+    """Namespace of the server (Vault Enterprise, OpenBao); default: its root."""
+    auth_method: VaultAuthMethod = VaultAuthMethod.KUBERNETES
+    """Kubernetes (the gateway's ServiceAccount) or AppRole."""
+    auth_path: VaultPath | None = None
+    """Mount path of the auth method; default: `kubernetes` or `approle`."""
+    role: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    """Role to log in as, by the Kubernetes method."""
+    app_role_secret_ref: LocalRef | None = None
+    """Secret of the same namespace with the entries `role_id` and `secret_id`; it consents by the
+    label llmbudget.io/provider-key: "true" and, with the server's host, the annotation
+    llmbudget.io/allowed-host."""
+    mount: VaultPath = "secret"
+    """Mount path of the KV engine."""
+    kv_version: Annotated[int, Field(ge=1, le=2)] = 2
+    """Version of the KV engine."""
+    path: VaultPath
+    """Path of the secret below the mount, without `data/`."""
+    key: DataKey
+    """Entry of the secret."""
+    ttl: VaultTtl = "5m"
+    """How long a key that was read is used. It is read again well before, so that this is how long
+    calls go on while the server is away; shorter where the secret's own lease is."""
 
 
 class Credentials(Model):
@@ -86,7 +140,7 @@ class Credentials(Model):
     """Secret of the same namespace; it consents by the label llmbudget.io/provider-key: "true" and
     the annotation llmbudget.io/allowed-host."""
     vault: VaultSource | None = None
-    """HashiCorp Vault."""
+    """HashiCorp Vault, or OpenBao."""
     header: KeyHeader = KeyHeader.AUTHORIZATION
     """Header that carries the key; Authorization sends `Bearer KEY`."""
 
@@ -192,13 +246,6 @@ class ProviderSpec(Model):
                 "self.endpoint.startsWith('https://')"
                 " || (has(self.allowPrivate) && self.allowPrivate)",
                 "endpoint must be https: a key never travels in clear, unless allowPrivate is true",
-            ),
-            (
-                "!has(self.credentials.vault)"
-                " || self.credentials.vault.address.startsWith('https://')"
-                " || (has(self.allowPrivate) && self.allowPrivate)",
-                "the address of Vault must be https: a key never travels in clear, unless"
-                " allowPrivate is true",
             ),
         )
     }

@@ -13,6 +13,7 @@ from llmbudget.contract.config import (
     KEYS_DIRECTORY,
     POSTHOG_KEY_FILE,
     TOKEN_DIRECTORY,
+    VAULT_DIRECTORY,
 )
 from llmbudget.gateway.server import Settings, run
 from llmbudget.ledger.interface import LedgerUnavailable
@@ -24,6 +25,7 @@ _PATH = click.Path(path_type=Path)
 @click.command()
 @click.option("--config-map", required=True, metavar="NS/NAME", help="Configuration to follow.")
 @click.option("--keys", type=_PATH, default=KEYS_DIRECTORY, help="One file a provider.")
+@click.option("--vault", type=_PATH, default=VAULT_DIRECTORY, help="Logins to Vault.")
 @click.option("--ca", type=_PATH, default=CA_DIRECTORY, help="CA bundles of providers.")
 @click.option("--ledger", type=_PATH, help="Folder of the embedded ledger; none: no calls.")
 @click.option("--service-account", type=_PATH, default=TOKEN_DIRECTORY, help="Own token and CA.")
@@ -35,6 +37,7 @@ _PATH = click.Path(path_type=Path)
 def command(
     config_map: str,
     keys: Path,
+    vault: Path,
     ca: Path,
     ledger: Path | None,
     service_account: Path,
@@ -56,6 +59,7 @@ def command(
         namespace=namespace,
         config_map=name,
         keys=keys,
+        vault=vault,
         ca=ca,
         ledger=ledger,
         service_account=service_account,

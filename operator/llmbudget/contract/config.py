@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from llmbudget.api.budget import Action, IdentityMode, OnExceeded, Strategy
-from llmbudget.api.provider import KeyHeader, Protocol
+from llmbudget.api.provider import KeyHeader, Protocol, VaultAuthMethod
 
 CONFIG_KEY: Final = "gateway.json"
 PROVIDERS_KEY: Final = "providers.json"
@@ -23,6 +23,10 @@ KEYS_DIRECTORY: Final = "/var/run/llmbudget/keys"
 """Mount of the providers' keys in the gateway's pod: one file a provider, named after it."""
 CA_DIRECTORY: Final = "/var/run/llmbudget/ca"
 """Mount of the providers' CA bundles: one file a provider, `NAME.pem`."""
+VAULT_DIRECTORY: Final = "/var/run/llmbudget/vault"
+"""Mount of what the gateway logs in to Vault with: one folder a provider, with `token` (Kubernetes)
+or `role_id` and `secret_id` (AppRole), and VAULT_CA_FILE where there is a CA bundle."""
+VAULT_CA_FILE: Final = "ca.pem"
 LEDGER_DIRECTORY: Final = "/var/lib/llmbudget"
 """Mount of the SQLite ledger's volume."""
 TLS_DIRECTORY: Final = "/var/run/llmbudget/tls"
@@ -102,8 +106,25 @@ class ModelConfig(Wire):
     """Most tokens of one image; None: as many as the context holds."""
 
 
+class VaultConfig(Wire):
+    """Where in Vault a key is, and how the gateway gets in."""
+
+    address: str
+    allow_private: bool
+    ca_bundle: bool
+    namespace: str | None = None
+    auth_method: VaultAuthMethod
+    auth_path: str
+    role: str | None = None
+    mount: str
+    kv_version: int
+    path: str
+    key: str
+    ttl_ms: int
+
+
 class ProviderConfig(Wire):
-    """A provider. Its key is the file KEYS_DIRECTORY/name, or the variable `key_env`."""
+    """A provider. Its key is the file KEYS_DIRECTORY/name, the variable `key_env`, or in Vault."""
 
     name: str
     protocol: Protocol
@@ -111,6 +132,7 @@ class ProviderConfig(Wire):
     allow_private: bool
     key_header: KeyHeader
     key_env: str | None = None
+    vault: VaultConfig | None = None
     ca_file: str | None = None
     models: tuple[ModelConfig, ...]
     connect_timeout_ms: int

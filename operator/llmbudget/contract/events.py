@@ -11,10 +11,11 @@ snapshot, and the action is due at least once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Final
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, Field, PlainSerializer
 
 from llmbudget.api.budget import Action
 from llmbudget.contract.config import Wire
@@ -83,6 +84,8 @@ class KeysEvent(Wire):
     """Providers whose key the gateway lacks; empty: none."""
 
     missing: tuple[str, ...]
+    reasons: Mapping[str, str] = Field(default_factory=dict)
+    """Why, by provider."""
 
 
 LedgerEvent = BalanceEvent | ActionEvent | SnapshotEvent

@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from llmbudget.api.conditions import Reason
 from llmbudget.api.gateway_spec import PostHog, SecretDelivery
 from llmbudget.api.meta import ANNOTATION_ALLOWED_HOST, LABEL_PROVIDER_KEY
-from llmbudget.api.model import SecretKeyRef
+from llmbudget.api.provider import VaultAuthMethod
 from llmbudget.contract.config import key_variable
 from llmbudget.decide.prices import resolve_prices
 from llmbudget.decide.world import Budget, Provider, World
@@ -87,6 +87,8 @@ def key_variables_differ(world: World) -> Iterator[Finding]:
         return
     taken: dict[str, str] = {}
     for provider in used_providers(world):
+        if provider.spec is None or provider.spec.credentials.vault is not None:
+            continue
         variable = key_variable(provider.name)
         if variable in taken:
             yield Finding(
@@ -99,12 +101,19 @@ def key_variables_differ(world: World) -> Iterator[Finding]:
 
 
 def secrets_consent(world: World) -> Iterator[Finding]:
-    """Each provider's Secret exists, consents to be a key, and names the endpoint's host."""
+    """Each provider's Secret exists, consents to be sent somewhere, and names the host: the
+    endpoint's for a key, Vault's for what logs in there."""
     for provider in used_providers(world):
-        ref = provider.spec.credentials.secret_key_ref if provider.spec else None
-        if provider.spec is None or ref is None:
+        if provider.spec is None:
             continue
-        problem = _consent(world, ref, urlsplit(provider.spec.endpoint).hostname or "")
+        credentials = provider.spec.credentials
+        problem = None
+        if credentials.secret_key_ref is not None:
+            ref, url = credentials.secret_key_ref, provider.spec.endpoint
+            problem = _consent(world, ref.name, f"the key {ref.key}", url)
+        elif credentials.vault is not None and credentials.vault.app_role_secret_ref is not None:
+            name, url = credentials.vault.app_role_secret_ref.name, credentials.vault.address
+            problem = _consent(world, name, "the keys role_id and secret_id", url)
         if problem is not None:
             yield Finding(*problem, provider=provider.name)
 
@@ -114,8 +123,8 @@ def posthog_consents(world: World) -> Iterator[Finding]:
     able to send any Secret anywhere."""
     posthog = world.root.spec.monitoring.posthog
     if posthog.enabled and posthog.api_key_secret_ref is not None:
-        host = urlsplit(posthog.host).hostname or ""
-        problem = _consent(world, posthog.api_key_secret_ref, host)
+        ref = posthog.api_key_secret_ref
+        problem = _consent(world, ref.name, f"the key {ref.key}", posthog.host)
         if problem is not None:
             yield Finding(*problem, account=world.root.account)
 
@@ -127,14 +136,15 @@ def posthog_of(world: World) -> PostHog | None:
     return posthog if wanted and not any(posthog_consents(world)) else None
 
 
-def _consent(world: World, ref: SecretKeyRef, host: str) -> tuple[Reason, str] | None:
-    """Say what keeps a Secret from being mounted into a gateway and sent to a host."""
-    facts = world.secrets.get(ref.name)
-    where = f"Secret {ref.name} in namespace {world.root.namespace}"
+def _consent(world: World, name: str, content: str, url: str) -> tuple[Reason, str] | None:
+    """Say what keeps a Secret from being mounted into a gateway and sent to a URL's host."""
+    facts = world.secrets.get(name)
+    host = urlsplit(url).hostname or ""
+    where = f"Secret {name} in namespace {world.root.namespace}"
     if facts is None:
         return (
             Reason.SECRET_NOT_FOUND,
-            f"{where} does not exist: create it with the key {ref.key}.",
+            f"{where} does not exist: create it with {content}.",
         )
     if not facts.consents:
         return (
@@ -173,31 +183,62 @@ def _repository(image: str) -> str:
     return head if colon and "/" not in tag else path
 
 
-def private_hosts_allowed(world: World) -> Iterator[Finding]:
-    """A private endpoint is on the installation's allow list."""
+def vault_logins_complete(world: World) -> Iterator[Finding]:
+    """Each login to Vault has what its method needs, also where an older version stored it."""
     for provider in used_providers(world):
-        if provider.spec is None or not provider.spec.allow_private:
+        vault = provider.spec.credentials.vault if provider.spec else None
+        if vault is None:
             continue
-        parts = urlsplit(provider.spec.endpoint)
-        allowed = world.installation.private_hosts
-        if parts.hostname not in allowed and parts.netloc not in allowed:
+        kubernetes = vault.auth_method is VaultAuthMethod.KUBERNETES
+        if (vault.role if kubernetes else vault.app_role_secret_ref) is None:
+            field = "role" if kubernetes else "appRoleSecretRef"
             yield Finding(
                 Reason.PROVIDER_INVALID,
-                f"{parts.netloc} is not on this installation's list of private hosts: start the"
-                f" operator with --allow-private-host={parts.netloc}.",
+                f"spec.credentials.vault.{field} is needed with authMethod {vault.auth_method}.",
                 provider=provider.name,
             )
 
 
-def vault_supported(world: World) -> Iterator[Finding]:
-    """A key in Vault is not served yet."""
+def ports_exist(world: World) -> Iterator[Finding]:
+    """Each URL has a port that there is."""
     for provider in used_providers(world):
-        if provider.spec is not None and provider.spec.credentials.vault is not None:
-            yield Finding(
-                Reason.NOT_SUPPORTED,
-                "Keys in Vault are not supported yet: use credentials.secretKeyRef.",
-                provider=provider.name,
-            )
+        if provider.spec is None:
+            continue
+        vault = provider.spec.credentials.vault
+        for url in (provider.spec.endpoint, *([vault.address] if vault else [])):
+            try:
+                _ = urlsplit(url).port
+            except ValueError:
+                yield Finding(
+                    Reason.PROVIDER_INVALID,
+                    f"{url} is no usable URL: its port must be from 1 to 65535.",
+                    provider=provider.name,
+                )
+
+
+def private_hosts_allowed(world: World) -> Iterator[Finding]:
+    """Each private endpoint, and each private Vault, is on the installation's allow list."""
+    allowed = world.installation.private_hosts
+    for provider in used_providers(world):
+        for url in private_urls(provider):
+            parts = urlsplit(url)
+            if parts.hostname not in allowed and parts.netloc not in allowed:
+                yield Finding(
+                    Reason.PROVIDER_INVALID,
+                    f"{parts.netloc} is not on this installation's list of private hosts: start the"
+                    f" operator with --allow-private-host={parts.netloc}.",
+                    provider=provider.name,
+                )
+
+
+def private_urls(provider: Provider) -> list[str]:
+    """List the URLs of a provider that may be at private addresses."""
+    spec = provider.spec
+    if spec is None:
+        return []
+    urls = [spec.endpoint] if spec.allow_private else []
+    vault = spec.credentials.vault
+    return [*urls, vault.address] if vault is not None and vault.allow_private else urls
 
 
 def features_supported(world: World) -> Iterator[Finding]:
@@ -265,8 +306,9 @@ CHAIN: Final[tuple[Check, ...]] = (
     secrets_consent,
     posthog_consents,
     image_allowed,
+    vault_logins_complete,
+    ports_exist,
     private_hosts_allowed,
-    vault_supported,
     key_variables_differ,
     features_supported,
     models_priced,

@@ -1,4 +1,4 @@
-"""Where a provider may be: public addresses, or private ones where that was agreed.
+"""Where a provider, or Vault, may be: public addresses, or private ones where that was agreed.
 
 Link-local addresses, the cloud's metadata service among them, are never a provider.
 """
@@ -45,11 +45,11 @@ def choose(host: str, addresses: Sequence[str], *, allow_private: bool) -> str:
         address = _embedded(ipaddress.ip_address(text.partition("%")[0]))
         never = any(address in network for network in _NEVER)
         if never or address.is_link_local or address.is_multicast:
-            raise ForbiddenAddress(f"{host} is at {text}, which is never a provider")
+            raise ForbiddenAddress(f"{host} is at {text}, where nothing is ever sent")
         private = not address.is_global or any(address in network for network in _PRIVATE)
         if private and not allow_private:
             raise ForbiddenAddress(
-                f"{host} is at the private address {text}: the provider needs allowPrivate"
+                f"{host} is at the private address {text}: that needs allowPrivate"
             )
     if not addresses:
         raise ForbiddenAddress(f"{host} has no address")

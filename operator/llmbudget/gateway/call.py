@@ -52,6 +52,7 @@ from llmbudget.ledger.interface import (
 _DOUBTFUL_STATUSES: Final = frozenset({408, 499, 502, 504, *range(520, 528)})
 """Errors of something between here and the provider: it may have worked on the call. 529 is none:
 with it Anthropic refuses a call when it is overloaded."""
+_KEY_REFUSED: Final = frozenset({401, 403})
 _CALLERS_FAULT: Final = frozenset({400, 405, 406, 409, 410, 411, 413, 414, 415, 416, 422})
 """Errors that another provider would answer too: they go back to the caller."""
 _MOST_HEADER: Final = 256
@@ -65,6 +66,8 @@ class Failed:
     refusal: Refusal
     charged: bool = False
     """The provider may have done the work, so its hold was charged in full."""
+    key_refused: bool = False
+    """The provider does not accept the key, which may have been rotated."""
 
 
 @dataclass(slots=True)
@@ -174,7 +177,7 @@ class Calls:
         charged: Refusal | None = None
         status = Status.OK
         for offer in found.offers:
-            key = self._keys.get(offer.provider)
+            key = self._keys.get(offer.provider) or await self._keys.awaited(offer.provider)
             if key is None:
                 name = offer.provider.name
                 last = last or errors.unavailable(f"The gateway has no key for provider {name}.")
@@ -184,6 +187,10 @@ class Calls:
                 last = last or errors.left_alone(offer.provider.name, wait)
                 continue
             failed = await self._attempt(call, offer, found, key, status)
+            if failed is not None and failed.key_refused:
+                other = await self._keys.other_than(offer.provider, key)
+                if other is not None and not failed.charged:
+                    failed = await self._attempt(call, offer, found, other, status)
             if failed is None:
                 return
             last, status = failed.refusal, Status.FALLBACK
@@ -285,8 +292,11 @@ class Calls:
 async def _error_answer(call: Call, attempt: Attempt, answer: Answer) -> Failed | None:
     """Charge what an error may have cost; send it on where it is the caller's own."""
     certain = answer.status >= 400 and answer.status not in _DOUBTFUL_STATUSES
+    key_refused = answer.status in _KEY_REFUSED
     if not certain or attempt.offer.provider.bills_errors:
-        return await _doubt(attempt, f"status {answer.status}", str(answer.status))
+        failed = await _doubt(attempt, f"status {answer.status}", str(answer.status))
+        failed.key_refused = key_refused
+        return failed
     body = await answer.read()
     await attempt.held.release()
     why = f"status {answer.status}"
@@ -301,7 +311,7 @@ async def _error_answer(call: Call, attempt: Attempt, answer: Answer) -> Failed 
         wait = _seconds(answer.retry_after)
         return Failed(errors.rate_limited(f"Provider {name} limits its rate.", wait))
     message = f"Provider {name} answered with status {answer.status}."
-    return Failed(errors.upstream_failed(502, message, 1))
+    return Failed(errors.upstream_failed(502, message, 1), key_refused=key_refused)
 
 
 async def _doubt(attempt: Attempt, why: str, error: str) -> Failed:

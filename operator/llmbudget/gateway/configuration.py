@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from llmbudget.clients.cluster import ApiError, Cluster
 from llmbudget.clients.kinds import CONFIG_MAPS
 from llmbudget.contract.config import CONFIG_KEY, GatewayConfig
+from llmbudget.gateway.keys import Keys
 from llmbudget.gateway.routes import Routes, routes_of
 from llmbudget.ledger.interface import Ledger, LedgerError
 from llmbudget.telemetry import metrics
@@ -31,10 +32,17 @@ class Configuration:
     """Follows one ConfigMap and holds what is in force."""
 
     def __init__(
-        self, cluster: Cluster, ledger: Ledger, namespace: str, name: str, ca_directory: Path
+        self,
+        cluster: Cluster,
+        ledger: Ledger,
+        keys: Keys,
+        namespace: str,
+        name: str,
+        ca_directory: Path,
     ) -> None:
         self._cluster = cluster
         self._ledger = ledger
+        self._keys = keys
         self._namespace = namespace
         self._name = name
         self._ca_directory = ca_directory
@@ -75,6 +83,7 @@ class Configuration:
             except LedgerError as error:
                 log.warning("configuration waits", extra={"fields": {"why": str(error)}})
                 await asyncio.sleep(_RETRY_SECONDS)
+        self._keys.configured(config.providers)
         self.routes = routes_of(config, self._ca_directory, self.routes)
         metrics.CONFIG_GENERATION.set(config.generation)
         log.info("configuration", extra={"fields": {"generation": config.generation}})

@@ -1,4 +1,4 @@
-"""The providers' keys: read from the volume or the environment, and never told to anyone.
+"""The providers' keys: from the volume, the environment or Vault, and never told to anyone.
 
 The kubelet swaps a volume's content when a Secret changes, so a file is read again when it is
 another one; at most once a second, since a stat costs more than a dict.
@@ -10,15 +10,20 @@ import os
 import re
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from llmbudget.contract.config import ProviderConfig
+from llmbudget.contract.config import VAULT_DIRECTORY, ProviderConfig
+from llmbudget.gateway.vault_keys import VaultKeys, clean
 
 CHECK_SECONDS: Final = 1.0
 _MOST_BYTES: Final = 16 * 1024
+_NO_FILE: Final = (
+    "its Secret lacks the key that credentials.secretKeyRef names, or the kubelet has not brought"
+    " it yet"
+)
 MASK: Final = b"[masked]"
 _LEAST_BASE64: Final = 12
 """Characters of base64 below which a match would be chance."""
@@ -27,15 +32,23 @@ _LEAST_BASE64: Final = 12
 class Keys:
     """The keys of all providers."""
 
-    def __init__(self, directory: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        clock: Callable[[], float] = time.monotonic,
+        vault: Path = Path(VAULT_DIRECTORY),
+    ) -> None:
         self._directory = directory
         self._clock = clock
+        self._vault = VaultKeys(vault, clock)
         self._read: dict[str, tuple[float, tuple[int, int] | None, str | None]] = {}
 
     def get(self, provider: ProviderConfig) -> str | None:
-        """Return a provider's key; None: there is none."""
+        """Return a provider's key as it is known now; None: there is none."""
+        if provider.vault is not None:
+            return self._vault.of(provider, provider.vault).get()
         if provider.key_env is not None:
-            return _clean(os.environ.get(provider.key_env, ""))
+            return clean(os.environ.get(provider.key_env))
         now = self._clock()
         checked, version, key = self._read.get(provider.name, (-CHECK_SECONDS, None, None))
         if now - checked >= CHECK_SECONDS:
@@ -43,15 +56,41 @@ class Keys:
             found = _version(path)
             if found != version:
                 try:
-                    version, key = found, _clean(_read(path))
+                    version, key = found, clean(_read(path))
                 except OSError:
                     version, key = None, None
             self._read[provider.name] = (now, version, key)
         return key
 
-    def missing(self, providers: Iterable[ProviderConfig]) -> tuple[str, ...]:
-        """Name the providers that have no key."""
-        return tuple(provider.name for provider in providers if self.get(provider) is None)
+    async def awaited(self, provider: ProviderConfig) -> str | None:
+        """Return a provider's key, after asking Vault where it is not known."""
+        if provider.vault is not None:
+            return await self._vault.of(provider, provider.vault).awaited()
+        return self.get(provider)
+
+    async def other_than(self, provider: ProviderConfig, refused: str) -> str | None:
+        """Return a key in place of one that the provider refuses, which may have been rotated;
+        None: there is no other."""
+        if provider.vault is not None:
+            return await self._vault.of(provider, provider.vault).other_than(refused)
+        checked, version, key = self._read.get(provider.name, (0.0, None, None))
+        self._read[provider.name] = (checked - CHECK_SECONDS, version, key)
+        found = self.get(provider)
+        return None if found == refused else found
+
+    def configured(self, providers: Iterable[ProviderConfig]) -> None:
+        """Keep the keys of these providers fresh, and forget all others."""
+        self._vault.keep(providers)
+
+    def missing(self, providers: Iterable[ProviderConfig]) -> Mapping[str, str]:
+        """Name the providers that have no key, and say why."""
+        return {each.name: self._why(each) for each in providers if self.get(each) is None}
+
+    def _why(self, provider: ProviderConfig) -> str:
+        if provider.vault is None:
+            return _NO_FILE
+        key = self._vault.of(provider, provider.vault)
+        return f"Vault at {provider.vault.address}: {key.problem or 'its time is over'}"
 
 
 def mask(data: bytes, key: str) -> bytes:
@@ -117,9 +156,3 @@ def _version(path: Path) -> tuple[int, int] | None:
 
 def _read(path: Path) -> str:
     return path.read_bytes()[:_MOST_BYTES].decode("ascii", errors="replace")
-
-
-def _clean(text: str) -> str | None:
-    """Accept what can stand in a header, without the newline that many a Secret ends with."""
-    key = text.strip()
-    return key if key and key.isascii() and key.isprintable() else None

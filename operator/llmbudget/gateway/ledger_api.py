@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from llmbudget.api.money import format_usd
@@ -51,7 +51,10 @@ async def stream_balances(
                 found = _missing(keys, configured())
                 if found != missing:
                     missing = found
-                    event = KeysEvent(missing=found or ()).model_dump_json(by_alias=True)
+                    reasons = found or {}
+                    event = KeysEvent(missing=tuple(reasons), reasons=reasons).model_dump_json(
+                        by_alias=True
+                    )
                     await transport.send_bytes(_event(EventName.KEYS, seq, event))
                 try:
                     item = await asyncio.wait_for(queue.get(), _KEYS_SECONDS)
@@ -86,7 +89,7 @@ def _name(event: LedgerEvent) -> EventName:
     return EventName.SNAPSHOT if isinstance(event, SnapshotEvent) else EventName.ACTION
 
 
-def _missing(keys: Keys, config: GatewayConfig | None) -> tuple[str, ...] | None:
+def _missing(keys: Keys, config: GatewayConfig | None) -> Mapping[str, str] | None:
     return None if config is None else keys.missing(config.providers)
 
 

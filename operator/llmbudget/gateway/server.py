@@ -56,6 +56,7 @@ class Settings:
     namespace: str
     config_map: str
     keys: Path
+    vault: Path
     ca: Path
     ledger: Path | None
     """Folder of the embedded ledger; None: the budget asks for another engine."""
@@ -121,9 +122,9 @@ def _assemble(
     stack: contextlib.AsyncExitStack,
 ) -> App:
     """Put the parts together, and start those that follow something."""
-    keys = Keys(settings.keys)
+    keys = Keys(settings.keys, vault=settings.vault)
     configuration = Configuration(
-        cluster, ledger, settings.namespace, settings.config_map, settings.ca
+        cluster, ledger, keys, settings.namespace, settings.config_map, settings.ca
     )
     analytics = Analytics(ledger, configuration, settings.posthog_key)
     followers = [configuration.follow(), clock.follow(cluster), analytics.follow()]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import ssl
 import time
 from dataclasses import dataclass
@@ -17,12 +16,11 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-import certifi
-
 from llmbudget.api.provider import KeyHeader
 from llmbudget.contract.config import ProviderConfig
 from llmbudget.gateway.addresses import ForbiddenAddress, choose
 from llmbudget.gateway.breaker import Breaker
+from llmbudget.gateway.checked import BadBundle, resolve, trusted
 from llmbudget.gateway.connections import Connection, Doubtful, NotSent, Pool
 from llmbudget.gateway.wire import Headers
 
@@ -183,7 +181,12 @@ class Upstream:
 
     async def _renew_pool(self, address: str) -> None:
         if self._secure and self._tls is None:
-            self._tls = await asyncio.to_thread(self._trusted)
+            name = self.provider.ca_file
+            bundle = None if name is None else self._ca_directory / name
+            try:
+                self._tls = await asyncio.to_thread(trusted, bundle)
+            except BadBundle as error:
+                raise NotSent(str(error)) from None
         seconds = self.provider.connect_timeout_ms / _MILLISECONDS
         before = self._pool
         self._pool = Pool(self._host, address, self._port, self._tls, seconds)
@@ -191,25 +194,10 @@ class Upstream:
             before.close()
 
     async def _resolve(self) -> list[str]:
-        loop = asyncio.get_running_loop()
         try:
-            found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+            return await resolve(self._host, self._port)
         except OSError:
             raise NotSent(f"{self._host} can't be resolved") from None
-        return [str(info[4][0]) for info in found]
-
-    def _trusted(self) -> ssl.SSLContext:
-        """Build what certificates are checked by: the public authorities, and the provider's."""
-        trusted = ssl.create_default_context(cafile=certifi.where())
-        name = self.provider.ca_file
-        if name is not None:
-            try:
-                trusted.load_verify_locations(cafile=self._ca_directory / name)
-            except ssl.SSLError as error:
-                raise NotSent(f"the CA bundle {name} can't be used: {error.reason}") from None
-            except OSError:
-                raise NotSent(f"the CA bundle {name} is missing") from None
-        return trusted
 
 
 def _auth(header: KeyHeader, key: str) -> tuple[str, str]:

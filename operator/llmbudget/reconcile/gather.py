@@ -8,6 +8,7 @@ from datetime import datetime
 
 from llmbudget.api.gateway_spec import SecretDelivery
 from llmbudget.api.meta import ANNOTATION_ALLOWED_HOST, LABEL_PROVIDER_KEY
+from llmbudget.api.model import LocalRef, SecretKeyRef
 from llmbudget.clients.cluster import Cluster
 from llmbudget.clients.kinds import SECRETS
 from llmbudget.contract.config import CONFIG_KEY
@@ -74,7 +75,9 @@ async def keys_for_environment(
 
 def _secret_names(root: Budget, providers: list[Provider]) -> list[str]:
     """Name the Secrets that a gateway is to mount and to send somewhere."""
-    refs = [p.spec.credentials.secret_key_ref for p in providers if p.spec is not None]
+    sources = [p.spec.credentials for p in providers if p.spec is not None]
+    refs: list[SecretKeyRef | LocalRef | None] = [each.secret_key_ref for each in sources]
+    refs += [each.vault.app_role_secret_ref for each in sources if each.vault is not None]
     refs.append(root.spec.monitoring.posthog.api_key_secret_ref)
     return sorted({ref.name for ref in refs if ref is not None})
 

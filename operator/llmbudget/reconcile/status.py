@@ -108,7 +108,7 @@ def provider_status(
     provider: Provider,
     world: World,
     found: Sequence[Finding],
-    missing_keys: Sequence[str],
+    missing_keys: Mapping[str, str],
     before: Mapping[str, Any],
     timestamp: str,
 ) -> Manifest:
@@ -117,7 +117,7 @@ def provider_status(
     mine = [finding for finding in found if finding.provider == provider.name]
     problem: tuple[Reason, str] | None = (mine[0].reason, mine[0].message) if mine else None
     if problem is None and provider.name in missing_keys:
-        problem = (Reason.SECRET_NOT_FOUND, _no_key(provider.name))
+        problem = (Reason.SECRET_NOT_FOUND, _no_key(provider.name, missing_keys))
     conditions = [_condition(ConditionType.READY, "True", Reason.RECONCILED, "", generation)]
     if problem is not None:
         conditions = [
@@ -207,17 +207,17 @@ def _problem(
     chosen = {ref.name for ref in budget.spec.providers or situation.world.root.spec.providers}
     missing = [name for name in situation.gateway.missing_keys if name in chosen]
     if missing:
-        return Reason.SECRET_NOT_FOUND, " ".join(_no_key(name) for name in missing)
+        return Reason.SECRET_NOT_FOUND, " ".join(
+            _no_key(name, situation.gateway.missing_keys) for name in missing
+        )
     if refused:
         return Reason.TARGET_NOT_CONSENTING, " ".join(refused)
     return None
 
 
-def _no_key(provider: str) -> str:
-    return (
-        f"The gateway has no key for provider {provider}: its Secret lacks the key that"
-        " credentials.secretKeyRef names, or the kubelet has not brought it yet."
-    )
+def _no_key(provider: str, missing: Mapping[str, str]) -> str:
+    why = missing[provider] or "it does not say why"
+    return f"The gateway has no key for provider {provider}: {why}."
 
 
 def _waiting(situation: Situation) -> tuple[Reason, str] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -36,7 +36,8 @@ class GatewayState:
     """The configuration that it has acknowledged."""
     balances: dict[str, BalanceEvent] = field(default_factory=dict)
     actions: dict[str, ActionEvent] = field(default_factory=dict)
-    missing_keys: tuple[str, ...] = ()
+    missing_keys: Mapping[str, str] = field(default_factory=dict)
+    """Why the gateway lacks a key, by provider."""
 
 
 Changed = Callable[[str, bool], None]
@@ -148,8 +149,9 @@ class Streams:
             if not event.acknowledged:
                 self._acted(root, event)
         else:
-            transition = state.missing_keys != event.missing
-            state.missing_keys = event.missing
+            missing = {name: event.reasons.get(name, "") for name in event.missing}
+            transition = state.missing_keys != missing
+            state.missing_keys = missing
         if state.connected:
             self._changed(root, transition)
 

@@ -13,6 +13,7 @@ from llmbudget.contract.config import (
     POSTHOG_KEY_FILE,
     TLS_DIRECTORY,
     TOKEN_DIRECTORY,
+    VAULT_DIRECTORY,
 )
 from llmbudget.decide.validity import Finding
 from llmbudget.decide.world import World
@@ -152,6 +153,7 @@ def _arguments(world: World) -> list[str]:
         "gateway",
         f"--config-map={root.namespace}/{gateway(root)}",
         f"--keys={KEYS_DIRECTORY}",
+        f"--vault={VAULT_DIRECTORY}",
         f"--ca={CA_DIRECTORY}",
         f"--service-account={TOKEN_DIRECTORY}",
         f"--posthog-key={POSTHOG_KEY_FILE}",

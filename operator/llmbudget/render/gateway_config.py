@@ -9,7 +9,7 @@ from llmbudget.api.gateway_spec import SecretDelivery
 from llmbudget.api.meta import ANNOTATION_APPROVED_PERIOD
 from llmbudget.api.model import milliseconds, months, per_minute
 from llmbudget.api.money import parse_usd
-from llmbudget.api.provider import DEFAULT_CONTEXT
+from llmbudget.api.provider import DEFAULT_CONTEXT, VaultAuthMethod, VaultSource
 from llmbudget.contract.config import (
     AccountConfig,
     ConsumerConfig,
@@ -20,6 +20,7 @@ from llmbudget.contract.config import (
     PostHogConfig,
     ProviderConfig,
     Threshold,
+    VaultConfig,
     key_variable,
 )
 from llmbudget.decide.ladder import default_ladder
@@ -86,6 +87,7 @@ def _provider(provider: Provider, spec: BudgetSpec, world: World) -> ProviderCon
     written = provider.spec
     if written is None:
         raise AssertionError("a provider that can't be read is not callable")
+    vault = written.credentials.vault
     by_environment = spec.deployment.secret_delivery is SecretDelivery.ENV
     return ProviderConfig(
         name=provider.name,
@@ -93,7 +95,8 @@ def _provider(provider: Provider, spec: BudgetSpec, world: World) -> ProviderCon
         endpoint=written.endpoint,
         allow_private=written.allow_private,
         key_header=written.credentials.header,
-        key_env=key_variable(provider.name) if by_environment else None,
+        key_env=key_variable(provider.name) if by_environment and vault is None else None,
+        vault=_vault(vault) if vault else None,
         ca_file=f"{provider.name}.pem" if written.ca_bundle else None,
         models=tuple(
             ModelConfig(
@@ -113,6 +116,24 @@ def _provider(provider: Provider, spec: BudgetSpec, world: World) -> ProviderCon
         idle_timeout_ms=milliseconds(written.timeouts.idle),
         total_timeout_ms=milliseconds(written.timeouts.total),
         bills_errors=written.bills_errors,
+    )
+
+
+def _vault(source: VaultSource) -> VaultConfig:
+    kubernetes = source.auth_method is VaultAuthMethod.KUBERNETES
+    return VaultConfig(
+        address=source.address,
+        allow_private=source.allow_private,
+        ca_bundle=source.ca_bundle is not None,
+        namespace=source.namespace,
+        auth_method=source.auth_method,
+        auth_path=source.auth_path or ("kubernetes" if kubernetes else "approle"),
+        role=source.role,
+        mount=source.mount,
+        kv_version=source.kv_version,
+        path=source.path,
+        key=source.key,
+        ttl_ms=milliseconds(source.ttl),
     )
 
 

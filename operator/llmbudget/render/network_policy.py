@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from llmbudget.api.gateway_spec import Egress
 from llmbudget.contract.config import GATEWAY_PORT
-from llmbudget.decide.validity import Finding, callable_providers
+from llmbudget.decide.validity import Finding, callable_providers, private_urls
 from llmbudget.decide.world import World
 from llmbudget.render.names import Manifest, gateway, metadata, selector
 
@@ -67,7 +67,8 @@ def _egress(world: World, found: tuple[Finding, ...]) -> list[Manifest]:
         rules.append({"to": anywhere, "ports": [_port(_POSTGRES)]})
     if network.egress is Egress.PUBLIC:
         public = [_block("0.0.0.0/0", _PRIVATE_V4), _block("::/0", _PRIVATE_V6)]
-        rules.append({"to": public, "ports": [_port(_HTTPS)]})
+        ports = sorted({_HTTPS, *_public_vaults(world, found)})
+        rules.append({"to": public, "ports": [_port(port) for port in ports]})
     return [rule for rule in rules if rule["to"]]
 
 
@@ -82,18 +83,26 @@ def _api_servers(world: World) -> list[Manifest]:
 
 
 def _internal_endpoints(world: World, found: tuple[Finding, ...]) -> list[tuple[str, int]]:
-    """List the endpoints that are not public: private providers and the tracing collector."""
-    endpoints: set[tuple[str, int]] = set()
-    for provider in callable_providers(world, found):
-        if provider.spec is not None and provider.spec.allow_private:
-            parts = urlsplit(provider.spec.endpoint)
-            port = parts.port or (443 if parts.scheme == "https" else 80)
-            endpoints.add((parts.hostname or "", port))
+    """List the endpoints that are not public: providers, Vaults and the tracing collector."""
+    callable_ones = callable_providers(world, found)
+    endpoints = {_place(url) for provider in callable_ones for url in private_urls(provider)}
     tracing = world.root.spec.monitoring.distributed_tracing
     if tracing.enabled and tracing.collector is not None:
         host, _, number = tracing.collector.rpartition(":")
         endpoints.add((host, int(number)))
     return sorted(endpoints)
+
+
+def _public_vaults(world: World, found: tuple[Finding, ...]) -> set[int]:
+    """List the ports of Vaults at public addresses: mostly 8200."""
+    specs = [provider.spec for provider in callable_providers(world, found)]
+    vaults = [spec.credentials.vault for spec in specs if spec is not None]
+    return {_place(each.address)[1] for each in vaults if each and not each.allow_private}
+
+
+def _place(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or (_HTTPS if parts.scheme == "https" else 80)
 
 
 def _peers(host: str) -> list[Manifest]:

@@ -12,6 +12,8 @@ from llmbudget.contract.config import (
     POSTHOG_KEY_FILE,
     TLS_DIRECTORY,
     TOKEN_DIRECTORY,
+    VAULT_CA_FILE,
+    VAULT_DIRECTORY,
 )
 from llmbudget.decide.validity import Finding, callable_providers, posthog_of
 from llmbudget.decide.world import World
@@ -28,6 +30,7 @@ def volumes(world: World, found: tuple[Finding, ...]) -> list[tuple[Manifest, Ma
         ({"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}, _mount("tmp", "/tmp", False)),  # noqa: S108
     ]
     pairs += _keys(world, found)
+    pairs += _vault_logins(world, found)
     pairs += _ca_bundles(world, found)
     pairs += _ledger(world)
     pairs += _others(world)
@@ -56,6 +59,34 @@ def _keys(world: World, found: tuple[Finding, ...]) -> list[tuple[Manifest, Mani
             items = [{"key": ref.key, "path": provider.name}]
             sources.append({"secret": {"name": ref.name, "optional": True, "items": items}})
     return [_projected("keys", sources, KEYS_DIRECTORY)] if sources else []
+
+
+def _vault_logins(world: World, found: tuple[Finding, ...]) -> list[tuple[Manifest, Manifest]]:
+    """What the gateway logs in to Vault with, one folder a provider."""
+    sources: list[Manifest] = []
+    for provider in callable_providers(world, found):
+        vault = provider.spec.credentials.vault if provider.spec else None
+        if vault is None:
+            continue
+        if vault.app_role_secret_ref is not None:
+            name = vault.app_role_secret_ref.name
+            items = [
+                {"key": key, "path": f"{provider.name}/{key}"} for key in ("role_id", "secret_id")
+            ]
+            sources.append({"secret": {"name": name, "optional": True, "items": items}})
+        else:
+            token = {
+                # Of no use anywhere else, the API server included.
+                "audience": vault.address,
+                "expirationSeconds": _TOKEN_SECONDS,
+                "path": f"{provider.name}/token",
+            }
+            sources.append({"serviceAccountToken": token})
+        if vault.ca_bundle is not None:
+            ref = vault.ca_bundle.config_map_key_ref
+            items = [{"key": ref.key, "path": f"{provider.name}/{VAULT_CA_FILE}"}]
+            sources.append({"configMap": {"name": ref.name, "optional": True, "items": items}})
+    return [_projected("vault", sources, VAULT_DIRECTORY)] if sources else []
 
 
 def _ca_bundles(world: World, found: tuple[Finding, ...]) -> list[tuple[Manifest, Manifest]]:

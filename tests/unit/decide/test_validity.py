@@ -76,7 +76,20 @@ class Case:
 
 
 OPENROUTER = "LLMProvider/openrouter"
-VAULT = {"vault": {"address": "https://vault.example", "role": "llm", "path": "keys", "key": "k"}}
+VAULT = {"address": "https://vault.example:8200", "path": "keys", "key": "k"}
+BY_ROLE = {"vault": {**VAULT, "role": "llm"}}
+BY_APP_ROLE = {
+    "vault": {**VAULT, "authMethod": "AppRole", "appRoleSecretRef": {"name": "vault-login"}}
+}
+VAULT_LOGIN = {
+    "kind": "Secret",
+    "metadata": {
+        "name": "vault-login",
+        "namespace": "llm-platform",
+        "labels": {"llmbudget.io/provider-key": "true"},
+        "annotations": {"llmbudget.io/allowed-host": "vault.example"},
+    },
+}
 LISTED = {"name": "gpt-4o-mini", "upstreamName": "openai/gpt-4o-mini"}
 CASES = {
     "time zone unknown": Case(
@@ -147,10 +160,55 @@ CASES = {
         ("openrouter.ai is not", "--allow-private-host=openrouter.ai"),
         provider="openrouter",
     ),
-    "key in Vault": Case(
-        setting(OPENROUTER, "spec.credentials", VAULT),
-        Reason.NOT_SUPPORTED,
-        ("use credentials.secretKeyRef",),
+    "private Vault not listed": Case(
+        setting(
+            OPENROUTER, "spec.credentials", {"vault": BY_ROLE["vault"] | {"allowPrivate": True}}
+        ),
+        Reason.PROVIDER_INVALID,
+        ("vault.example:8200 is not", "--allow-private-host=vault.example:8200"),
+        provider="openrouter",
+    ),
+    "no Secret to log in to Vault with": Case(
+        setting(OPENROUTER, "spec.credentials", BY_APP_ROLE),
+        Reason.SECRET_NOT_FOUND,
+        ("Secret vault-login in namespace llm-platform", "role_id and secret_id"),
+        provider="openrouter",
+    ),
+    "login for another Vault": Case(
+        lambda made: (
+            made[OPENROUTER]["spec"].update(
+                credentials={"vault": BY_APP_ROLE["vault"] | {"address": "https://evil.example"}}
+            ),
+            made.update({"Secret/vault-login": VAULT_LOGIN}),
+        ),
+        Reason.SECRET_NOT_CONSENTING,
+        ("may not be sent to evil.example", "llmbudget.io/allowed-host=evil.example"),
+        provider="openrouter",
+    ),
+    "role not said": Case(
+        setting(OPENROUTER, "spec.credentials", {"vault": VAULT}),
+        Reason.PROVIDER_INVALID,
+        ("vault.role is needed", "Kubernetes"),
+        provider="openrouter",
+    ),
+    "AppRole of an older version": Case(
+        setting(
+            OPENROUTER,
+            "spec.credentials",
+            {"vault": {**VAULT, "role": "llm", "authMethod": "AppRole"}},
+        ),
+        Reason.PROVIDER_INVALID,
+        ("vault.appRoleSecretRef is needed", "AppRole"),
+        provider="openrouter",
+    ),
+    "Vault at no port": Case(
+        setting(
+            OPENROUTER,
+            "spec.credentials",
+            {"vault": BY_ROLE["vault"] | {"address": "https://v:99999"}},
+        ),
+        Reason.PROVIDER_INVALID,
+        ("https://v:99999", "port"),
         provider="openrouter",
     ),
     "rollover": Case(
@@ -225,6 +283,25 @@ def test_a_provider_that_the_root_does_not_use_is_nobodys_concern() -> None:
         without("Secret/openrouter-key"),
     )
     assert findings(made) == ()
+
+
+@pytest.mark.parametrize("credentials", [BY_ROLE, BY_APP_ROLE])
+def test_a_key_in_vault_is_sound(credentials: dict[str, Any]) -> None:
+    made = world(
+        setting(OPENROUTER, "spec.credentials", credentials),
+        lambda made: made.update({"Secret/vault-login": VAULT_LOGIN}),
+    )
+    assert findings(made) == ()
+
+
+def test_a_key_in_vault_comes_by_no_environment() -> None:
+    made = world(
+        setting(OPENROUTER, "spec.credentials", BY_ROLE),
+        setting(ROOT, "spec.deployment", {"secretDelivery": "Env"}),
+    )
+    found = gateway_config(made, findings(made)).providers
+    by_environment = {each.name: each.key_env is not None for each in found}
+    assert by_environment == {"openrouter": False, "requesty": True, "localai": True}
 
 
 def test_without_any_readable_provider_ladders_are_not_blamed() -> None:

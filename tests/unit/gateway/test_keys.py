@@ -88,7 +88,7 @@ def test_what_cannot_stand_in_a_header_is_no_key(
 ) -> None:
     folder.swap(openrouter=written)
     assert keys.get(PROVIDER) is None
-    assert keys.missing([PROVIDER]) == ("openrouter",)
+    assert [*keys.missing([PROVIDER])] == ["openrouter"]
 
 
 @pytest.mark.parametrize("written", [text for text in UNUSABLE if b"\x00" not in text])
@@ -119,7 +119,7 @@ def test_no_folder_no_file_or_a_folder_in_its_place(folder: Folder, keys: Keys) 
 def test_each_provider_has_a_file_of_its_own_name(folder: Folder, keys: Keys) -> None:
     folder.swap(openrouter=b"sk-router")
     assert (keys.get(PROVIDER), keys.get(OTHER)) == ("sk-router", None)
-    assert keys.missing([PROVIDER, OTHER]) == ("anthropic",)
+    assert [*keys.missing([PROVIDER, OTHER])] == ["anthropic"]
 
 
 def test_a_rotated_key_is_read_within_a_second(folder: Folder, keys: Keys) -> None:

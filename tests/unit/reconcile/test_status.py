@@ -53,7 +53,7 @@ FAULT = Finding(Reason.SECRET_NOT_CONSENTING, "label it", provider="openrouter")
         ({}, {"gateway": AWAY}, "Pending"),
         (SPENT, {"gateway": AWAY}, "Pending"),
         ({}, {"root": STALLING}, "Failed"),
-        ({}, {"gateway": {"missing_keys": ("requesty",)}}, "Failed"),
+        ({}, {"gateway": {"missing_keys": {"requesty": "no file"}}}, "Failed"),
         ({}, {"root": FATAL}, "Failed"),
         (SPENT, {"root": FATAL}, "Failed"),
         ({}, {"root": STALLING, "gateway": AWAY}, "Failed"),
@@ -78,7 +78,7 @@ def test_a_budget_whose_balance_is_not_known_yet_is_pending() -> None:
 SILENT = {"gateway": AWAY}
 BEHIND = {"gateway": {"config_generation": 1}}
 UNHEARD = {"gateway": {"config_generation": None}}
-KEYLESS = {"gateway": {"missing_keys": ("requesty", "unused")}}
+KEYLESS = {"gateway": {"missing_keys": {"requesty": "ask Vault", "unused": "no file"}}}
 ELSEWHERE = {"root": {"ledger": {"postgres": {"secretKeyRef": {"name": "db", "key": "uri"}}}}}
 WAITING = SPENT | {"awaiting_approval": True}
 
@@ -102,7 +102,7 @@ WAITING = SPENT | {"awaiting_approval": True}
         ({}, BEHIND, "Ready", "False ConfigNotAcknowledged", "not taken configuration"),
         ({}, UNHEARD, "Reconciling", "True ConfigNotAcknowledged", "not taken configuration"),
         ({}, KEYLESS, "Ready", "False SecretNotFound", "no key for provider requesty:"),
-        ({}, KEYLESS, "Stalled", "True SecretNotFound", "credentials.secretKeyRef"),
+        ({}, KEYLESS, "Stalled", "True SecretNotFound", "ask Vault"),
         ({}, {"root": STALLING}, "Ready", "False NotSupported", "remove it"),
         ({}, {"root": STALLING}, "Stalled", "True NotSupported", "remove it"),
         ({}, {"root": FATAL}, "Stalled", "True InvalidSpec", "write an IANA name"),
@@ -147,7 +147,7 @@ def test_a_finding_about_one_budget_leaves_the_other_ready() -> None:
 
 
 def test_a_key_that_lacks_concerns_those_who_chose_its_provider() -> None:
-    made = situation(balance(), balance(CHILD), gateway={"missing_keys": ("requesty",)})
+    made = situation(balance(), balance(CHILD), gateway={"missing_keys": {"requesty": "no file"}})
     assert status_of(made, CHILD)["phase"] == "Ready"
     assert status_of(made, ROOT)["phase"] == "Failed"
 
@@ -181,7 +181,9 @@ def test_a_rejected_budget_has_failed_and_says_why() -> None:
 
 def test_a_sound_provider_is_ready_and_counts_its_priced_models() -> None:
     world = situation().world
-    status = provider_status(world.providers["openrouter"], world, (), ("requesty",), {}, NOW)
+    status = provider_status(
+        world.providers["openrouter"], world, (), {"requesty": "no file"}, {}, NOW
+    )
     assert (status["models"], status["observedGeneration"]) == (1, 1)
     assert condition(status, "Ready") == ("True", "Reconciled", "")
     assert condition(status, "Stalled") is None
@@ -190,14 +192,19 @@ def test_a_sound_provider_is_ready_and_counts_its_priced_models() -> None:
 @pytest.mark.parametrize(
     ("found", "missing", "expected", "said"),
     [
-        ((FAULT,), (), "SecretNotConsenting", "label it"),
-        ((FAULT, replace(FAULT, reason=Reason.MODEL_UNPRICED)), (), "SecretNotConsenting", ""),
-        ((FAULT,), ("openrouter",), "SecretNotConsenting", "label it"),
-        ((), ("openrouter",), "SecretNotFound", "no key for provider openrouter:"),
+        ((FAULT,), {}, "SecretNotConsenting", "label it"),
+        ((FAULT, replace(FAULT, reason=Reason.MODEL_UNPRICED)), {}, "SecretNotConsenting", ""),
+        ((FAULT,), {"openrouter": "no file"}, "SecretNotConsenting", "label it"),
+        (
+            (),
+            {"openrouter": "no file"},
+            "SecretNotFound",
+            "no key for provider openrouter: no file.",
+        ),
     ],
 )
 def test_a_provider_tells_its_first_fault(
-    found: tuple[Finding, ...], missing: tuple[str, ...], expected: str, said: str
+    found: tuple[Finding, ...], missing: dict[str, str], expected: str, said: str
 ) -> None:
     world = situation().world
     status = provider_status(world.providers["openrouter"], world, found, missing, {}, NOW)
@@ -211,7 +218,7 @@ def test_a_provider_tells_its_first_fault(
 def test_a_provider_that_cannot_be_read_has_no_models() -> None:
     world = situation().world
     provider = replace(world.providers["openrouter"], spec=None, error="spec.endpoint: no URL")
-    assert provider_status(provider, world, (), (), {}, NOW)["models"] == 0
+    assert provider_status(provider, world, (), {}, {}, NOW)["models"] == 0
 
 
 def test_a_status_is_applied_to_its_resource_alone() -> None:
