@@ -3,10 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from llmbudget.contract.events import ActionEvent, BalanceEvent, LedgerEvent, SnapshotEvent
+from llmbudget.ledger.book import Book
 from llmbudget.ledger.interface import ActionRow, Balance
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a transaction changed, for those who follow."""
+
+    balances: Mapping[str, Balance]
+    actions: Sequence[ActionRow]
+    generation: int
+    reconfigured: bool
+    """All accounts are among the balances: those that are not are gone."""
+
+    @classmethod
+    def by(cls, book: Book) -> Committed | None:
+        """Say what the running transaction changes; None: nothing."""
+        if book.header.period is None:
+            return None
+        changes = book.changes
+        names = book.changed_accounts()
+        if not (names or changes.actions or changes.header):
+            return None
+        return cls(
+            balances={name: book.balance(name) for name in names},
+            actions=list(changes.actions.values()),
+            generation=book.header.generation,
+            reconfigured=changes.header,
+        )
 
 
 class Feed:
@@ -27,6 +56,15 @@ class Feed:
     def balances(self) -> Mapping[str, Balance]:
         """Where all accounts stand."""
         return self._balances
+
+    def take(self, committed: Committed) -> None:
+        """Take over what a transaction changed."""
+        if committed.reconfigured:
+            self.replace(committed.balances, generation=committed.generation)
+        else:
+            self.update(committed.balances)
+        if committed.actions:
+            self.act(committed.actions)
 
     def replace(self, balances: Mapping[str, Balance], *, generation: int) -> None:
         """Take over all balances: those of accounts that are gone are dropped."""

@@ -31,9 +31,9 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, Field
 
 from llmbudget.api.money import NANO_PER_USD, Nano, round_up
+from llmbudget.ledger.book import Book
 from llmbudget.ledger.export import export, replacing
 from llmbudget.ledger.interface import Entry, LedgerUnavailable, Outcome
-from llmbudget.ledger.sqlite.book import Book
 from llmbudget.ledger.sqlite.store import Store
 
 logger = logging.getLogger(__name__)

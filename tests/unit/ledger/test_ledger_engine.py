@@ -360,7 +360,7 @@ async def test_full_disk_grants_nothing_and_is_recovered_from(tmp_path, ledger):
         connection.pragma("max_page_count", pages)
         full.set()
 
-    await ledger._do(lambda book: limit())
+    await ledger._submit(lambda book: limit())
     assert full.is_set()
     results = await asyncio.gather(
         *(ledger.hold(ask(f"h{n}-{'x' * 500}")) for n in range(100)), return_exceptions=True

@@ -1,9 +1,8 @@
 """The ledger in one SQLite file, owned by one process.
 
-Bottom up: `schema` is the file, `records` the rows as Python sees them, `rows` reads and writes
-them, `pages` knows what is in memory and how months end, `book` moves the money, `store` makes a
-book's changes one transaction of the file, `writer` commits operations in groups, `engine` is the
-ledger for an event loop.
+Bottom up: `schema` is the file, `rows` reads and writes its rows, `store` makes a book's changes
+one transaction of the file, `writer` commits operations in groups, `engine` is the ledger for an
+event loop.
 """
 
 from llmbudget.ledger.sqlite.engine import SqliteLedger

@@ -13,7 +13,7 @@ from llmbudget.api.budget import Action
 from llmbudget.api.money import Nano
 from llmbudget.contract.config import Threshold
 from llmbudget.ledger.interface import ActionRow, Entry, Outcome
-from llmbudget.ledger.sqlite.records import (
+from llmbudget.ledger.records import (
     Account,
     Changes,
     EntryRow,

@@ -16,10 +16,10 @@ from typing import IO
 
 import apsw
 
+from llmbudget.ledger.book import Book
 from llmbudget.ledger.interface import LedgerUnavailable
-from llmbudget.ledger.sqlite.book import Book
-from llmbudget.ledger.sqlite.pages import Clock
-from llmbudget.ledger.sqlite.records import Changes
+from llmbudget.ledger.pages import Clock
+from llmbudget.ledger.records import Changes
 from llmbudget.ledger.sqlite.rows import Rows, write
 from llmbudget.ledger.sqlite.schema import connect
 
@@ -72,7 +72,7 @@ class Store:
         with self.transaction() as book:
             book.header.epoch += 1
             book.changes.header = True
-            book.sweep()
+            book.sweep([hold for hold in book.holds.values() if hold.epoch < book.header.epoch])
 
     def _connected(self) -> apsw.Connection:
         if self._connection is None:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Final
 
-from llmbudget.ledger.interface import ActionRow, Balance, LedgerError, LedgerUnavailable
-from llmbudget.ledger.sqlite.book import Book
+from llmbudget.ledger.book import Book
+from llmbudget.ledger.feed import Committed
+from llmbudget.ledger.interface import LedgerError, LedgerUnavailable
 from llmbudget.ledger.sqlite.store import Store
 
 logger = logging.getLogger(__name__)
@@ -36,16 +37,6 @@ class Operation:
     future: asyncio.Future[Any]
     result: object = None
     error: Exception | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """What a commit changed, for those who follow."""
-
-    balances: dict[str, Balance]
-    actions: Sequence[ActionRow]
-    generation: int
-    reconfigured: bool
 
 
 class Writer(Thread):
@@ -120,7 +111,7 @@ class Writer(Thread):
                     operation.result = operation.run(book)
                 except (LedgerError, ValueError) as error:
                     operation.error = error
-            committed = _outcome(book)
+            committed = Committed.by(book)
         self.commits += 1
         return committed
 
@@ -134,19 +125,3 @@ class Writer(Thread):
                 operation.future.set_exception(operation.error)
             else:
                 operation.future.set_result(operation.result)
-
-
-def _outcome(book: Book) -> Committed | None:
-    """Say what a transaction changed for those who follow; None: nothing."""
-    if book.header.period is None:
-        return None
-    changes = book.changes
-    names = book.changed_accounts()
-    if not (names or changes.actions or changes.header):
-        return None
-    return Committed(
-        balances={name: book.balance(name) for name in names},
-        actions=list(changes.actions.values()),
-        generation=book.header.generation,
-        reconfigured=changes.header,
-    )

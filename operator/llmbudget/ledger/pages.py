@@ -20,7 +20,7 @@ from llmbudget.api.money import Nano
 from llmbudget.decide.periods import Period, period_at, period_named
 from llmbudget.decide.thresholds import awaiting_approval, crossed, downgrade_level
 from llmbudget.ledger.interface import ActionRow, Balance, UnknownAccount, UnknownHold
-from llmbudget.ledger.sqlite.records import (
+from llmbudget.ledger.records import (
     LIMIT,
     Account,
     Changes,
@@ -83,6 +83,24 @@ class Pages:
         self._last_seq = last_seq
         self._figures: dict[tuple[str, str], Figures] = {}
         self._actions: dict[str, ActionRow] = {}
+
+    def catch_up(
+        self,
+        header: Header,
+        last_seq: int,
+        figures: Iterable[tuple[str, str, Figures]],
+    ) -> set[str]:
+        """Take over what other owners committed in the current period; tell whose sums those are.
+
+        Sums of other periods are read anew when they are asked for.
+        """
+        self.header, self._last_seq = header, last_seq
+        self._figures = {
+            key: kept for key, kept in self._figures.items() if key[1] == header.period
+        }
+        news = {(account, period): found for account, period, found in figures}
+        self._figures.update(news)
+        return {account for account, _ in news}
 
     # Periods
 

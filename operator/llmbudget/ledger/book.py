@@ -1,9 +1,10 @@
-"""The book: money moved in memory, within one transaction of the file.
+"""The book: money moved in memory, within one transaction.
 
-A book is read from the file once and then kept, since one process owns the file. Each operation
-checks first and then changes the book and its `changes`, so that a refused operation leaves no
-trace; the store writes the changes in the transaction that ran the operations, and throws the
-book away when that transaction fails.
+A book is read once and then kept: where several processes own a ledger, it catches up with the
+others' commits at the beginning of each transaction. Each operation checks first and then changes
+the book and its `changes`, so that a refused operation leaves no trace; the store writes the
+changes in the transaction that ran the operations, and throws the book away when that transaction
+fails.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from llmbudget.ledger.interface import (
     Settlement,
     Status,
 )
-from llmbudget.ledger.sqlite.pages import Pages
-from llmbudget.ledger.sqlite.records import (
+from llmbudget.ledger.pages import Pages
+from llmbudget.ledger.records import (
     LIMIT,
     Account,
     EntryRow,
@@ -245,9 +246,8 @@ class Book(Pages):
         """Tell how far a consumer of the rows has come."""
         return self.changes.cursors.get(name) or self._shelf.cursor(name)
 
-    def sweep(self) -> None:
-        """Charge the holds of earlier owners of the file: nobody knows what became of them."""
-        orphans = [hold for hold in self.holds.values() if hold.epoch < self.header.epoch]
+    def sweep(self, orphans: Sequence[OpenHold]) -> None:
+        """Charge holds whose owner is gone: nobody knows what became of them."""
         for hold in orphans:
             unknown = Settlement(cost=None, status=Status.ERROR)
             self._resolve(hold, hold.amount, Outcome.UNKNOWN, unknown)

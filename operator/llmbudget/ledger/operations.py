@@ -1,0 +1,176 @@
+"""The interface on top of a book: each operation of a ledger is queued, run and committed.
+
+An engine says how operations are committed and how rows are read beside them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeVar
+
+from llmbudget.contract.config import AccountConfig
+from llmbudget.contract.events import LedgerEvent
+from llmbudget.ledger.book import Book
+from llmbudget.ledger.feed import Feed
+from llmbudget.ledger.interface import (
+    Balance,
+    Entry,
+    Hold,
+    HoldRequest,
+    Settlement,
+    Status,
+    UnknownAccount,
+)
+from llmbudget.ledger.records import EntryRow
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What an operation is about, so that an engine may fetch it beforehand."""
+
+    id: str | None = None
+    """Of a hold and its entry."""
+    key: tuple[str, str] | None = None
+    """Consumer and idempotency key."""
+
+
+NOTHING: Final = Subject()
+
+
+class Reading(Protocol):
+    """Rows as committed, beside what runs."""
+
+    def entry(self, entry_id: str) -> EntryRow | None:
+        """Find an entry by its id."""
+
+    def entries(self, after: int, limit: int) -> list[Entry]:
+        """Read entries in the order of their `seq`."""
+
+    def cursor(self, name: str) -> int:
+        """Read a cursor; 0 where it was never stored."""
+
+
+class Operations(ABC):
+    """What every engine of a `Ledger` does alike."""
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+        self._closed = False
+
+    @abstractmethod
+    def _submit(
+        self, run: Callable[[Book], Result], *, durable: bool = True, about: Subject = NOTHING
+    ) -> asyncio.Future[Result]:
+        """Queue an operation; the future is resolved when it is committed."""
+
+    @abstractmethod
+    async def _read(self, read: Callable[[Reading], Result]) -> Result:
+        """Read rows beside what runs."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """See `Ledger.close`."""
+
+    async def configure(
+        self, accounts: Sequence[AccountConfig], *, time_zone: str, generation: int
+    ) -> None:
+        """See `Ledger.configure`.
+
+        Raises:
+            ValueError: the time zone is unknown, a cap is out of range or the tree is none.
+        """
+        await self._submit(
+            lambda book: book.configure(accounts, time_zone=time_zone, generation=generation)
+        )
+
+    async def hold(self, request: HoldRequest) -> Hold:
+        """See `Ledger.hold`. When the caller is cancelled meanwhile, the hold is given back.
+
+        Raises:
+            ValueError: the amount is negative or beyond what the ledger counts.
+        """
+        key = request.idempotency_key
+        about = Subject(request.id, None if key is None else (request.consumer or "", key))
+        asked = self._submit(lambda book: book.hold(request), about=about)
+        try:
+            return await asyncio.shield(asked)
+        except asyncio.CancelledError:
+            asked.add_done_callback(self._give_back)
+            raise
+
+    def _give_back(self, asked: asyncio.Future[Hold]) -> None:
+        if asked.cancelled() or asked.exception() is not None or self._closed:
+            return
+        hold_id = asked.result().id
+        given = self._submit(lambda book: book.release(hold_id), about=Subject(hold_id))
+        # Nobody is there to be told; a hold that stays is charged by the next owner.
+        given.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    async def settle(self, hold_id: str, settlement: Settlement) -> Entry:
+        """See `Ledger.settle`.
+
+        Raises:
+            ValueError: a figure is negative or beyond what the ledger counts.
+        """
+        return await self._submit(
+            lambda book: book.settle(hold_id, settlement), durable=False, about=Subject(hold_id)
+        )
+
+    async def release(self, hold_id: str, status: Status = Status.ERROR) -> Entry:
+        """See `Ledger.release`."""
+        return await self._submit(
+            lambda book: book.release(hold_id, status), durable=False, about=Subject(hold_id)
+        )
+
+    async def acknowledge(self, action_id: str) -> None:
+        """See `Ledger.acknowledge`."""
+        await self._submit(lambda book: book.acknowledge(action_id))
+
+    async def advance(self, name: str, seq: int) -> None:
+        """See `Ledger.advance`."""
+        await self._submit(lambda book: book.advance(name, seq), durable=False)
+
+    async def forget(self, before: str, limit: int) -> int:
+        """See `Ledger.forget`."""
+        return await self._submit(lambda book: book.forget(before, limit), durable=False)
+
+    async def tick(self) -> None:
+        """Go on to the clock's period now; an idle ledger does it within a second by itself."""
+        await self._submit(lambda book: None, durable=False)
+
+    async def entry(self, entry_id: str) -> Entry | None:
+        """See `Ledger.entry`."""
+
+        def find(rows: Reading) -> Entry | None:
+            row = rows.entry(entry_id)
+            return None if row is None else row.entry
+
+        return await self._read(find)
+
+    async def entries(self, after: int = 0, limit: int = 1000) -> Sequence[Entry]:
+        """See `Ledger.entries`."""
+        return await self._read(lambda rows: rows.entries(after, limit))
+
+    async def cursor(self, name: str) -> int:
+        """See `Ledger.cursor`."""
+        return await self._read(lambda rows: rows.cursor(name))
+
+    def balance(self, account: str) -> Balance:
+        """See `Ledger.balance`."""
+        try:
+            return self._feed.balances[account]
+        except KeyError:
+            raise UnknownAccount(f"{account}: this account is not configured") from None
+
+    def balances(self) -> Mapping[str, Balance]:
+        """See `Ledger.balances`."""
+        return self._feed.balances
+
+    def subscribe(self) -> AsyncIterator[LedgerEvent]:
+        """See `Ledger.subscribe`."""
+        return self._feed.follow()
