@@ -1,4 +1,5 @@
-"""Fixtures that all tests share: one real control plane a run, started when it is asked for."""
+"""Fixtures that all tests share: one real control plane and one PostgreSQL server a run, each
+started when it is asked for."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from tests.support.operator_stage import start_operator
+from tests.support.postgres_server import PostgresServer
 
 from llmbudget.clients.cluster import Cluster
 from llmbudget.local import binaries
@@ -120,6 +122,15 @@ def get(kubectl: Kubectl) -> Callable[..., dict[str, Any]]:
         return found
 
     return read
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server of this run."""
+    server = PostgresServer()
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "operator": ("llmbudget.cli.operator", "Reconcile budgets and providers."),
     "gateway": ("llmbudget.cli.gateway", "Serve one root budget's calls."),
     "usage": ("llmbudget.cli.usage", "Export the ledger's rows."),
+    "ledger": ("llmbudget.cli.ledger", "Look after a PostgreSQL ledger."),
     "crds": ("llmbudget.cli.crds", "Generate CRDs and the field reference."),
     "local": ("llmbudget.cli.local", "Run a cluster, a provider or a gateway on this machine."),
 }

@@ -1,6 +1,6 @@
 """The rows in the 371OS guide's form: `llm_usage.json`, or the same as CSV.
 
-Rows stream from the file to the output, however many there are. A cost is a JSON number whose
+Rows stream from the ledger to the output, however many there are. A cost is a JSON number whose
 text is the exact decimal: it never passes through a float here.
 """
 
@@ -11,13 +11,16 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC
 from pathlib import Path
 from typing import Any, Final, Literal, TextIO
 
 import apsw
+import psycopg
 
 from llmbudget.api.money import NANO_PER_USD
 from llmbudget.ledger.interface import LedgerUnavailable
+from llmbudget.ledger.postgres.connection import Database
 from llmbudget.ledger.sqlite.rows import from_microseconds
 from llmbudget.ledger.sqlite.schema import FILE_NAME, connect_reading
 
@@ -35,34 +38,66 @@ FIELDS: Final = (
 """Names and order of the guide's fields."""
 
 Format = Literal["json", "csv"]
+_FETCH: Final = 5000
+"""Rows of one answer of a database."""
 
 
-def ledger_file(path: Path) -> Path:
-    """Find the file of a ledger that is named by its file or by its directory."""
-    return path / FILE_NAME if path.is_dir() else path
+Row = tuple[Any, ...]
+"""The fields, `ts` as an instant and `cost` in nano-USD."""
 
 
-def export(ledger: Path, output: TextIO, form: Format, period: str | None = None) -> int:
-    """Write the rows of a period, or all of them, in the order in which they were settled.
-
-    The ledger may be in use meanwhile.
-
-    Returns:
-        How many rows were written.
+@contextmanager
+def file_rows(ledger: Path, period: str | None = None) -> Iterator[Iterator[Row]]:
+    """Read the rows of a file, or of the one in a directory, in the order in which they were
+    settled. A gateway may have it open meanwhile.
 
     Raises:
         LedgerUnavailable: there is no ledger, or it can't be read.
     """
-    path = ledger_file(ledger)
+    path = ledger / FILE_NAME if ledger.is_dir() else ledger
     try:
         connection = connect_reading(path)
         try:
-            rows = _rows(connection, period)
-            return _write_json(rows, output) if form == "json" else _write_csv(rows, output)
+            found = connection.execute(
+                f"SELECT {', '.join(FIELDS)} FROM entries WHERE ? IS NULL OR period = ? "
+                "ORDER BY seq",
+                (period, period),
+            )
+            yield ((from_microseconds(ts), *others) for ts, *others in found)
         finally:
             connection.close()
     except apsw.Error as error:
         raise LedgerUnavailable(f"{path}: {error}") from error
+
+
+@contextmanager
+def database_rows(file: Path, period: str | None = None) -> Iterator[Iterator[Row]]:
+    """Read the rows of the PostgreSQL database whose connection string is in a file, in the order
+    in which they were settled, as of one instant.
+
+    Raises:
+        LedgerUnavailable: the database can't be used, or holds no ledger.
+    """
+    database = Database(file)
+    try:
+        with database.connect() as connection, connection.transaction():
+            # Whoever reads the output may be slow.
+            connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+            month, values = ("WHERE period = %s ", (period,)) if period else ("", ())
+            with connection.cursor("export") as found:
+                found.itersize = _FETCH
+                found.execute(
+                    f"SELECT {', '.join(FIELDS)} FROM entries {month}ORDER BY seq", values
+                )
+                yield iter(found)
+    except psycopg.Error as error:
+        raise database.unavailable(error) from error
+
+
+def export(rows: Iterator[Row], output: TextIO, form: Format) -> int:
+    """Write rows; tell how many."""
+    written = _written(rows)
+    return _write_json(written, output) if form == "json" else _write_csv(written, output)
 
 
 @contextmanager
@@ -79,15 +114,10 @@ def replacing(path: Path) -> Iterator[TextIO]:
         draft.unlink(missing_ok=True)
 
 
-def _rows(connection: apsw.Connection, period: str | None) -> Iterator[tuple[Any, ...]]:
-    """Yield the guide's fields, `ts` and `cost` as their exact text."""
-    found = connection.execute(
-        "SELECT ts, provider, model, tokens_in, tokens_out, cost, task_id, agent, status "
-        "FROM entries WHERE ? IS NULL OR period = ? ORDER BY seq",
-        (period, period),
-    )
-    for ts, provider, model, tokens_in, tokens_out, cost, *others in found:
-        when = from_microseconds(ts).replace(tzinfo=None).isoformat(timespec="microseconds")
+def _written(rows: Iterator[Row]) -> Iterator[Row]:
+    """Write `ts` and `cost` as their exact text."""
+    for ts, provider, model, tokens_in, tokens_out, cost, *others in rows:
+        when = ts.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds")
         yield (when, provider, model, tokens_in, tokens_out, exact_usd(cost), *others)
 
 
@@ -97,7 +127,7 @@ def exact_usd(nano: int) -> str:
     return f"{whole}.{f'{rest:09d}'.rstrip('0') or '0'}"
 
 
-def _write_json(rows: Iterator[tuple[Any, ...]], output: TextIO) -> int:
+def _write_json(rows: Iterator[Row], output: TextIO) -> int:
     count = 0
     for row in rows:
         output.write(",\n  {\n" if count else "[\n  {\n")
@@ -111,7 +141,7 @@ def _write_json(rows: Iterator[tuple[Any, ...]], output: TextIO) -> int:
     return count
 
 
-def _write_csv(rows: Iterator[tuple[Any, ...]], output: TextIO) -> int:
+def _write_csv(rows: Iterator[Row], output: TextIO) -> int:
     writer = csv.writer(output, lineterminator="\n")
     writer.writerow(FIELDS)
     count = 0

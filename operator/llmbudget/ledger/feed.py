@@ -22,19 +22,21 @@ class Committed:
     """All accounts are among the balances: those that are not are gone."""
 
     @classmethod
-    def by(cls, book: Book) -> Committed | None:
-        """Say what the running transaction changes; None: nothing."""
+    def by(cls, book: Book, fresh: Sequence[ActionRow] | None = None) -> Committed | None:
+        """Say what the running transaction changes; None: nothing. Where the book was read anew,
+        that is everything, with the actions that are `fresh`."""
         if book.header.period is None:
             return None
         changes = book.changes
-        names = book.changed_accounts()
-        if not (names or changes.actions or changes.header):
+        everything = changes.header or fresh is not None
+        names = book.active_accounts() if everything else book.changed_accounts()
+        if not (names or changes.actions or everything):
             return None
         return cls(
             balances={name: book.balance(name) for name in names},
-            actions=list(changes.actions.values()),
+            actions=[*(fresh or ()), *changes.actions.values()],
             generation=book.header.generation,
-            reconfigured=changes.header,
+            reconfigured=everything,
         )
 
 

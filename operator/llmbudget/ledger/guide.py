@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llmbudget.api.money import NANO_PER_USD, Nano, round_up
 from llmbudget.ledger.book import Book
-from llmbudget.ledger.export import export, replacing
+from llmbudget.ledger.export import export, file_rows, replacing
 from llmbudget.ledger.interface import Entry, LedgerUnavailable, Outcome
 from llmbudget.ledger.sqlite.store import Store
 
@@ -154,8 +154,8 @@ class UsageLedger:
 
     def _write_usage_file(self) -> None:
         try:
-            with replacing(self.usage_file) as output:
-                export(self._database, output, "json")
+            with file_rows(self._database) as rows, replacing(self.usage_file) as output:
+                export(rows, output, "json")
         except OSError as error:
             # The rows are safe in the database; raising would make callers record them twice.
             logger.warning("%s: not written: %s", self.usage_file, error.strerror)

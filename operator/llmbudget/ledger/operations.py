@@ -37,6 +37,8 @@ class Subject:
     """Of a hold and its entry."""
     key: tuple[str, str] | None = None
     """Consumer and idempotency key."""
+    new: bool = False
+    """Whether the id should be in use by nobody."""
 
 
 NOTHING: Final = Subject()
@@ -95,7 +97,9 @@ class Operations(ABC):
             ValueError: the amount is negative or beyond what the ledger counts.
         """
         key = request.idempotency_key
-        about = Subject(request.id, None if key is None else (request.consumer or "", key))
+        about = Subject(
+            request.id, None if key is None else (request.consumer or "", key), new=True
+        )
         asked = self._submit(lambda book: book.hold(request), about=about)
         try:
             return await asyncio.shield(asked)

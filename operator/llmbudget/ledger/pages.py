@@ -83,24 +83,30 @@ class Pages:
         self._last_seq = last_seq
         self._figures: dict[tuple[str, str], Figures] = {}
         self._actions: dict[str, ActionRow] = {}
+        self._news: set[str] = set()
 
     def catch_up(
-        self,
-        header: Header,
-        last_seq: int,
-        figures: Iterable[tuple[str, str, Figures]],
-    ) -> set[str]:
-        """Take over what other owners committed in the current period; tell whose sums those are.
-
-        Sums of other periods are read anew when they are asked for.
-        """
+        self, header: Header, last_seq: int, figures: Iterable[tuple[str, str, Figures]]
+    ) -> None:
+        """Take over what other owners committed in the current period. Sums of other periods are
+        read anew when they are asked for."""
         self.header, self._last_seq = header, last_seq
         self._figures = {
             key: kept for key, kept in self._figures.items() if key[1] == header.period
         }
         news = {(account, period): found for account, period, found in figures}
         self._figures.update(news)
-        return {account for account, _ in news}
+        self._news = {account for account, _ in news}
+        self.changes = Changes()
+
+    def shelve(self, shelf: Shelf) -> None:
+        """Find rows elsewhere from now on."""
+        self._shelf = shelf
+
+    @property
+    def last_seq(self) -> int:
+        """The highest `seq` of an entry so far."""
+        return self._last_seq
 
     # Periods
 
@@ -222,13 +228,15 @@ class Pages:
         """List the period's actions and all unacknowledged ones, as last committed."""
         return self._shelf.actions(self.header.period)
 
+    def active_accounts(self) -> set[str]:
+        """List the configured accounts."""
+        return {account.name for account in self.accounts.values() if account.active}
+
     def changed_accounts(self) -> set[str]:
-        """List the configured accounts whose balance this transaction may have changed."""
-        if self.changes.header:
-            names = set(self.accounts)
-        else:
-            names = {name for name, period in self.changes.figures if period == self.period}
-        return {name for name in names if name in self.accounts and self.accounts[name].active}
+        """List the configured accounts whose sums this transaction changed, or others before
+        it."""
+        names = {name for name, period in self.changes.figures if period == self.period}
+        return (names | self._news) & self.active_accounts()
 
     def _path(self, name: str) -> list[Account]:
         return list(self._climb(name))

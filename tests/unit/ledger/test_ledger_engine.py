@@ -1,12 +1,10 @@
 """The engine: caps, group commit, ownership, following, and what it does when the disk fails."""
 
 import asyncio
-import threading
 from datetime import UTC, datetime
 
-import apsw
 import pytest
-from tests.unit.ledger.ledger_helpers import account, ask, reading
+from tests.unit.ledger.ledger_helpers import account, ask
 
 from llmbudget.api.budget import Action, OnExceeded
 from llmbudget.api.money import Nano
@@ -23,7 +21,6 @@ from llmbudget.ledger.interface import (
     UnknownAccount,
     UnknownHold,
 )
-from llmbudget.ledger.sqlite import SqliteLedger
 
 
 async def configure(ledger, *accounts, generation=1, time_zone="UTC"):
@@ -294,14 +291,13 @@ async def test_caller_that_is_gone_holds_nothing(ledger):
     assert ledger.balance("llm/org").remaining == 100
 
 
-async def test_next_owner_charges_what_was_left_and_counts_on(tmp_path, clock):
-    path = tmp_path / "ledger.db"
-    first = await SqliteLedger.open(path, clock)
+async def test_next_owner_charges_what_was_left_and_counts_on(engine):
+    first = await engine.open()
     await configure(first, account(cap=100, thresholds=((50, Action.NOTIFY_ADMIN),)))
     await first.hold(ask("1", 60))
     (before,) = await snapshot(first, 1)
     await first.close()
-    second = await SqliteLedger.open(path, clock)
+    second = await engine.open()
     balance, action = await snapshot(second, 2)
     assert (balance.spent_nano, balance.held_nano) == (60, 0)
     assert balance.seq > before.seq
@@ -314,28 +310,8 @@ async def test_next_owner_charges_what_was_left_and_counts_on(tmp_path, clock):
     await second.close()
 
 
-async def test_one_owner(ledger, tmp_path):
-    with pytest.raises(LedgerUnavailable, match="in use by process"):
-        await SqliteLedger.open(tmp_path / "ledger.db")
-
-
-async def test_newer_schema_and_no_database(tmp_path):
-    newer = tmp_path / "newer.db"
-    connection = apsw.Connection(str(newer))
-    connection.pragma("user_version", 999)
-    connection.close()
-    with pytest.raises(LedgerUnavailable, match="newer version"):
-        await SqliteLedger.open(newer)
-    garbage = tmp_path / "garbage.db"
-    garbage.write_bytes(b"no database at all" * 1000)
-    with pytest.raises(LedgerUnavailable, match="not a database"):
-        await SqliteLedger.open(garbage)
-    with pytest.raises(LedgerUnavailable):
-        await SqliteLedger.open(garbage / "below-a-file.db")
-
-
-async def test_closed_ledger_refuses(tmp_path):
-    ledger = await SqliteLedger.open(tmp_path / "ledger.db")
+async def test_closed_ledger_refuses(engine):
+    ledger = await engine.open()
     await configure(ledger, account())
     pending = asyncio.ensure_future(ledger.hold(ask("1")))
     await asyncio.sleep(0)
@@ -345,36 +321,6 @@ async def test_closed_ledger_refuses(tmp_path):
         with pytest.raises(LedgerUnavailable, match="closed"):
             await call
     await ledger.close()
-
-
-async def test_full_disk_grants_nothing_and_is_recovered_from(tmp_path, ledger):
-    """SQLite's own page limit makes the file full at a real write."""
-    await configure(ledger, account(cap=None))
-    await ledger.hold(ask("before"))
-    store = ledger._writer._store
-    full = threading.Event()
-
-    def limit():
-        connection = store._connection
-        pages = connection.pragma("page_count")
-        connection.pragma("max_page_count", pages)
-        full.set()
-
-    await ledger._submit(lambda book: limit())
-    assert full.is_set()
-    results = await asyncio.gather(
-        *(ledger.hold(ask(f"h{n}-{'x' * 500}")) for n in range(100)), return_exceptions=True
-    )
-    refused = [found for found in results if isinstance(found, LedgerUnavailable)]
-    assert refused, "the file was full"
-    assert "full" in str(refused[0])
-    assert str(tmp_path) in str(refused[0])
-    granted = [found.id for found in results if isinstance(found, Hold)]
-    assert (await ledger.hold(ask("after"))).id == "after"
-    with reading(tmp_path / "ledger.db") as file:
-        held = [id for (id,) in file.execute("SELECT id FROM holds")]
-    assert sorted(held) == sorted(["before", "after", *granted])
-    assert ledger.balance("llm/org").held == 10 * len(held)
 
 
 async def test_time_is_the_ledgers_clock(ledger, clock):

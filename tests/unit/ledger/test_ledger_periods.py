@@ -3,13 +3,12 @@
 from datetime import UTC, datetime
 
 import pytest
-from tests.unit.ledger.ledger_helpers import account, ask, count
+from tests.unit.ledger.ledger_helpers import account, ask
 
 from llmbudget.api.budget import Action
 from llmbudget.api.money import Nano
 from llmbudget.contract.events import SnapshotEvent
 from llmbudget.ledger.interface import BudgetExceeded, Settlement
-from llmbudget.ledger.sqlite.schema import connect_reading
 
 NOVEMBER = datetime(2026, 11, 30, 23, 59, 59, tzinfo=UTC)
 DECEMBER = datetime(2026, 12, 1, tzinfo=UTC)
@@ -160,15 +159,15 @@ async def test_idle_ledger_turns_by_itself(november, clock):
     await stream.aclose()
 
 
-async def test_keys_are_forgotten_a_month_later(november, clock, tmp_path):
+async def test_keys_are_forgotten_a_month_later(november, clock, engine):
     key = {"consumer": "team/app", "idempotency_key": "k"}
     await november.hold(ask("1", 1, **key))
     for now, kept in ((DECEMBER, 1), (JANUARY, 0)):
         await turn(november, clock, now)
-        assert count(tmp_path / "ledger.db", "idempotency") == kept
+        assert engine.count("idempotency") == kept
 
 
-async def test_old_rows_go_and_their_months_sums_stay(november, clock, tmp_path):
+async def test_old_rows_go_and_their_months_sums_stay(november, clock, engine):
     for number in range(5):
         await spend(november, f"n{number}", 1)
     await turn(november, clock, DECEMBER)
@@ -179,9 +178,7 @@ async def test_old_rows_go_and_their_months_sums_stay(november, clock, tmp_path)
     assert await november.forget("2026-12", 100) == 0
     assert [entry.id for entry in await november.entries()] == ["d"]
     sums = "SELECT spent FROM account_periods WHERE account = 'llm/org' ORDER BY period"
-    connection = connect_reading(tmp_path / "ledger.db")
-    assert [row[0] for row in connection.execute(sums)] == [5, 2]
-    connection.close()
+    assert [row[0] for row in engine.query(sums)] == [5, 2]
 
 
 async def test_numbers_go_on_where_all_rows_are_old(november, clock):

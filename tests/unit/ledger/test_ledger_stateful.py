@@ -1,11 +1,8 @@
 """Any sequence of operations, crashes and clocks against a model that adds up naively."""
 
 import itertools
-import shutil
-import tempfile
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -18,13 +15,12 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from tests.unit.ledger.ledger_helpers import Clock, account, ask
+from tests.unit.ledger.ledger_helpers import Clock, Engine, SqliteEngine, account, ask
 
 from llmbudget.api.budget import Action
 from llmbudget.api.money import Nano
 from llmbudget.decide.periods import period_at
 from llmbudget.ledger.interface import BudgetExceeded, Outcome, Settlement
-from llmbudget.ledger.sqlite.store import Store
 
 ROOT, TEAM, APP = "llm/org", "llm/team", "app/app"
 PATHS = {ROOT: (ROOT,), TEAM: (TEAM, ROOT), APP: (APP, TEAM, ROOT)}
@@ -51,10 +47,13 @@ class Crash(Exception):
 class LedgerMachine(RuleBasedStateMachine):
     """Runs the same on the ledger and on the model."""
 
+    clock: Clock
+    engine: Engine
+
     @initialize(caps=st.tuples(CAPS, CAPS, CAPS))
     def open(self, caps):
-        self.directory = Path(tempfile.mkdtemp())
-        self.clock = Clock()
+        self.clock.now = Clock().now
+        self.engine.clear()
         self.charges: dict[str, Charge] = {}
         self.debits: dict[tuple[str, str], int] = {}
         self.carried: dict[tuple[str, str], int] = {}
@@ -62,14 +61,12 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ids = (f"h{n}" for n in itertools.count())
         self.period, self.zone = "2026-11", "UTC"
         self.generation = 0
-        self.store = Store(self.directory / "ledger.db", self.clock)
-        self.store.take_over()
+        self.store = self.engine.store()
         self.configure(caps, "UTC")
 
     def teardown(self):
         if hasattr(self, "store"):
-            self.store.close()
-            shutil.rmtree(self.directory)
+            self.store.crash()
 
     # The model
 
@@ -125,8 +122,9 @@ class LedgerMachine(RuleBasedStateMachine):
         configs = [account(name, self.caps[name], parents[name], steps) for name in PATHS]
         if self.generation > 1:
             self.turn_with_old_caps()
-        with self.store.transaction(durable=False) as book:
-            book.configure(configs, time_zone=zone, generation=self.generation)
+        self.store.transact(
+            lambda book: book.configure(configs, time_zone=zone, generation=self.generation)
+        )
         self.next_zone = zone
 
     def turn_with_old_caps(self):
@@ -147,21 +145,26 @@ class LedgerMachine(RuleBasedStateMachine):
             )
             for each in PATHS[name]
         )
+
+        def ask_for(book):
+            try:
+                granted = book.hold(ask(id, amount, name))
+            except BudgetExceeded:
+                assert not room
+                return False
+            assert room, "I1"
+            assert granted.period == self.period
+            if crash:
+                raise Crash
+            return True
+
         try:
-            with self.store.transaction(durable=False) as book:
-                try:
-                    granted = book.hold(ask(id, amount, name))
-                except BudgetExceeded:
-                    assert not room
-                    return
-                assert room, "I1"
-                assert granted.period == self.period
-                if crash:
-                    raise Crash
+            granted = self.store.transact(ask_for)
         except Crash:
             self.reopen()
         else:
-            self.charges[id] = Charge(PATHS[name], self.period, amount)
+            if granted:
+                self.charges[id] = Charge(PATHS[name], self.period, amount)
 
     @precondition(lambda self: self.open_holds())
     @rule(
@@ -174,11 +177,13 @@ class LedgerMachine(RuleBasedStateMachine):
         held = self.charges[id].held
         cost = {"below": held // 2, "at": held, "above": held + beyond}.get(kind)
         self.turn()
-        with self.store.transaction(durable=False) as book:
+
+        def resolve(book):
             if kind == "released":
-                entry = book.release(id)
-            else:
-                entry = book.settle(id, Settlement(None if cost is None else Nano(cost)))
+                return book.release(id)
+            return book.settle(id, Settlement(None if cost is None else Nano(cost)))
+
+        entry = self.store.transact(resolve)
         self.resolve(id, {"unknown": held, "released": 0}.get(kind, cost), kind == "unknown")
         assert (entry.cost, entry.period) == (self.charges[id].cost, self.charges[id].period)
 
@@ -188,8 +193,7 @@ class LedgerMachine(RuleBasedStateMachine):
         done = sorted(id for id, charge in self.charges.items() if charge.cost is not None)
         id = data.draw(st.sampled_from(done))
         self.turn()
-        with self.store.transaction(durable=False) as book:
-            entry = book.settle(id, Settlement(Nano(cost)))
+        entry = self.store.transact(lambda book: book.settle(id, Settlement(Nano(cost))))
         charge = self.charges[id]
         if charge.unknown and cost > charge.held:
             self.resolve(id, cost)
@@ -197,9 +201,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def reopen(self):
-        self.store.close()
-        self.store = Store(self.directory / "ledger.db", self.clock)
-        self.store.take_over()
+        self.store.crash()
+        self.store = self.engine.store()
         self.turn()
         for id in self.open_holds():
             self.resolve(id, self.charges[id].held, unknown=True)
@@ -217,28 +220,26 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         self.known_caps = self.caps
         self.turn()
-        with self.store.transaction(durable=False) as book:
-            for name in PATHS:
-                balance = book.balance(name)
-                assert balance.period.name == self.period
-                assert balance.spent == self.total(name, self.period)
-                assert balance.held == self.sums(name, self.period)[2]
-                cap = self.caps[name]
-                crossed = cap is not None and balance.spent * 100 >= 50 * cap
-                assert balance.level == (1 if crossed else 0)
+        balances = self.store.transact(lambda book: [book.balance(name) for name in PATHS])
+        for name, balance in zip(PATHS, balances, strict=True):
+            assert balance.period.name == self.period
+            assert balance.spent == self.total(name, self.period)
+            assert balance.held == self.sums(name, self.period)[2]
+            cap = self.caps[name]
+            crossed = cap is not None and balance.spent * 100 >= 50 * cap
+            assert balance.level == (1 if crossed else 0)
 
     @invariant()
     def every_attempt_has_one_row(self):
         if not hasattr(self, "next_zone"):
             return
-        connection = self.store._connection
         entries = {
             row[0]: row[1:]
-            for row in connection.execute(
-                "SELECT id, path, period, cost, held, outcome FROM entries"
+            for row in self.engine.query(
+                f"SELECT id, {self.engine.path}, period, cost, held, outcome FROM entries"
             )
         }
-        holds = {id for (id,) in connection.execute("SELECT id FROM holds")}
+        holds = {id for (id,) in self.engine.query("SELECT id FROM holds")}
         assert holds == set(self.open_holds())
         assert entries.keys() == self.charges.keys() - holds
         for id, (path, period, cost, held, outcome) in entries.items():
@@ -250,7 +251,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 charge.held,
             )
             assert (outcome == Outcome.UNKNOWN) == charge.unknown
-        for row in connection.execute(
+        for row in self.engine.query(
             "SELECT account, period, spent, overage, held, debit, carried FROM account_periods"
         ):
             name, period, *figures = row
@@ -263,11 +264,11 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
-def test_ledger_against_a_model():
+def test_ledger_against_a_model(engine, clock):
     run_state_machine_as_test(
-        LedgerMachine,
+        type("Machine", (LedgerMachine,), {"engine": engine, "clock": clock}),
         settings=settings(
-            max_examples=200,
+            max_examples=200 if isinstance(engine, SqliteEngine) else 60,
             stateful_step_count=30,
             deadline=None,
             derandomize=True,

@@ -4,7 +4,7 @@ import csv
 import json
 
 from click.testing import CliRunner
-from tests.unit.ledger.ledger_helpers import account, ask
+from tests.unit.ledger.ledger_helpers import SqliteEngine, account, ask
 
 from llmbudget.api.money import Nano
 from llmbudget.cli.usage import command
@@ -35,10 +35,16 @@ def run(*arguments):
     return CliRunner().invoke(command, ["export", *map(str, arguments)])
 
 
-async def test_json_while_the_ledger_is_open(ledger, tmp_path):
+def named(engine):
+    """Name a ledger on the command line."""
+    option = "--ledger" if isinstance(engine, SqliteEngine) else "--postgres"
+    return (option, engine.file)
+
+
+async def test_json_while_the_ledger_is_open(ledger, engine, tmp_path):
     await fill(ledger)
     output = tmp_path / "out.json"
-    result = run("--ledger", tmp_path / "ledger.db", "--output", output)
+    result = run(*named(engine), "--output", output)
     assert result.exit_code == 0, result.output
     text = output.read_text()
     assert '"cost": 123456789.000000001,' in text
@@ -49,14 +55,15 @@ async def test_json_while_the_ledger_is_open(ledger, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []
 
 
-async def test_csv_of_a_directory_and_a_period(ledger, tmp_path):
+async def test_csv_and_one_period(ledger, engine):
     await fill(ledger)
-    result = run("--ledger", tmp_path, "--format", "csv", "--output", "-")
+    result = run(*named(engine), "--format", "csv", "--output", "-")
     rows = list(csv.DictReader(result.stdout.splitlines()))
     assert list(rows[0]) == FIELDS
     assert [row["cost"] for row in rows] == ["123456789.000000001", "0.00005"]
-    other = run("--ledger", tmp_path, "--period", "2026-10", "--output", "-")
-    assert json.loads(other.stdout) == []
+    for period, count in (("2026-11", 2), ("2026-10", 0)):
+        other = run(*named(engine), "--period", period, "--output", "-")
+        assert len(json.loads(other.stdout)) == count
 
 
 def test_what_is_no_ledger(tmp_path):
@@ -69,4 +76,7 @@ def test_what_is_no_ledger(tmp_path):
         assert result.exit_code == 1
         assert result.output.startswith("Error: ")
         assert output.read_text() == "old"
+    result = run("--postgres", tmp_path / "text.db")
+    assert (result.exit_code, "no ledger no ledger" in result.output) == (1, False)
     assert run("--ledger", tmp_path, "--period", "november").exit_code == 2
+    assert run().exit_code == 2

@@ -117,12 +117,11 @@ class _Start:
         self.generation = book.header.generation
         self.balances: dict[str, Balance] = {}
         if book.header.period is not None:
-            self.balances = {name: book.balance(name) for name in book.changed_accounts()}
+            self.balances = {name: book.balance(name) for name in book.active_accounts()}
         self.actions = actions
 
 
 def _begin(store: Store) -> _Start:
     store.take_over()
     with store.transaction() as book:
-        book.changes.header = True
         return _Start(book, book.actions())

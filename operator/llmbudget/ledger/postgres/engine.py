@@ -1,0 +1,125 @@
+"""The shared ledger: a PostgreSQL database, owned by any number of gateways at once.
+
+Holds and settles are durable when they are answered. The time is the database's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Self, TypeVar
+
+import psycopg
+
+from llmbudget.ledger.book import Book
+from llmbudget.ledger.feed import Committed, Feed
+from llmbudget.ledger.interface import LedgerUnavailable
+from llmbudget.ledger.operations import NOTHING, Operations, Reading, Subject
+from llmbudget.ledger.postgres.connection import Connection, Database, passing
+from llmbudget.ledger.postgres.migrations import migrate
+from llmbudget.ledger.postgres.owners import LEASE_SECONDS
+from llmbudget.ledger.postgres.rows import Rows
+from llmbudget.ledger.postgres.store import Clock, Store
+from llmbudget.ledger.postgres.writer import Operation, Writer
+
+Result = TypeVar("Result")
+
+
+class PostgresLedger(Operations):
+    """A `Ledger` in a database. Make it with `open`; it belongs to the event loop that opened
+    it."""
+
+    def __init__(self, database: Database, store: Store, start: Committed | None) -> None:
+        super().__init__(Feed(store.epoch))
+        self._database = database
+        self._reader: Connection | None = None
+        self._reading = ThreadPoolExecutor(1, thread_name_prefix="ledger-reader")
+        if start is not None:
+            self._feed.take(start)
+        self._writer = Writer(store, asyncio.get_running_loop(), self._feed.take)
+        self._writer.start()
+
+    @classmethod
+    async def open(
+        cls,
+        file: Path,
+        name: str,
+        clock: Clock = lambda now: now,
+        lease_seconds: float = LEASE_SECONDS,
+    ) -> Self:
+        """Open the database whose connection string is in a file, making the tables where there
+        are none.
+
+        `name` says whose ledger it is: gateways of the same budget share it, others can't.
+        An owner that stands still for `lease_seconds` is taken for dead.
+
+        Raises:
+            LedgerUnavailable: the database can't be used, is a standby, belongs to another budget,
+                or a newer version made its tables.
+        """
+        database = Database(file)
+        store = Store(database, name, clock, lease_seconds)
+
+        def begin() -> Committed | None:
+            try:
+                migrate(database)
+            except psycopg.Error as error:
+                raise database.unavailable(error) from error
+            return store.transact(lambda book: None).news
+
+        try:
+            start = await asyncio.to_thread(begin)
+        except BaseException:
+            store.close()
+            raise
+        return cls(database, store, start)
+
+    @property
+    def commits(self) -> int:
+        """Groups of operations that were committed since it was opened."""
+        return self._writer.commits
+
+    async def close(self) -> None:
+        """See `Ledger.close`."""
+        if self._closed:
+            return
+        self._closed = True
+        await asyncio.to_thread(self._reading.shutdown)
+        if self._reader is not None:
+            self._reader.close()
+        self._writer.stop()
+        await asyncio.to_thread(self._writer.join)
+        # The last group's answers were queued by the writer before it ended.
+        await asyncio.sleep(0)
+
+    def _submit(
+        self, run: Callable[[Book], Result], *, durable: bool = True, about: Subject = NOTHING
+    ) -> asyncio.Future[Result]:
+        if self._closed:
+            raise LedgerUnavailable(f"PostgreSQL of {self._database.file}: closed")
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._writer.submit(Operation(run, about, future))
+        return future
+
+    async def _read(self, read: Callable[[Reading], Result]) -> Result:
+        if self._closed:
+            raise LedgerUnavailable(f"PostgreSQL of {self._database.file}: closed")
+
+        def run() -> Result:
+            for last in (False, True):
+                try:
+                    if self._reader is None:
+                        self._reader = self._database.connect()
+                    return read(Rows(self._reader))
+                except psycopg.Error as error:
+                    again = passing(error, self._reader)
+                    if self._reader is not None:
+                        self._reader.close()
+                        self._reader = None
+                    if last or not again:
+                        raise self._database.unavailable(error) from error
+            raise AssertionError("the last try returns or raises")
+
+        return await asyncio.get_running_loop().run_in_executor(self._reading, run)

@@ -1,0 +1,47 @@
+"""Who else owns the ledger, and who is gone.
+
+Every owner counts its commits in a row of its own, at least one in a few seconds. Whoever does not
+get on for long enough, by the steady clock of one who watched all the while, is dead: its row is
+deleted, and what it held is charged. No wall clock is asked, and while the database is away nobody
+is watched: others had no chance to show that they live.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+LOOK_SECONDS: Final = 3.0
+"""How often an owner looks after the others, and shows by it that it lives."""
+LEASE_SECONDS: Final = 15.0
+"""How long an owner may be still."""
+
+
+class Watch:
+    """What one owner sees of the others."""
+
+    def __init__(self, lease_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._lease_seconds = lease_seconds
+        self._clock = clock
+        self._seen: dict[int, tuple[int, float]] = {}
+
+    def dead(self, owners: Mapping[int, int], mine: int) -> list[int]:
+        """Take down how far each owner has come; list those that stood still for too long."""
+        now = self._clock()
+        self._seen = {
+            epoch: (commits, self._since(epoch, commits, now))
+            for epoch, commits in owners.items()
+            if epoch != mine
+        }
+        return [
+            epoch for epoch, (_, since) in self._seen.items() if now - since >= self._lease_seconds
+        ]
+
+    def _since(self, epoch: int, commits: int, now: float) -> float:
+        known = self._seen.get(epoch)
+        return known[1] if known is not None and known[0] == commits else now
+
+    def forget(self) -> None:
+        """Begin anew: what happened meanwhile was not seen."""
+        self._seen.clear()

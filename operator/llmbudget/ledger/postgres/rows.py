@@ -1,0 +1,228 @@
+"""Reading the rows, each statement in one place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from llmbudget.api.budget import Action
+from llmbudget.api.money import Nano
+from llmbudget.contract.config import Threshold
+from llmbudget.ledger.interface import ActionRow, Entry, Outcome
+from llmbudget.ledger.postgres.connection import Connection
+from llmbudget.ledger.records import (
+    Account,
+    EntryRow,
+    Figures,
+    KeyRow,
+    OpenHold,
+)
+
+Row = tuple[Any, ...]
+
+FIGURES: Final = "account, period, spent, overage, debit, held, carried, closed, closing_cap"
+HOLD: Final = (
+    "id, path, period, amount, provider, model, agent, task_id, epoch, consumer, idempotency_key"
+)
+ENTRY: Final = (
+    "seq, id, ts, path, period, provider, model, tokens_in, tokens_out, cost, held, task_id, "
+    "agent, status, outcome"
+)
+ACTION: Final = "id, account, period, percentage, action, spent, cap, fired_at, acknowledged"
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What was read beforehand, for a whole group of operations."""
+
+    absent: frozenset[str] = frozenset()
+    """Ids of no entry."""
+    keys: Mapping[tuple[str, str], KeyRow | None] = field(default_factory=dict)
+
+
+class Rows:
+    """What a book reads from the database, by a connection."""
+
+    def __init__(self, connection: Connection, fetched: Fetched | None = None) -> None:
+        self._connection = connection
+        self._fetched = fetched or Fetched()
+
+    def _one(self, statement: str, *values: object) -> Row | None:
+        return self._connection.execute(statement, values).fetchone()
+
+    def _all(self, statement: str, *values: object) -> list[Row]:
+        return self._connection.execute(statement, values).fetchall()
+
+    def accounts(self) -> list[Account]:
+        """Read all accounts, left-out ones among them."""
+        return [
+            Account(
+                name=row[0],
+                parent=row[1],
+                cap=row[2],
+                blocks=row[3],
+                thresholds=tuple(
+                    Threshold(percentage=percentage, action=action)
+                    for percentage, action in json.loads(row[4])
+                ),
+                steps=row[5],
+                approved_period=row[6],
+                active=row[7],
+                revision=row[8],
+            )
+            for row in self._all(
+                "SELECT name, parent, cap, blocks, thresholds, steps, approved_period, active, "
+                "revision FROM accounts"
+            )
+        ]
+
+    def holds_of(self, epochs: Sequence[int]) -> list[OpenHold]:
+        """Read the open holds of some owners."""
+        return _holds(self._all(f"SELECT {HOLD} FROM holds WHERE epoch = ANY(%s)", list(epochs)))
+
+    def holds(self, ids: Sequence[str]) -> list[OpenHold]:
+        """Read open holds by their ids."""
+        return _holds(self._all(f"SELECT {HOLD} FROM holds WHERE id = ANY(%s)", list(ids)))
+
+    def ownerless(self) -> list[OpenHold]:
+        """Read the open holds whose owner is gone."""
+        return _holds(
+            self._all(f"SELECT {HOLD} FROM holds WHERE epoch NOT IN (SELECT epoch FROM owners)")
+        )
+
+    def owners(self) -> dict[int, int]:
+        """Read how many commits each owner has made, by epoch."""
+        return dict(self._all("SELECT epoch, commits FROM owners"))
+
+    def figures_in(self, period: str | None) -> list[tuple[str, str, Figures]]:
+        """Read all accounts' sums in a period."""
+        return figures_of(
+            self._all(f"SELECT {FIGURES} FROM account_periods WHERE period = %s", period)
+        )
+
+    def figures(self, account: str, period: str) -> Figures | None:
+        """Find an account's sums in a period."""
+        row = self._one(
+            f"SELECT {FIGURES} FROM account_periods WHERE period = %s AND account = %s",
+            period,
+            account,
+        )
+        return None if row is None else Figures(*row[2:])
+
+    def accounts_in(self, period: str) -> list[str]:
+        """List the accounts that have sums in a period."""
+        rows = self._all("SELECT account FROM account_periods WHERE period = %s", period)
+        return [row[0] for row in rows]
+
+    def entry(self, entry_id: str) -> EntryRow | None:
+        """Find an entry by its id."""
+        if entry_id in self._fetched.absent:
+            return None
+        row = self._one(f"SELECT {ENTRY} FROM entries WHERE id = %s", entry_id)
+        return None if row is None else _entry(row)
+
+    def entries(self, after: int, limit: int) -> list[Entry]:
+        """Read entries in the order of their `seq`."""
+        rows = self._all(
+            f"SELECT {ENTRY} FROM entries WHERE seq > %s ORDER BY seq LIMIT %s",
+            after,
+            limit,
+        )
+        return [_entry(row).entry for row in rows]
+
+    def older(self, period: str, limit: int) -> list[int]:
+        """Read the `seq` of entries of earlier periods, but never that of the last one."""
+        rows = self._all(
+            "SELECT seq FROM entries WHERE period < %s AND seq < (SELECT last_seq FROM ledger) "
+            "LIMIT %s",
+            period,
+            limit,
+        )
+        return [row[0] for row in rows]
+
+    def key(self, consumer: str, key: str) -> KeyRow | None:
+        """Find a used idempotency key."""
+        if (consumer, key) in self._fetched.keys:
+            return self._fetched.keys[consumer, key]
+        found = self._all(KEYS, [consumer], [key])
+        return KeyRow(*found[0]) if found else None
+
+    def action(self, action_id: str) -> ActionRow | None:
+        """Find a crossed threshold."""
+        row = self._one(f"SELECT {ACTION} FROM actions WHERE id = %s", action_id)
+        return None if row is None else _action(row)
+
+    def actions(self, period: str | None) -> list[ActionRow]:
+        """Read a period's actions and all that are not acknowledged."""
+        rows = self._all(
+            f"SELECT {ACTION} FROM actions WHERE period = %s OR NOT acknowledged "
+            "ORDER BY fired_at, percentage",
+            period,
+        )
+        return [_action(row) for row in rows]
+
+    def cursor(self, name: str) -> int:
+        """Read a cursor; 0 where it was never stored."""
+        row = self._one("SELECT seq FROM cursors WHERE name = %s", name)
+        return 0 if row is None else int(row[0])
+
+
+NEWS: Final = f"SELECT {FIGURES} FROM account_periods WHERE period = %s AND version > %s"
+"""What others changed in a period since a version."""
+KEYS: Final = (
+    "SELECT consumer, key, entry, fingerprint, period FROM idempotency "
+    "WHERE (consumer, key) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
+)
+KNOWN: Final = (
+    "SELECT id FROM holds WHERE id = ANY(%(ids)s) UNION ALL "
+    "SELECT id FROM entries WHERE id = ANY(%(ids)s) AND period >= %(since)s"
+)
+"""Which ids are in use, by holds or by entries of the last months: an id of an earlier one is as
+good as new, and looking for it would touch the indexes of years."""
+
+
+def figures_of(rows: Iterable[Row]) -> list[tuple[str, str, Figures]]:
+    """Make sums of rows."""
+    return [(row[0], row[1], Figures(*row[2:])) for row in rows]
+
+
+def _holds(rows: Iterable[Row]) -> list[OpenHold]:
+    return [OpenHold(row[0], tuple(row[1]), *row[2:]) for row in rows]
+
+
+def _entry(row: Row) -> EntryRow:
+    path = tuple(row[3])
+    entry = Entry(
+        seq=row[0],
+        id=row[1],
+        ts=row[2],
+        account=path[0],
+        period=row[4],
+        provider=row[5],
+        model=row[6],
+        tokens_in=row[7],
+        tokens_out=row[8],
+        cost=Nano(row[9]),
+        held=Nano(row[10]),
+        task_id=row[11],
+        agent=row[12],
+        status=row[13],
+        outcome=Outcome(row[14]),
+    )
+    return EntryRow(entry, path)
+
+
+def _action(row: Row) -> ActionRow:
+    return ActionRow(
+        id=row[0],
+        account=row[1],
+        period=row[2],
+        percentage=row[3],
+        action=Action(row[4]),
+        spent=Nano(row[5]),
+        cap=Nano(row[6]),
+        fired_at=row[7],
+        acknowledged=row[8],
+    )

@@ -1,0 +1,394 @@
+"""One transaction of the database around what a book does.
+
+Every transaction first locks the ledger's own row. So all of one ledger's transactions, whichever
+gateway they come from, run one after the other, and no other lock can be waited for in a circle. A
+book that is kept in memory catches up, under that lock, with what others committed meanwhile.
+
+A transaction takes two round trips: lock and read, then write and commit. When the answer to the
+second is lost, nobody knows whether it was committed. So each owner counts its commits in a row
+of its own: the next transaction reads the count back, under the lock that the lost one must have
+left, and either takes the results as they stand or runs the operations again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Generic, TypeVar
+
+import psycopg
+
+from llmbudget.decide.periods import months_before, period_at
+from llmbudget.ledger.book import Book
+from llmbudget.ledger.feed import Committed
+from llmbudget.ledger.interface import ActionRow, LedgerUnavailable
+from llmbudget.ledger.operations import Subject
+from llmbudget.ledger.postgres.connection import Connection, Database, passing
+from llmbudget.ledger.postgres.migrations import refuse_newer
+from llmbudget.ledger.postgres.owners import LEASE_SECONDS, LOOK_SECONDS, Watch
+from llmbudget.ledger.postgres.rows import KEYS, KNOWN, NEWS, Fetched, Rows, figures_of
+from llmbudget.ledger.postgres.writing import write
+from llmbudget.ledger.records import Changes, Header, KeyRow
+
+PATIENCE_SECONDS: Final = 5.0
+"""How long a transaction is tried again before its callers are told."""
+_PAUSE_SECONDS: Final = (0.02, 0.5)
+
+_LOCK: Final = (
+    "SELECT requires, name, epoch, version, rare_version, last_seq, generation, period, "
+    "time_zone, next_time_zone FROM ledger FOR UPDATE"
+)
+_NOW: Final = "SELECT clock_timestamp(), (SELECT commits FROM owners WHERE epoch = %s)"
+_WRITE: Final = (
+    "UPDATE ledger SET name = %s, epoch = %s, version = %s, rare_version = %s, last_seq = %s, "
+    "generation = %s, period = %s, time_zone = %s, next_time_zone = %s"
+)
+
+Clock = Callable[[datetime], datetime]
+"""Tells the time, given the database's."""
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[Result]):
+    """A transaction that was committed."""
+
+    result: Result
+    news: Committed | None
+    """What changed, by this transaction or others."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The ledger's row, and what belongs to it, under its lock."""
+
+    name: str | None
+    epoch: int
+    version: int
+    rare_version: int
+    last_seq: int
+    header: Header
+    """With this owner's epoch."""
+    commits: int | None
+    """How many this owner has made; None: it is none, or no longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Answers that are on their way."""
+
+    ids: psycopg.Cursor[tuple[Any, ...]] | None
+    keys: psycopg.Cursor[tuple[Any, ...]] | None
+
+
+class Store:
+    """The ledger's database, one transaction at a time. Not for several threads at once."""
+
+    def __init__(
+        self,
+        database: Database,
+        name: str,
+        clock: Clock = lambda now: now,
+        lease_seconds: float = LEASE_SECONDS,
+    ) -> None:
+        self.epoch = 0
+        """Of this process as an owner; 0: none yet."""
+        self._database = database
+        self._name = name
+        self._clock = clock
+        self._now = datetime.now(UTC)
+        self._watch = Watch(lease_seconds)
+        self._connection: Connection | None = None
+        self._book: Book | None = None
+        self._seen = 0
+        self._commits = 0
+        self._looked_at = 0.0
+        self._doubt: tuple[int, int, Done[Any]] | None = None
+        self._lost: set[str] = set()
+        self._told: dict[str, bool] = {}
+        self._partitions: set[str] = set()
+        self._down = False
+
+    def transact(
+        self, run: Callable[[Book], Result], about: Sequence[Subject] = ()
+    ) -> Done[Result]:
+        """Run operations on the book and commit what they changed; all of it or nothing. They may
+        run several times until it is known what became of them.
+
+        Raises:
+            LedgerUnavailable: the database can't be used now; the next transaction tries again.
+            psycopg.DataError, psycopg.IntegrityError: it can't take one of the values.
+        """
+        patience = 0.0 if self._down else PATIENCE_SECONDS
+        deadline = time.monotonic() + patience
+        pause, longest = _PAUSE_SECONDS
+        self._doubt = None
+        asked: set[str] = set()
+        while True:
+            try:
+                done = self._attempt(run, about)
+            except psycopg.Error as error:
+                again = passing(error, self._connection)
+                asked |= self._abandon()
+                if not again and isinstance(error, psycopg.DataError | psycopg.IntegrityError):
+                    raise
+                if not again or time.monotonic() >= deadline:
+                    self._down = again
+                    self._lost |= asked
+                    raise self._database.unavailable(error) from error
+                time.sleep(pause)
+                pause = min(pause * 2, longest)
+            except BaseException:
+                self._abandon()
+                raise
+            else:
+                self._down = False
+                return done
+
+    def due(self) -> bool:
+        """Tell whether a transaction is due though nobody asks for one: others committed, the
+        month has turned, or this owner must show that it lives.
+
+        Raises:
+            psycopg.Error: the database can't be used.
+        """
+        book, connection = self._book, self._connection
+        if book is None or connection is None or self._look_due():
+            return True
+        row = connection.execute("SELECT version, clock_timestamp() FROM ledger").fetchone()
+        if row is None or row[0] != self._seen:
+            return True
+        header = book.header
+        now = self._clock(row[1])
+        return header.period is not None and period_at(now, header.time_zone).name > header.period
+
+    def leave(self) -> None:
+        """Give up: what is still held is charged, since nobody will settle it."""
+        with contextlib.suppress(LedgerUnavailable, psycopg.Error):
+            self.transact(lambda book: book.sweep(list(book.holds.values())))
+            if self._connection is not None:
+                self._connection.execute("DELETE FROM owners WHERE epoch = %s", (self.epoch,))
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(psycopg.Error):
+                connection.close()
+
+    # One attempt
+
+    def _attempt(self, run: Callable[[Book], Result], about: Sequence[Subject]) -> Done[Result]:
+        connection = self._connected()
+        found, book, fresh = self._begin(connection, about)
+        if self._doubt is not None:
+            epoch, commits, done = self._doubt
+            self._doubt = None
+            if (epoch, commits) == (found.header.epoch, found.commits):
+                connection.execute("ROLLBACK")
+                self._book = None  # The next transaction tells what this one would have.
+                return done
+        self._book = book
+        book.turn()
+        looking = self._look_due()
+        if looking:
+            self._look_after(connection, book)
+        done = Done(run(book), Committed.by(book, fresh))
+        if book.changes == Changes() and not looking:
+            connection.execute("ROLLBACK")
+            self._seen = found.version
+        else:
+            self._doubt = (found.header.epoch, (found.commits or 0) + 1, done)
+            self._commit(connection, found, book)
+            self._doubt = None
+            if looking:
+                self._looked_at = time.monotonic()
+        self._tidy(book)
+        return done
+
+    def _begin(
+        self, connection: Connection, about: Sequence[Subject]
+    ) -> tuple[_Found, Book, Sequence[ActionRow] | None]:
+        """Lock the ledger, and bring the book to where it stands. Where it was read anew, tell
+        the actions that followers don't know yet."""
+        book = self._book
+        with connection.pipeline():
+            connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+            locked = connection.execute(_LOCK)
+            now = connection.execute(_NOW, (self.epoch,))
+            if book is not None:
+                news = connection.execute(NEWS, (book.header.period, self._seen))
+                asked = self._ask(connection, about, book.header.period)
+        found = self._found(locked.fetchone(), now.fetchone())
+        if found.commits is None:
+            found = self._enlist(connection, found)
+        same = book is not None and (
+            (found.header.epoch, found.header.period) == (book.header.epoch, book.header.period)
+            and found.rare_version <= self._seen <= found.version
+        )
+        fresh: Sequence[ActionRow] | None = None
+        if book is None or not same:
+            book, fresh = self._load(connection, found)
+            asked = self._ask(connection, about, book.header.period)
+        else:
+            book.catch_up(found.header, found.last_seq, figures_of(news.fetchall()))
+        self._fetch(connection, book, about, asked)
+        return found, book, fresh
+
+    def _found(self, ledger: tuple[Any, ...] | None, mine: tuple[Any, ...] | None) -> _Found:
+        if ledger is None or mine is None:
+            raise LedgerUnavailable(
+                f"PostgreSQL of {self._database.file}: the ledger's row is gone"
+            )
+        requires, name, epoch, version, rare_version, last_seq, *header = ledger
+        refuse_newer(requires, self._database)
+        if name not in (None, self._name):
+            raise LedgerUnavailable(
+                f"PostgreSQL of {self._database.file}: these tables are the ledger of {name}: give "
+                f"{self._name} a schema of its own"
+            )
+        self._now = self._clock(mine[0])
+        generation, period, time_zone, next_time_zone = header
+        return _Found(
+            name,
+            epoch,
+            version,
+            rare_version,
+            last_seq,
+            Header(self.epoch, generation, period, time_zone or "UTC", next_time_zone or "UTC"),
+            mine[1],
+        )
+
+    def _enlist(self, connection: Connection, found: _Found) -> _Found:
+        """Become an owner, for the first time or after others took this one for dead."""
+        epoch = found.epoch + 1
+        connection.execute("INSERT INTO owners VALUES (%s, 0)", (epoch,))
+        self._looked_at = float("-inf")
+        header = found.header
+        header.epoch = epoch
+        return _Found(
+            found.name, epoch, found.version, found.rare_version, found.last_seq, header, 0
+        )
+
+    def _load(self, connection: Connection, found: _Found) -> tuple[Book, Sequence[ActionRow]]:
+        """Read everything anew; tell the actions that followers don't know yet."""
+        rows = Rows(connection)
+        header = found.header
+        book = Book(
+            rows,
+            lambda: self._now,
+            header,
+            rows.accounts(),
+            rows.holds_of([header.epoch]),
+            found.last_seq,
+        )
+        book.catch_up(header, found.last_seq, rows.figures_in(header.period))
+        # Whoever asked for these holds was told no and has sent nothing.
+        for hold_id in self._lost & book.holds.keys():
+            book.release(hold_id)
+        actions = rows.actions(header.period)
+        return book, [row for row in actions if self._told.get(row.id) != row.acknowledged]
+
+    def _ask(self, connection: Connection, about: Sequence[Subject], period: str | None) -> _Asked:
+        """Ask for what a group of operations needs beside the book."""
+        holds = self._book.holds if self._book is not None else {}
+        ids = [one.id for one in about if one.id is not None and one.id not in holds]
+        keys = [one.key for one in about if one.key is not None]
+        used = used_keys = None
+        if ids and period is not None:
+            values = {"ids": ids, "since": months_before(period, 1)}
+            used = connection.execute(KNOWN, values)
+        if keys:
+            columns = zip(*keys, strict=True)
+            used_keys = connection.execute(KEYS, [list(column) for column in columns])
+        return _Asked(used, used_keys)
+
+    def _fetch(
+        self, connection: Connection, book: Book, about: Sequence[Subject], asked: _Asked
+    ) -> None:
+        """Give the book the open holds that it is asked about, and say what is new to all."""
+        used = {row[0] for row in asked.ids.fetchall()} if asked.ids is not None else set()
+        keys: dict[tuple[str, str], KeyRow | None] = {}
+        if asked.keys is not None:
+            keys = {one.key: None for one in about if one.key is not None}
+            keys |= {(row[0], row[1]): KeyRow(*row) for row in asked.keys.fetchall()}
+        new = (one.id for one in about if one.id is not None and one.new)
+        absent = frozenset(new) - used if asked.ids is not None else frozenset()
+        book.shelve(Rows(connection, Fetched(absent, keys)))
+        if used:
+            book.holds.update((hold.id, hold) for hold in Rows(connection).holds(sorted(used)))
+
+    def _look_after(self, connection: Connection, book: Book) -> None:
+        """Charge the holds of owners that are gone."""
+        rows = Rows(connection)
+        dead = self._watch.dead(rows.owners(), book.header.epoch)
+        if dead:
+            connection.execute("DELETE FROM owners WHERE epoch = ANY(%s)", (dead,))
+        orphans = rows.ownerless()
+        book.holds.update((hold.id, hold) for hold in orphans)
+        book.sweep(orphans)
+
+    def _commit(self, connection: Connection, found: _Found, book: Book) -> None:
+        version = found.version + 1
+        changes, header = book.changes, book.header
+        rare = changes.header or changes.accounts or changes.actions
+        with connection.pipeline():
+            self._make_partitions(connection, header.period)
+            write(connection, changes, version)
+            connection.execute(
+                _WRITE,
+                (
+                    self._name,
+                    max(found.epoch, header.epoch),
+                    version,
+                    version if rare else found.rare_version,
+                    book.last_seq,
+                    header.generation,
+                    header.period,
+                    header.time_zone,
+                    header.next_time_zone,
+                ),
+            )
+            commits = (found.commits or 0) + 1
+            connection.execute(
+                "UPDATE owners SET commits = %s WHERE epoch = %s", (commits, header.epoch)
+            )
+            connection.execute("COMMIT")
+        self.epoch, self._seen = header.epoch, version
+        self._lost.clear()
+
+    def _make_partitions(self, connection: Connection, period: str | None) -> None:
+        """Have the month's partition, and the next one's before anybody needs it."""
+        if period is None or period in self._partitions:
+            return
+        for month in (period, months_before(period, -1)):
+            connection.execute("SELECT make_entries_partition(%s)", (month,))
+        self._partitions = {period}
+
+    def _tidy(self, book: Book) -> None:
+        """Put away what belongs to other owners, before the book is used again."""
+        epoch = book.header.epoch
+        foreign = [hold.id for hold in book.holds.values() if hold.epoch != epoch]
+        for hold_id in foreign:
+            del book.holds[hold_id]
+        self._told.update((row.id, row.acknowledged) for row in book.changes.actions.values())
+
+    def _look_due(self) -> bool:
+        return time.monotonic() - self._looked_at >= LOOK_SECONDS
+
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            self._connection = self._database.connect()
+            self._watch.forget()
+        return self._connection
+
+    def _abandon(self) -> set[str]:
+        """Forget what may differ from the database, the connection too; tell the holds that may
+        have been opened all the same."""
+        book, self._book = self._book, None
+        self.close()
+        return set() if book is None else set(book.changes.opened)

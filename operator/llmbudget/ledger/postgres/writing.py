@@ -1,0 +1,208 @@
+"""Writing the rows, each statement in one place: one a table, however many rows it has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from llmbudget.ledger.interface import ActionRow, Entry
+from llmbudget.ledger.postgres.connection import Connection
+from llmbudget.ledger.postgres.rows import (
+    ACTION,
+    ENTRY,
+    FIGURES,
+    HOLD,
+    Row,
+)
+from llmbudget.ledger.records import Account, Changes, EntryRow, Figures, KeyRow, OpenHold
+
+
+def write(connection: Connection, changes: Changes, version: int) -> None:
+    """Write what a transaction changed: one statement a table, however many operations it ran."""
+    if changes.keys_before is not None:
+        connection.execute("DELETE FROM idempotency WHERE period < %s", (changes.keys_before,))
+    for statement, rows in _batches(changes, version):
+        if rows:
+            columns = zip(*rows, strict=True)
+            connection.execute(statement, [list(column) for column in columns])
+
+
+def _batches(changes: Changes, version: int) -> Iterator[tuple[str, Sequence[Row]]]:
+    """Yield statements with their rows; each column goes as one array.
+
+    Entries and holds go first: their keys stop a transaction that resolves what another owner
+    resolved before, or opens what is there.
+    """
+    yield _ENTRIES, [_entry_row(row) for row in changes.entries.values()]
+    yield _OPENED, [_hold_row(hold) for hold in changes.opened.values()]
+    yield "DELETE FROM holds WHERE id = ANY(%s)", [(hold_id,) for hold_id in changes.closed]
+    yield _ACCOUNTS, [_account_row(account) for account in changes.accounts.values()]
+    yield (
+        _SUMS,
+        [_figures_row(*key, figures, version) for key, figures in changes.figures.items()],
+    )
+    yield _CORRECTED, [_corrected_row(row.entry) for row in changes.corrected.values()]
+    yield "DELETE FROM entries WHERE seq = ANY(%s)", [(seq,) for seq in changes.forgotten]
+    yield (
+        "DELETE FROM idempotency WHERE (consumer, key) IN "
+        "(SELECT * FROM unnest(%s::text[], %s::text[]))",
+        changes.freed,
+    )
+    yield _KEYS, [_key_row(key) for key in changes.keys.values()]
+    yield _ACTIONS, [_action_row(action) for action in changes.actions.values()]
+    yield _CURSORS, list(changes.cursors.items())
+
+
+def _unnest(types: str) -> str:
+    return f"SELECT * FROM unnest({', '.join(f'%s::{name}[]' for name in types.split())})"
+
+
+# A path is one text here: an array of arrays must be a rectangle.
+_OPENED: Final = (
+    f"INSERT INTO holds ({HOLD}) SELECT id, string_to_array(path, ' '), period, amount, "
+    "provider, model, agent, task_id, epoch, consumer, key FROM ("
+    + _unnest("text text text int8 text text text text int8 text text")
+    + ") AS t(id, path, period, amount, provider, model, agent, task_id, epoch, consumer, key)"
+)
+_ENTRIES: Final = (
+    f"INSERT INTO entries ({ENTRY}) SELECT seq, id, ts, string_to_array(path, ' '), period, "
+    "provider, model, tokens_in, tokens_out, cost, held, task_id, agent, status, outcome FROM ("
+    + _unnest("int8 text timestamptz text text text text int8 int8 int8 int8 text text text text")
+    + ") AS t(seq, id, ts, path, period, provider, model, tokens_in, tokens_out, cost, held, "
+    "task_id, agent, status, outcome)"
+)
+_ACCOUNTS: Final = (
+    "INSERT INTO accounts (name, parent, cap, blocks, thresholds, steps, approved_period, active, "
+    "revision) "
+    + _unnest("text text int8 bool text int4 text bool int8")
+    + " ON CONFLICT (name) DO UPDATE SET parent = excluded.parent, cap = excluded.cap, "
+    "blocks = excluded.blocks, thresholds = excluded.thresholds, steps = excluded.steps, "
+    "approved_period = excluded.approved_period, active = excluded.active, "
+    "revision = excluded.revision"
+)
+_SUMS: Final = (
+    f"INSERT INTO account_periods ({FIGURES}, version) "
+    + _unnest("text text int8 int8 int8 int8 int8 bool int8 int8")
+    + " ON CONFLICT (period, account) DO UPDATE SET spent = excluded.spent, "
+    "overage = excluded.overage, debit = excluded.debit, held = excluded.held, "
+    "carried = excluded.carried, closed = excluded.closed, closing_cap = excluded.closing_cap, "
+    "version = excluded.version"
+)
+_CORRECTED: Final = (
+    "UPDATE entries SET tokens_in = t.tokens_in, tokens_out = t.tokens_out, cost = t.cost, "
+    "status = t.status, outcome = t.outcome FROM ("
+    + _unnest("text text int8 int8 int8 text text")
+    + ") AS t(period, id, tokens_in, tokens_out, cost, status, outcome) "
+    "WHERE entries.period = t.period AND entries.id = t.id"
+)
+_KEYS: Final = "INSERT INTO idempotency (consumer, key, entry, fingerprint, period) " + _unnest(
+    "text text text text text"
+)
+_ACTIONS: Final = (
+    f"INSERT INTO actions ({ACTION}) "
+    + _unnest("text text text int4 text int8 int8 timestamptz bool")
+    + " ON CONFLICT (id) DO UPDATE SET acknowledged = excluded.acknowledged"
+)
+_CURSORS: Final = (
+    "INSERT INTO cursors (name, seq) "
+    + _unnest("text int8")
+    + " ON CONFLICT (name) DO UPDATE SET seq = excluded.seq"
+)
+
+
+def _account_row(account: Account) -> Row:
+    thresholds = [[found.percentage, found.action] for found in account.thresholds]
+    return (
+        account.name,
+        account.parent,
+        account.cap,
+        account.blocks,
+        json.dumps(thresholds),
+        account.steps,
+        account.approved_period,
+        account.active,
+        account.revision,
+    )
+
+
+def _figures_row(account: str, period: str, figures: Figures, version: int) -> Row:
+    return (
+        account,
+        period,
+        figures.spent,
+        figures.overage,
+        figures.debit,
+        figures.held,
+        figures.carried,
+        figures.closed,
+        figures.closing_cap,
+        version,
+    )
+
+
+def _hold_row(hold: OpenHold) -> Row:
+    return (
+        hold.id,
+        " ".join(hold.path),
+        hold.period,
+        hold.amount,
+        hold.provider,
+        hold.model,
+        hold.agent,
+        hold.task_id,
+        hold.epoch,
+        hold.consumer,
+        hold.idempotency_key,
+    )
+
+
+def _entry_row(row: EntryRow) -> Row:
+    entry = row.entry
+    return (
+        entry.seq,
+        entry.id,
+        entry.ts,
+        " ".join(row.path),
+        entry.period,
+        entry.provider,
+        entry.model,
+        entry.tokens_in,
+        entry.tokens_out,
+        entry.cost,
+        entry.held,
+        entry.task_id,
+        entry.agent,
+        None if entry.status is None else str(entry.status),
+        entry.outcome.value,
+    )
+
+
+def _corrected_row(entry: Entry) -> Row:
+    return (
+        entry.period,
+        entry.id,
+        entry.tokens_in,
+        entry.tokens_out,
+        entry.cost,
+        None if entry.status is None else str(entry.status),
+        entry.outcome.value,
+    )
+
+
+def _key_row(key: KeyRow) -> Row:
+    return (key.consumer, key.key, key.entry, key.fingerprint, key.period)
+
+
+def _action_row(action: ActionRow) -> Row:
+    return (
+        action.id,
+        action.account,
+        action.period,
+        action.percentage,
+        action.action.value,
+        action.spent,
+        action.cap,
+        action.fired_at,
+        action.acknowledged,
+    )

@@ -1,0 +1,68 @@
+"""What only the file can do: have one owner, be no database, be full."""
+
+import asyncio
+import threading
+
+import apsw
+import pytest
+from tests.unit.ledger.ledger_helpers import account, ask, reading
+
+from llmbudget.ledger.interface import Hold, LedgerUnavailable
+from llmbudget.ledger.sqlite import SqliteLedger
+
+
+@pytest.fixture
+async def ledger(tmp_path, clock):
+    opened = await SqliteLedger.open(tmp_path / "ledger.db", clock)
+    yield opened
+    await opened.close()
+
+
+async def test_one_owner(ledger, tmp_path):
+    with pytest.raises(LedgerUnavailable, match="in use by process"):
+        await SqliteLedger.open(tmp_path / "ledger.db")
+
+
+async def test_newer_schema_and_no_database(tmp_path):
+    newer = tmp_path / "newer.db"
+    connection = apsw.Connection(str(newer))
+    connection.pragma("user_version", 999)
+    connection.close()
+    with pytest.raises(LedgerUnavailable, match="newer version"):
+        await SqliteLedger.open(newer)
+    garbage = tmp_path / "garbage.db"
+    garbage.write_bytes(b"no database at all" * 1000)
+    with pytest.raises(LedgerUnavailable, match="not a database"):
+        await SqliteLedger.open(garbage)
+    with pytest.raises(LedgerUnavailable):
+        await SqliteLedger.open(garbage / "below-a-file.db")
+
+
+async def test_full_disk_grants_nothing_and_is_recovered_from(tmp_path, ledger):
+    """SQLite's own page limit makes the file full at a real write."""
+    await ledger.configure([account(cap=None)], time_zone="UTC", generation=1)
+    await ledger.hold(ask("before"))
+    store = ledger._writer._store
+    full = threading.Event()
+
+    def limit():
+        connection = store._connection
+        pages = connection.pragma("page_count")
+        connection.pragma("max_page_count", pages)
+        full.set()
+
+    await ledger._submit(lambda book: limit())
+    assert full.is_set()
+    results = await asyncio.gather(
+        *(ledger.hold(ask(f"h{n}-{'x' * 500}")) for n in range(100)), return_exceptions=True
+    )
+    refused = [found for found in results if isinstance(found, LedgerUnavailable)]
+    assert refused, "the file was full"
+    assert "full" in str(refused[0])
+    assert str(tmp_path) in str(refused[0])
+    granted = [found.id for found in results if isinstance(found, Hold)]
+    assert (await ledger.hold(ask("after"))).id == "after"
+    with reading(tmp_path / "ledger.db") as file:
+        held = [id for (id,) in file.execute("SELECT id FROM holds")]
+    assert sorted(held) == sorted(["before", "after", *granted])
+    assert ledger.balance("llm/org").held == 10 * len(held)
