@@ -1,4 +1,5 @@
-"""Where the control plane's binaries come from: KUBEBUILDER_ASSETS, the cache, or a build.
+"""Where binaries come from: the control plane's from KUBEBUILDER_ASSETS, the cache, or a build;
+other tools' from the cache or a build.
 
 The build compiles the Go modules in `build/`, whose sums are committed, into the user's cache
 folder: by version, outside the checkout, each binary renamed into place when it is whole, under a
@@ -15,21 +16,75 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 KUBERNETES_VERSION: Final = "v1.36.3"
 ETCD_VERSION: Final = "v3.6.15"
+HELM_VERSION: Final = "v4.3.1"
+ARGOCD_VERSION: Final = "v3.2.6"
 GO_MINIMUM: Final = (1, 26)
 CONTROL_PLANE: Final = ("etcd", "kube-apiserver", "kube-controller-manager")
 
 Say = Callable[[str], None]
 
 _BUILD: Final = Path(__file__).parent / "build"
-_EXPECTED: Final = {"etcd": 30, "kube-apiserver": 230, "kube-controller-manager": 60, "kubectl": 40}
-"""Seconds that a cold build takes on two cores, in this order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How one binary is built."""
+
+    module: str
+    """Folder of `build/`."""
+    package: str
+    version: str
+    seconds: int
+    """That a cold build takes on two cores, in the order of the table."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Variables of the program that the linker sets."""
+
+    @property
+    def flags(self) -> str:
+        """The linker's."""
+        sets = (f"-X {name}={value}" for name, value in self.variables.items())
+        return " ".join(("-s -w", *sets))
+
+
+def _kubernetes(command: str, seconds: int) -> Recipe:
+    major, minor, _ = KUBERNETES_VERSION.removeprefix("v").split(".")
+    numbers = {"gitVersion": KUBERNETES_VERSION, "gitMajor": major, "gitMinor": minor}
+    return Recipe(
+        module="kubernetes",
+        package=f"k8s.io/kubernetes/cmd/{command}",
+        version=KUBERNETES_VERSION,
+        seconds=seconds,
+        variables={f"k8s.io/component-base/version.{key}": at for key, at in numbers.items()},
+    )
+
+
+RECIPES: Final[Mapping[str, Recipe]] = {
+    "etcd": Recipe("etcd", "go.etcd.io/etcd/server/v3", ETCD_VERSION, 30),
+    "kube-apiserver": _kubernetes("kube-apiserver", 230),
+    "kube-controller-manager": _kubernetes("kube-controller-manager", 60),
+    "kubectl": _kubernetes("kubectl", 40),
+    "helm": Recipe(
+        "helm",
+        "helm.sh/helm/v4/cmd/helm",
+        HELM_VERSION,
+        60,
+        {"helm.sh/helm/v4/internal/version.version": HELM_VERSION},
+    ),
+    "argocd": Recipe(
+        "argocd",
+        "github.com/argoproj/argo-cd/v3/cmd",
+        ARGOCD_VERSION,
+        360,
+        {"github.com/argoproj/argo-cd/v3/common.version": ARGOCD_VERSION.removeprefix("v")},
+    ),
+}
 
 
 class BuildFailed(Exception):
@@ -47,10 +102,14 @@ class Binaries:
     source: str
 
 
-def cache_directory() -> Path:
-    """Name the folder for built binaries: by version, outside the checkout."""
+def cache_directory(name: str = CONTROL_PLANE[0]) -> Path:
+    """Name the folder for a built binary: by version, outside the checkout."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "llmbudget" / f"kubernetes-{KUBERNETES_VERSION}-etcd-{ETCD_VERSION}"
+    module, version = RECIPES[name].module, RECIPES[name].version
+    folder = f"{module}-{version}"
+    if module in ("etcd", "kubernetes"):  # the control plane's are together
+        folder = f"kubernetes-{KUBERNETES_VERSION}-etcd-{ETCD_VERSION}"
+    return Path(base) / "llmbudget" / folder
 
 
 def find(say: Say) -> Binaries:
@@ -74,6 +133,18 @@ def find(say: Say) -> Binaries:
     return _binaries(cache, kubectl, f"a build (into {cache})", say)
 
 
+def tool(name: str, say: Say) -> Path:
+    """Take a tool of the table, in exactly its version, from the cache or build it.
+
+    Raises:
+        BuildFailed: the build fails.
+    """
+    cache = cache_directory(name)
+    if not _executable(cache / name):
+        _build(cache, (name,), say)
+    return cache / name
+
+
 def _binaries(folder: Path, kubectl: str | None, source: str, say: Say) -> Binaries:
     say(f"control plane {KUBERNETES_VERSION} from {source}")
     etcd, apiserver, manager = (folder / name for name in CONTROL_PLANE)
@@ -94,7 +165,8 @@ def _build(cache: Path, names: Sequence[str], say: Say) -> None:
         missing = [name for name in names if not _executable(cache / name)]
         go = find_go(cache.parent, say)
         for index, name in enumerate(missing, 1):
-            say(f"[{index}/{len(missing)}] building {name}: about {_EXPECTED[name]} s on two cores")
+            seconds = RECIPES[name].seconds
+            say(f"[{index}/{len(missing)}] building {name}: about {seconds} s on two cores")
             _compile(go, name, cache, say)
 
 
@@ -104,23 +176,24 @@ def _locked(path: Path, say: Say) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("another process builds the control plane: waiting for it")
+            say(f"another process builds into {path.parent}: waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _compile(go: Path, name: str, cache: Path, say: Say) -> None:
     """Build one binary, telling every few seconds that it goes on."""
-    module, package, flags = _recipe(name)
+    recipe = RECIPES[name]
     part = cache / f".{name}.{os.getpid()}"
-    command = [str(go), "build", "-trimpath", "-ldflags", flags, "-o", str(part), package]
+    command = [str(go), "build", "-trimpath", "-ldflags", recipe.flags, "-o", str(part)]
+    command.append(recipe.package)
     environment = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false"}
     environment["GOTOOLCHAIN"] = "local"
     log = cache / f"{name}.log"
     started = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, cwd=_BUILD / module, env=environment, stdout=output, stderr=output
+            command, cwd=_BUILD / recipe.module, env=environment, stdout=output, stderr=output
         )
         while True:
             try:
@@ -135,18 +208,6 @@ def _compile(go: Path, name: str, cache: Path, say: Say) -> None:
     part.rename(cache / name)
     log.unlink()
     say(f"      {name}: done in {time.monotonic() - started:.0f} s")
-
-
-def _recipe(name: str) -> tuple[str, str, str]:
-    if name == "etcd":
-        return "etcd", "go.etcd.io/etcd/server/v3", "-s -w"
-    major, minor, _ = KUBERNETES_VERSION.removeprefix("v").split(".")
-    version = "k8s.io/component-base/version"
-    flags = (
-        f"-s -w -X {version}.gitVersion={KUBERNETES_VERSION}"
-        f" -X {version}.gitMajor={major} -X {version}.gitMinor={minor}"
-    )
-    return "kubernetes", f"k8s.io/kubernetes/cmd/{name}", flags
 
 
 def find_go(cache: Path, say: Say) -> Path:
@@ -169,8 +230,8 @@ def find_go(cache: Path, say: Say) -> Path:
         command += ["--target", str(home), "-r", str(requirements)]
         if subprocess.run(command, check=False).returncode or not _executable(installed):
             raise BuildFailed(
-                f"the control plane is built with Go {wanted} or later: install it, or set"
-                " KUBEBUILDER_ASSETS to a folder with etcd, kube-apiserver and"
+                f"binaries are built with Go {wanted} or later: install it, or, for the control"
+                " plane, set KUBEBUILDER_ASSETS to a folder with etcd, kube-apiserver and"
                 " kube-controller-manager"
             )
     return installed

@@ -31,6 +31,7 @@ def fill(folder: Path, *names: str) -> None:
         (folder / name).chmod(0o755)
 
 
+BUILD = Path(binaries.__file__).parent / "build"
 ALL = (*binaries.CONTROL_PLANE, "kubectl")
 
 
@@ -115,3 +116,20 @@ def test_go_comes_from_its_package_where_the_machine_has_none(
     assert version.stdout.startswith("go1.")
     assert binaries.find_go(tmp_path / "cache", said.append) == go
     assert len(said) == 1, "the second time it is there"
+
+
+@pytest.mark.parametrize("name", binaries.RECIPES)
+def test_a_recipe_builds_the_version_that_its_module_locks(name: str) -> None:
+    recipe = binaries.RECIPES[name]
+    text = (BUILD / recipe.module / "go.mod").read_text()
+    module = recipe.package
+    while f"{module} {recipe.version}" not in text:
+        module = module.rpartition("/")[0]
+        assert module, f"{recipe.module}/go.mod does not require {recipe.version}"
+
+
+def test_a_tool_of_another_module_has_a_folder_of_its_own(cache: Path, said: list[str]) -> None:
+    folder = cache.with_name(f"helm-{binaries.HELM_VERSION}")
+    fill(folder, "helm")
+    assert binaries.tool("helm", said.append) == folder / "helm"
+    assert not said
