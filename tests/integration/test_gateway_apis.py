@@ -53,11 +53,16 @@ async def callers(
     gateway: GatewayProcess, namespace: str, simulator: Simulator
 ) -> AsyncIterator[Callers]:
     spoken = {"protocol": Protocol.ANTHROPIC, "key_header": KeyHeader.X_API_KEY}
+    older = {
+        **{"endpoint": f"http://127.0.0.1:{simulator.port}", "api_version": "2024-10-21"},
+        "key_header": KeyHeader.API_KEY,
+    }
     providers = (
         provider("sim", simulator.port),
         provider("claude", simulator.port, **spoken),
+        provider("azure", simulator.port, **older),
     )
-    mine = account(namespace, USD, providers=("sim", "claude"))
+    mine = account(namespace, USD, providers=("sim", "claude", "azure"))
     await gateway.configure(config(namespace, (mine,), providers, generation=2))
     (gateway.folder / "keys" / "claude").write_text(KEY)
     token = await gateway.token()
@@ -154,6 +159,17 @@ async def test_completions_embeddings_and_moderations(callers: Callers) -> None:
     assert checked.results[0].flagged is False
     with pytest.raises(openai.PermissionDeniedError):
         await client.embeddings.create(model="auto", input=HELLO)
+
+
+async def test_azure_is_called_at_its_deployments(callers: Callers) -> None:
+    client, hello = callers.openai, {"role": "user", "content": HELLO}
+    chat = await client.chat.completions.create(model="azure/small", messages=[hello])  # type: ignore[list-item]
+    assert chat.choices[0].message.content
+    stream = await client.responses.create(model="azure/small", input=HELLO, stream=True)
+    assert [event.type async for event in stream][-1] == "response.completed"
+    await client.embeddings.create(model="azure/small", input=HELLO)
+    await callers.agree(3)
+    assert {row.provider for row in await rows(callers.gateway)} == {"azure"}
 
 
 async def test_a_long_input_is_charged_at_the_price_of_its_length(callers: Callers) -> None:

@@ -7,6 +7,7 @@ can't be told, so that it counts as a break.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
@@ -20,6 +21,8 @@ _LOOSENED_BY_REMOVAL: Final = frozenset(
 )
 """Keywords that only ever refuse: without them more is accepted."""
 _RULES: Final = "x-kubernetes-validations"
+_TEXT: Final = re.compile("'[^']*'")
+_IF_SET: Final = re.compile(r"!has\(self\.(\w+)\) \|\| ")
 
 
 def breaks(released: Schema, now: Schema) -> list[str]:
@@ -66,7 +69,7 @@ def _of_schema(path: str, before: Schema, after: Schema) -> Iterator[str]:
             yield f"{where}: {key} {_told(was)} became {_told(is_now)}"
     known = [_asked(rule) for rule in before.get(_RULES, ())]
     for rule in after.get(_RULES, ()):
-        if _asked(rule) not in known:
+        if _asked(rule) not in known and not _of_new_field(rule["rule"], before):
             yield f"{where}: new rule {rule['rule']}"
     for name in after.get("required", ()):
         if name not in before.get("required", ()):
@@ -127,6 +130,14 @@ def _allows_more(key: str, was: Any, is_now: Any) -> bool:  # noqa: ANN401
 def _asked(rule: Schema) -> Schema:
     """What a rule asks for, without what is said when it is broken."""
     return {key: rule[key] for key in ("rule", "optionalOldSelf") if key in rule}
+
+
+def _of_new_field(rule: str, before: Schema) -> bool:
+    """Tell whether a rule asks something only where a field is set that did not exist."""
+    field = _IF_SET.match(rule)
+    # In `a || b ? c : d` the question is the outermost; in a text it is none.
+    asks = "?" in _TEXT.sub("", rule)
+    return field is not None and not asks and field[1] not in before.get("properties", ())
 
 
 def _told(value: object) -> str:

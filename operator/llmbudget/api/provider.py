@@ -247,13 +247,37 @@ class ProviderSpec(Model):
                 " || (has(self.allowPrivate) && self.allowPrivate)",
                 "endpoint must be https: a key never travels in clear, unless allowPrivate is true",
             ),
+            (
+                "!has(self.apiVersion) || !has(self.protocol) || self.protocol == 'OpenAI'",
+                "apiVersion belongs to Azure OpenAI: remove it, or set protocol to OpenAI",
+            ),
+            (
+                "!has(self.apiVersion) || !self.endpoint.matches('[^/]/openai(/.*)?$')",
+                "with apiVersion the endpoint is the Azure resource's own URL, such as"
+                " https://NAME.openai.azure.com: remove /openai and what follows",
+            ),
         )
     }
 
     protocol: Protocol = Protocol.OPENAI
     """Wire protocol: OpenAI or Anthropic."""
     endpoint: Url
-    """Base URL, such as https://openrouter.ai/api/v1."""
+    """Base URL, such as https://openrouter.ai/api/v1,
+    https://generativelanguage.googleapis.com/v1beta/openai or
+    https://NAME.openai.azure.com/openai/v1."""
+    api_version: (
+        Annotated[
+            str,
+            Field(
+                pattern=r"^([0-9]{4}-[0-9]{2}-[0-9]{2}(-preview)?|preview|latest)$", max_length=32
+            ),
+        ]
+        | None
+    ) = None
+    """Version of Azure OpenAI's older API, such as 2024-10-21. The endpoint is then the resource's
+    own URL, and a model's upstreamName that of its deployment: calls go to
+    /openai/deployments/UPSTREAM_NAME. Omitted: the paths are OpenAI's own, as in Azure's newer
+    API below /openai/v1."""
     allow_private: bool = False
     """Whether the endpoint may be a private or cluster-internal address (LocalAI). It must also be
     on the installation's allow list."""

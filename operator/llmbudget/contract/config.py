@@ -129,6 +129,8 @@ class ProviderConfig(Wire):
     name: str
     protocol: Protocol
     endpoint: str
+    api_version: str | None = None
+    """Of Azure OpenAI's older paths; None: the paths are OpenAI's own."""
     allow_private: bool
     key_header: KeyHeader
     key_env: str | None = None

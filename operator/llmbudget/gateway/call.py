@@ -237,7 +237,7 @@ class Calls:
             upstream = call.upstreams[offer.provider.name]
             headers = call.upstream_headers
             try:
-                answer = await upstream.post(call.operation.upstream_path, body, key, headers)
+                answer = await upstream.post(call.operation.path_at(offer), body, key, headers)
                 try:
                     return await self._answer(call, attempt, answer)
                 finally:

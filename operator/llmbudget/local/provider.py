@@ -43,6 +43,9 @@ CHARGED_MODES: Final = (
 CHUNKS: Final = 8
 """Most pieces that a streamed answer's text comes in."""
 _LENGTH = re.compile(r"\b([0-9]{1,6}) words\b")
+_AZURE = re.compile(
+    r"/openai/(?:deployments/[^/]+/|(?=responses))([a-z/]+)\?api-version=[-0-9a-z]+"
+)
 _STATUS = re.compile(r"status-([1-5][0-9]{2})")
 
 
@@ -83,7 +86,7 @@ class Simulator:
         if not self._admitted(request):
             self.refused += 1
             return _error(answer, HTTPStatus.UNAUTHORIZED, "Incorrect API key provided.")
-        match request.method, request.path:
+        match request.method, _path(request):
             case "GET", "/v1/models":
                 listed = [{"id": name, "object": "model"} for name in self._prices.models]
                 return _json(answer, {"object": "list", "data": listed})
@@ -163,6 +166,14 @@ class Simulator:
                 await asyncio.sleep(self._latency / len(pieces))
         answer.chunk(dialect.closing(call))
         return answer.chunk(b"")
+
+
+def _path(request: Request) -> str:
+    """Find the path of OpenAI's API; Azure's older one is for its own header and a version."""
+    azure = _AZURE.fullmatch(request.path)
+    if azure is None or "api-key" not in request.headers:
+        return request.path
+    return f"/v1/{azure[1]}"
 
 
 def _charged(mode: str) -> bool:

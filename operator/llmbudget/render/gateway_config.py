@@ -93,6 +93,7 @@ def _provider(provider: Provider, spec: BudgetSpec, world: World) -> ProviderCon
         name=provider.name,
         protocol=written.protocol,
         endpoint=written.endpoint,
+        api_version=written.api_version,
         allow_private=written.allow_private,
         key_header=written.credentials.header,
         key_env=key_variable(provider.name) if by_environment and vault is None else None,

@@ -102,6 +102,27 @@ def test_every_field_of_ours_is_missed(kind: Any) -> None:
         assert told.endswith(f"{name}: field removed")
 
 
+@pytest.mark.parametrize(
+    ("text", "known", "told"),
+    [
+        ("!has(self.b) || self.b != self.a", (), []),
+        ("!has(self.b) || self.b == 'x' ? self.a == 'x' : false", (), ["x: new rule"]),
+        ("!has(self.b) || self.b != self.a", ("b",), ["x: new rule"]),
+        ("has(self.b) || self.a == 'x'", (), ["x: new rule"]),
+    ],
+)
+def test_a_rule_of_a_field_that_did_not_exist(
+    text: str, known: tuple[str, ...], told: list[str]
+) -> None:
+    before = crd(KINDS[0])
+    after = deepcopy(before)
+    for document, names in ((before, ("a", *known)), (after, ("a", "b"))):
+        schema = document["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+        schema["properties"]["x"] = {"properties": {name: {"type": "string"} for name in names}}
+    schema["properties"]["x"]["x-kubernetes-validations"] = [{"rule": text, "message": "no"}]
+    assert [line[:11] for line in breaks(before, after)] == told
+
+
 def compare(folder: Path) -> tuple[int, str]:
     result = CliRunner().invoke(command, ["compare", str(folder)])
     return result.exit_code, result.output

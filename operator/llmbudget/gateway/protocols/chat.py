@@ -39,7 +39,7 @@ _READ: Final = frozenset({"model", "messages", "stream_options", *_WRITTEN, *LIM
 """Fields that are read here and written anew."""
 _APART: Final = _READ | _SCHEMAS
 _MESSAGE: Final = frozenset(
-    {"role", "content", "name", "refusal", "reasoning_content"}
+    {"role", "content", "name", "refusal", "reasoning_content", "extra_content"}
     | {"tool_calls", "tool_call_id", "function_call"}
 )
 _CALLS: Final = ("tool_calls", "function_call")
@@ -117,13 +117,14 @@ def upstream_head(
     """Write the first fields: the provider's own model name, and the limit that the hold bounds.
 
     The limit goes in the field that the caller used. Without one it is `max_tokens`, which every
-    compatible server knows, but `max_completion_tokens` for OpenAI itself, whose reasoning models
-    refuse the other. OpenAI is also told to bill the standard tier: by default a project's
-    settings choose, and may choose a dearer one.
+    compatible server knows, but `max_completion_tokens` for OpenAI itself and for Azure, whose
+    reasoning models refuse the other. OpenAI is also told to bill the standard tier: by default a
+    project's settings choose, and may choose a dearer one.
     """
     upstream = dict(head)
+    if asked is None and (is_openai(offer) or _is_azure(offer)):
+        field = "max_completion_tokens"
     if is_openai(offer):
-        field = "max_completion_tokens" if asked is None else field
         upstream["service_tier"] = "default"
     return {"model": offer.model.upstream_name, field: most} | upstream
 
@@ -131,6 +132,12 @@ def upstream_head(
 def is_openai(offer: Offer) -> bool:
     """Tell whether a provider is OpenAI itself."""
     return urlsplit(offer.provider.endpoint).hostname == "api.openai.com"
+
+
+def _is_azure(offer: Offer) -> bool:
+    """Tell whether a provider is Azure OpenAI, by either of its APIs."""
+    host = urlsplit(offer.provider.endpoint).hostname or ""
+    return offer.provider.api_version is not None or host.endswith(".openai.azure.com")
 
 
 def output_limit(fields: Fields) -> tuple[str, int | None]:

@@ -55,14 +55,17 @@ def usage_in(answer: object, plausible: int) -> Usage | None:
     """Read the `usage` object of an answer or a chunk.
 
     Providers differ in what a total includes. Where the parts don't fit in it they come on top,
-    and tokens of `total_tokens` that nobody explains are output: the dearer reading.
+    and tokens of `total_tokens` that nobody explains are output: the dearer reading. So are all
+    beside the prompt's where a count is left out: Gemini leaves out what is 0, and its thoughts
+    stand in no other figure than the total.
     """
     usage = as_object(as_object(answer).get("usage"))
     of_prompt = as_object(usage.get("prompt_tokens_details"))
     of_answer = as_object(usage.get("completion_tokens_details"))
+    left_out = None if usage.get("total_tokens") is None else 0
     counts = [
         count(usage.get("prompt_tokens"), plausible),
-        count(usage.get("completion_tokens"), plausible),
+        count(usage.get("completion_tokens", left_out), plausible),
         count(given(usage, "total_tokens"), plausible),
         count(given(of_prompt, "cached_tokens"), plausible),
         count(given(of_prompt, "cache_write_tokens"), plausible),

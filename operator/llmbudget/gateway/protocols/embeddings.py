@@ -82,4 +82,5 @@ MODERATIONS: Final = Operation(
     embedding_usage,
     "moderation",
     generates=False,
+    by_deployment=False,
 )

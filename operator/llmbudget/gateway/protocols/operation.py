@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from llmbudget.api.provider import Protocol
 from llmbudget.decide.bounds import Demand
@@ -34,7 +35,7 @@ class Operation:
     path: str
     """The gateway's."""
     upstream_path: str
-    """The provider's, after its endpoint."""
+    """The provider's, after its endpoint; Azure's older API has more before it and behind it."""
     protocol: Protocol
     parse: Callable[[bytes], CallRequest]
     """Read a body; raises a Refusal that names what is wrong."""
@@ -46,3 +47,14 @@ class Operation:
     """Sent to the provider with every call."""
     generates: bool = True
     """Its models can stand in for each other: the ladder and `auto` apply."""
+    by_deployment: bool = True
+    """In Azure's older API, whether its path names the model's deployment."""
+
+    def path_at(self, offer: Offer) -> str:
+        """Tell the path at a provider, after its endpoint."""
+        version = offer.provider.api_version
+        if version is None:
+            return self.upstream_path
+        name = quote(offer.model.upstream_name, safe="")
+        deployment = f"/deployments/{name}" if self.by_deployment else ""
+        return f"/openai{deployment}{self.upstream_path}?api-version={version}"

@@ -205,5 +205,11 @@ class ResponseMeter(EventMeter):
 
 
 RESPONSES: Final = Operation(
-    "/v1/responses", "/responses", Protocol.OPENAI, parse_response, response_usage, "chat"
+    "/v1/responses",
+    "/responses",
+    Protocol.OPENAI,
+    parse_response,
+    response_usage,
+    "chat",
+    by_deployment=False,
 )

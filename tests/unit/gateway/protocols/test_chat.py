@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from tests.support.offers import offer
 
 from llmbudget.api.provider import Protocol
+from llmbudget.decide.catalogue import Offer
 from llmbudget.gateway.protocols import strict
-from llmbudget.gateway.protocols.chat import parse_chat
+from llmbudget.gateway.protocols.chat import CHAT, parse_chat
 from llmbudget.gateway.protocols.errors import Refusal
 from llmbudget.gateway.protocols.models import models_body
+from llmbudget.gateway.protocols.responses import RESPONSES
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -58,6 +60,24 @@ def test_openai_gets_the_field_its_reasoning_models_take_and_the_standard_tier()
     assert upstream["max_completion_tokens"] == 5
     assert "max_tokens" not in upstream
     assert upstream["service_tier"] == "default"
+
+
+@pytest.mark.parametrize("version", [None, "2024-10-21"])
+def test_azure_gets_its_paths_and_the_field_its_reasoning_models_take(version: str | None) -> None:
+    found = offer(host="team-a.openai.azure.com")
+    provider = found.provider.model_copy(update={"api_version": version})
+    azure = Offer(provider, found.model)
+    sent = json.loads(parse_chat(body()).write(azure, 77))
+    assert sent["max_completion_tokens"] == 77
+    assert not {"max_tokens", "service_tier"} & set(sent)
+    query = "?api-version=2024-10-21"
+    name = "upstream%2Fgpt-4o-mini"
+    paths = [CHAT.path_at(azure), RESPONSES.path_at(azure)]
+    assert paths == (
+        ["/chat/completions", "/responses"]
+        if version is None
+        else [f"/openai/deployments/{name}/chat/completions{query}", f"/openai/responses{query}"]
+    )
 
 
 def test_a_stream_always_sends_its_usage() -> None:

@@ -49,6 +49,7 @@ def answer(**usage: object) -> bytes:
             {"prompt_tokens": 10, "completion_tokens": 20, "total_tokens": 100},
             Usage(10, 90),
         ),
+        ({"prompt_tokens": 10, "total_tokens": 100}, Usage(10, 90)),
         (
             {
                 "prompt_tokens": 10,
@@ -73,6 +74,7 @@ def answer(**usage: object) -> bytes:
         "null details",
         "details",
         "hidden output",
+        "output left out",
         "reasoning beside the output",
         "cache beside the prompt",
     ],
