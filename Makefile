@@ -5,7 +5,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: help setup demo test check generate golden lock release bench-overrun bench-gateway bench-streams clean
+.PHONY: help setup demo test simulate check generate golden lock release bench-overrun bench-gateway bench-streams clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ lock: setup ## Lock the dependencies of pyproject.toml, with hashes
 
 release: setup ## Write dist/, installed by kubectl apply -f (IMAGE=registry/name@digest: your image)
 	@$(BIN)/llmbudget local release $(if $(IMAGE),--image $(IMAGE)) dist
+
+simulate: setup ## Try the promises in 2,000 simulated runs, each decided by a seed (SEEDS=FIRST-LAST)
+	$(BIN)/python -m tests.simulation $(or $(SEEDS),1-2000)
 
 bench-overrun: setup ## Try to overrun a cap: this gateway and LiteLLM side by side
 	$(BIN)/python -m bench.overrun.run
