@@ -171,7 +171,7 @@ async def running(
                 f"--service-account={folder / 'account'}",
                 f"--posthog-key={folder / 'none'}",
                 f"--listen=127.0.0.1:{port}",
-                *([f"--tls={tls}"] if tls else []),
+                *([f"--tls={tls}"] if tls else ["--plain-http"]),
             ],
             environment=_server(stage),
             output=log,

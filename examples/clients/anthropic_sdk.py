@@ -11,7 +11,7 @@ TOKEN = Path("/var/run/secrets/llmbudget/token")
 
 
 def client(base_url: str, token: Path = TOKEN) -> anthropic.Anthropic:
-    """Make a client of the gateway at `base_url`, such as http://team-a-gateway.llm-platform."""
+    """Make a client of the gateway at `base_url`: https://team-a-gateway.llm-platform:8080."""
 
     def show_token(request: httpx.Request) -> None:
         request.headers.pop("x-api-key", None)

@@ -10,5 +10,5 @@ TOKEN = Path("/var/run/secrets/llmbudget/token")
 
 
 def client(base_url: str, model: str, token: Path = TOKEN) -> ChatOpenAI:
-    """Make a model of the gateway at `base_url`, such as http://team-a-gateway.llm-platform/v1."""
+    """Make a model of the gateway at `base_url`: https://team-a-gateway.llm-platform:8080/v1."""
     return ChatOpenAI(base_url=base_url, model=model, api_key=lambda: token.read_text().strip())

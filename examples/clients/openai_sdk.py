@@ -11,7 +11,7 @@ TOKEN = Path("/var/run/secrets/llmbudget/token")
 
 
 def client(base_url: str, token: Path = TOKEN) -> openai.OpenAI:
-    """Make a client of the gateway at `base_url`, such as http://team-a-gateway.llm-platform/v1."""
+    """Make a client of the gateway at `base_url`: https://team-a-gateway.llm-platform:8080/v1."""
     return openai.OpenAI(base_url=base_url, api_key=lambda: token.read_text().strip())
 
 

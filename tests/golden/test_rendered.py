@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.support.worlds import read, world_of
+from tests.support.worlds import read, serving_of, world_of
 
 from llmbudget.decide.validity import findings
 from llmbudget.render.children import children
@@ -34,7 +34,7 @@ KEYS = {"openrouter": "c2stMQ==", "requesty": "c2stMg=="}
 
 def rendered(name: str) -> list[dict[str, Any]]:
     world = world_of(read(*SCENARIOS[name]))
-    return list(children(world, findings(world), KEYS))
+    return list(children(world, findings(world), KEYS, serving_of(world)))
 
 
 class _Dumper(yaml.SafeDumper):
@@ -55,7 +55,7 @@ _Dumper.add_representer(str, _text)
 def written(name: str) -> str:
     documents = rendered(name)
     for document in documents:
-        if document["kind"] == "ConfigMap":
+        if "gateway.json" in document.get("data", {}):
             config = json.loads(document["data"]["gateway.json"])
             document["data"]["gateway.json"] = json.dumps(config, indent=2) + "\n"
     return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=100)
@@ -76,5 +76,5 @@ def test_no_golden_file_is_left_over() -> None:
 
 
 def test_providers_json_is_the_guides() -> None:
-    config = next(item for item in rendered("tree") if item["kind"] == "ConfigMap")
+    config = next(item for item in rendered("tree") if "providers.json" in item.get("data", {}))
     assert config["data"]["providers.json"] == (HERE / "providers.json").read_text()

@@ -69,6 +69,7 @@ async def test_every_child_of_a_budget(
     found = await children(cluster, namespace)
     assert set(found) == {
         f"ConfigMap/{GATEWAY}",
+        f"ConfigMap/{GATEWAY}-ca",
         f"ServiceAccount/{GATEWAY}",
         f"Role/{GATEWAY}",
         f"RoleBinding/{GATEWAY}",
@@ -142,6 +143,30 @@ async def test_keys_by_the_environment(
     assert found is not None
     container = found["spec"]["template"]["spec"]["containers"][0]
     assert container["envFrom"] == [{"secretRef": {"name": "team-a-llm-provider-secrets"}}]
+
+
+async def test_the_certificate_goes_with_the_operators_authority(
+    cluster: Cluster, namespace: str, operator: asyncio.subprocess.Process
+) -> None:
+    await create(cluster, secret(namespace), provider(namespace), budget(namespace))
+    await until_condition(cluster, namespace, *WAITING)
+    made = await cluster.get(SECRETS, namespace, f"{GATEWAY}-tls")
+    assert made is not None
+    assert made["type"] == "kubernetes.io/tls"
+    plain = {"tls": {"plainHttp": True}}
+    await create(cluster, budget(namespace, deployment=plain))
+
+    async def gone() -> bool:
+        left = set(await children(cluster, namespace))
+        secret_left = await cluster.get(SECRETS, namespace, f"{GATEWAY}-tls")
+        return f"ConfigMap/{GATEWAY}-ca" not in left and secret_left is None
+
+    await until("the certificate and the bundle gone", gone)
+    found = await deployment(cluster, namespace)
+    assert found is not None
+    container = found["spec"]["template"]["spec"]["containers"][0]
+    assert "--plain-http" in container["args"]
+    assert container["readinessProbe"]["httpGet"]["scheme"] == "HTTP"
 
 
 async def test_drift_is_put_back(

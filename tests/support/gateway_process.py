@@ -178,6 +178,8 @@ class GatewayProcess:
         self.namespace = namespace
         self.folder = folder
         self.port = free_port()
+        self.tls: Path | None = None
+        """Folder of its certificate; None: plain HTTP."""
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "gateway.log"
         self._kubeconfig = kubeconfig
@@ -261,6 +263,7 @@ class GatewayProcess:
                     *(f"--ledger={folder / 'ledger'}", f"--service-account={folder / 'sa'}"),
                     f"--posthog-key={folder / 'posthog'}",
                     f"--listen=127.0.0.1:{self.port}",
+                    *([f"--tls={self.tls}"] if self.tls else ["--plain-http"]),
                 ],
                 env=os.environ
                 | {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}

@@ -8,6 +8,7 @@ import contextlib
 import json
 import random
 import secrets
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -161,10 +162,14 @@ class Spender:
     """The provider's own."""
     ledger: Path
     """The gateway's."""
+    authorities: Path
+    """The gateway's certificate is checked by these."""
     enough: bool = False
-    client: httpx.AsyncClient = field(
-        default_factory=lambda: httpx.AsyncClient(trust_env=False, timeout=30)
-    )
+    client: httpx.AsyncClient = field(init=False)
+
+    def __post_init__(self) -> None:
+        context = ssl.create_default_context(cafile=self.authorities)
+        self.client = httpx.AsyncClient(trust_env=False, timeout=30, verify=context)
 
     async def call(self, model: str = "large", words: int = 1000) -> httpx.Response:
         """Ask for an answer of that many words, which are as many tokens."""
@@ -226,7 +231,7 @@ async def start_spending(
     await until_condition(cluster, namespace, *reason)
     token = await stage.token(namespace, "default", "llmbudget")
     ledger = stage.gateways / "claims" / namespace / "team-a-ledger" / FILE_NAME
-    return Spender(gateway, token, bill, ledger)
+    return Spender(gateway, token, bill, ledger, await stage.authorities(f"{namespace}/team-a"))
 
 
 def workload(namespace: str, account: str, **annotations: str) -> Manifest:

@@ -12,6 +12,7 @@ import yaml
 from llmbudget.api.meta import ANNOTATION_ALLOWED_HOST, LABEL_PROVIDER_KEY
 from llmbudget.decide.world import Installation, SecretFacts, World
 from llmbudget.reconcile.store import Store
+from llmbudget.render.certificate import PLAIN_HTTP, Pair, Serving
 
 Manifest = dict[str, Any]
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -61,6 +62,15 @@ def world_of(documents: Iterable[Manifest], **changes: Any) -> World:
         "now": NOW,
     }
     return World(**(values | changes))
+
+
+def serving_of(world: World) -> Serving:
+    """Tell how a gateway is spoken to, with a certificate that is the same in every run."""
+    tls = world.root.spec.deployment.tls
+    if tls.plain_http:
+        return PLAIN_HTTP
+    pair = None if tls.secret_name else Pair(b"a certificate", b"its key")
+    return Serving(tls=True, pair=pair, bundle="authorities\n")
 
 
 def _secrets(documents: Iterable[Manifest], namespace: str) -> Mapping[str, SecretFacts]:

@@ -52,6 +52,7 @@ class Reason(StrEnum):
     NOT_SUPPORTED = "NotSupported"
     API_ERROR = "ApiError"
     NAME_TAKEN = "NameTaken"
+    CERTIFICATE_MISSING = "CertificateMissing"
     UNDER_CAP = "UnderCap"
     CAP_REACHED = "CapReached"
     AWAITING_APPROVAL = "AwaitingApproval"

@@ -96,10 +96,23 @@ class Toleration(Model):
 
 
 class Tls(Model):
-    """Serve TLS with a certificate of one's own, such as cert-manager's."""
+    """How the gateway is spoken to; where nothing is said: by TLS, with a certificate that the
+    operator's own authority signs and renews."""
 
-    secret_name: ObjectName
-    """Secret of type kubernetes.io/tls in the same namespace."""
+    model_config = {
+        "json_schema_extra": rules(
+            (
+                "!has(self.secretName) || !has(self.plainHttp) || !self.plainHttp",
+                "plain HTTP shows no certificate: remove tls.secretName or tls.plainHttp",
+            ),
+        )
+    }
+
+    secret_name: ObjectName | None = None
+    """Secret of type kubernetes.io/tls in the same namespace with a certificate of one's own, such
+    as cert-manager's; its ca.crt, where it has one, is published to clients."""
+    plain_http: bool = False
+    """Serve plain HTTP: whoever is on the way reads prompts and tokens."""
 
 
 class Deployment(Model):
@@ -123,8 +136,8 @@ class Deployment(Model):
     secret_delivery: SecretDelivery = SecretDelivery.VOLUME
     """Volume: the providers' Secrets projected, read by no operator. Env: the 371OS guide's
     llm-provider-secrets by envFrom, rendered by the operator."""
-    tls: Tls | None = None
-    """Serve TLS with this certificate."""
+    tls: Tls = Tls()
+    """How the gateway is spoken to."""
 
 
 class AutoScaling(Model):

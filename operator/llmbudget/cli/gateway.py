@@ -30,7 +30,8 @@ _PATH = click.Path(path_type=Path)
 @click.option("--ledger", type=_PATH, help="Folder of the embedded ledger; none: no calls.")
 @click.option("--service-account", type=_PATH, default=TOKEN_DIRECTORY, help="Own token and CA.")
 @click.option("--posthog-key", type=_PATH, default=POSTHOG_KEY_FILE, help="PostHog's project key.")
-@click.option("--tls", type=_PATH, help="Folder with tls.crt and tls.key; none: plain HTTP.")
+@click.option("--tls", type=_PATH, help="Folder with tls.crt and tls.key, read again on change.")
+@click.option("--plain-http", is_flag=True, help="Serve without TLS.")
 @click.option("--listen", default=f"0.0.0.0:{GATEWAY_PORT}", show_default=True)
 @click.option("--grace", default=25.0, show_default=True, help="Seconds for calls to end.")
 @click.option("--log-level", default="INFO", show_default=True)
@@ -43,6 +44,7 @@ def command(
     service_account: Path,
     posthog_key: Path,
     tls: Path | None,
+    plain_http: bool,
     listen: str,
     grace: float,
     log_level: str,
@@ -54,6 +56,8 @@ def command(
         raise click.BadParameter("write NAMESPACE/NAME", param_hint="--config-map")
     if not (colon and port.isdigit()):
         raise click.BadParameter("write HOST:PORT", param_hint="--listen")
+    if (tls is None) is not plain_http:
+        raise click.UsageError("choose one of --tls DIR and --plain-http")
     logs.set_up(log_level)
     settings = Settings(
         namespace=namespace,

@@ -73,6 +73,7 @@ def command(
             gateway_image=gateway_image,
             image_prefixes=image_prefixes,
             private_hosts=frozenset(private_hosts),
+            loopback=local_gateways is not None,
         ),
         local_gateways=local_gateways,
         health_port=health_port,

@@ -132,6 +132,15 @@ class Cluster:
             "POST", path, manifest, query={"fieldManager": FIELD_MANAGER}
         )
 
+    async def replace(self, manifest: Manifest) -> Manifest:
+        """Write an object as it was read.
+
+        Raises:
+            ApiError: 409 where somebody has written it since.
+        """
+        query = {"fieldManager": FIELD_MANAGER}
+        return await self._connection.send("PUT", _path(manifest), manifest, query=query)
+
     async def apply(
         self, manifest: Manifest, *, force: bool = True, field_manager: str = FIELD_MANAGER
     ) -> Manifest:

@@ -6,6 +6,7 @@ replay it at another or at the API server.
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 from urllib.parse import quote
@@ -45,12 +46,13 @@ class GatewayClient:
     """One gateway's ledger API."""
 
     def __init__(self, url: str, token: Token, ca: str | None = None) -> None:
+        """Connect by `ca`, authorities in PEM; None: the public ones."""
         self._url = url.rstrip("/")
         self._token = token
         self._client = httpx.AsyncClient(
             # Ambient proxies must not see the token.
             trust_env=False,
-            verify=ca if ca else True,
+            verify=ssl.create_default_context(cadata=ca) if ca else True,
             timeout=httpx.Timeout(_SILENCE_SECONDS, connect=_CONNECT_SECONDS),
         )
 

@@ -31,6 +31,8 @@ LEDGER_DIRECTORY: Final = "/var/lib/llmbudget"
 """Mount of the SQLite ledger's volume."""
 TLS_DIRECTORY: Final = "/var/run/llmbudget/tls"
 """Mount of the serving certificate: tls.crt and tls.key."""
+CA_BUNDLE_KEY: Final = "ca.crt"
+"""Entry of the ConfigMap, beside the gateway, by which clients check its certificate."""
 POSTHOG_KEY_FILE: Final = "/var/run/llmbudget/posthog/key"
 """PostHog's project API key."""
 TOKEN_DIRECTORY: Final = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105

@@ -70,6 +70,8 @@ class Installation:
     """What other images of gateways may begin with, beside the repository of `gateway_image`."""
     private_hosts: frozenset[str] = frozenset()
     """Hosts, or HOST:PORT, that a provider with allowPrivate may name."""
+    loopback: bool = False
+    """Gateways run as processes of this machine and are called there."""
 
 
 @dataclass(frozen=True, slots=True)

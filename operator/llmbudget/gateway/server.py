@@ -12,10 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from granian.constants import HTTPModes, Interfaces
-from granian.http import HTTP1Settings
-from granian.server.embed import Server
-
 from llmbudget.api.budget import IdentityMode
 from llmbudget.api.meta import AUDIENCE, operator_audience
 from llmbudget.clients.cluster import Cluster
@@ -31,6 +27,7 @@ from llmbudget.gateway.limits import ConsumerLimits
 from llmbudget.gateway.offline import OfflineIdentities
 from llmbudget.gateway.probes import Monitoring
 from llmbudget.gateway.retention import Retention
+from llmbudget.gateway.serving import renew, server
 from llmbudget.ledger.interface import Ledger
 from llmbudget.ledger.sqlite import SqliteLedger
 from llmbudget.ledger.unavailable import UnavailableLedger
@@ -38,9 +35,6 @@ from llmbudget.ledger.unavailable import UnavailableLedger
 log = logging.getLogger(__name__)
 
 LEDGER_FILE: Final = "ledger.db"
-_BACKLOG: Final = 1024
-_CONNECTIONS: Final = 65_536
-_HEADER_MILLISECONDS: Final = 10_000
 _GARBAGE: Final = (50_000, 20, 50)
 """Thresholds of the collector of reference cycles: a call makes hundreds of objects and hardly a
 cycle, so that by default a tenth of the time goes into looking for some."""
@@ -63,6 +57,7 @@ class Settings:
     service_account: Path
     posthog_key: Path
     tls: Path | None
+    """Folder with the certificate and its key; None: plain HTTP."""
     host: str
     port: int
     grace_seconds: float
@@ -88,8 +83,10 @@ async def run(settings: Settings) -> None:
         app = _assemble(settings, cluster, ledger, clock, stack)
         gc.freeze()
         gc.set_threshold(*_GARBAGE)
-        server = _server(settings, app)
-        serving = asyncio.create_task(server.serve())
+        made = server(app, settings.host, settings.port, settings.tls)
+        serving = asyncio.create_task(made.serve())
+        if settings.tls is not None:
+            _start(renew(made, settings.tls), stack)
         log.info("serving", extra={"fields": {"address": f"{settings.host}:{settings.port}"}})
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -97,7 +94,7 @@ async def run(settings: Settings) -> None:
             serving.result()
             raise OSError(f"the server on port {settings.port} ended by itself")
         await _finish(app, settings.grace_seconds)
-        server.stop()
+        made.stop()
         await serving
 
 
@@ -130,9 +127,7 @@ def _assemble(
     followers = [configuration.follow(), clock.follow(cluster), analytics.follow()]
     followers.append(Retention(ledger, configuration).follow())
     for follower in followers:
-        task = asyncio.create_task(follower)
-        task.add_done_callback(_end_with)
-        stack.callback(task.cancel)
+        _start(follower, stack)
     operators: dict[str, Identities] = {}
 
     def operators_of(root: str) -> Identities:
@@ -154,6 +149,12 @@ def _assemble(
     )
 
 
+def _start(follower: Coroutine[Any, Any, None], stack: contextlib.AsyncExitStack) -> None:
+    task = asyncio.create_task(follower)
+    task.add_done_callback(_end_with)
+    stack.callback(task.cancel)
+
+
 async def _first(work: Coroutine[Any, Any, Result], stop: asyncio.Event) -> Result | None:
     """Wait for something unless the process is asked to stop first, which is None."""
     done, stopped = asyncio.create_task(work), asyncio.create_task(stop.wait())
@@ -170,25 +171,6 @@ def _end_with(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
         log.critical("a follower ended", exc_info=task.exception())
         signal.raise_signal(signal.SIGTERM)
-
-
-def _server(settings: Settings, app: App) -> Server:
-    tls = settings.tls
-    return Server(
-        app,
-        address=settings.host,
-        port=settings.port,
-        interface=Interfaces.RSGI,
-        http=HTTPModes.http1,
-        websockets=False,
-        backlog=_BACKLOG,
-        # Counted in connections: idle ones must not keep the kubelet's probes out.
-        backpressure=_CONNECTIONS,
-        http1_settings=HTTP1Settings(header_read_timeout=_HEADER_MILLISECONDS),
-        log_enabled=False,
-        ssl_cert=tls / "tls.crt" if tls else None,
-        ssl_key=tls / "tls.key" if tls else None,
-    )
 
 
 async def _finish(app: App, grace_seconds: float) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import signal
 import sys
@@ -62,6 +63,7 @@ class Demo:
         self._show = Show(screen, cluster, BUDGET, f"{APPLICATION_NAMESPACE}/{APPLICATION}")
         self._bill = Path()
         self._url = ""
+        self._authorities = Path()
 
     async def prepare(self, stack: contextlib.AsyncExitStack) -> None:
         """Install and start everything, up to a budget that is Ready."""
@@ -84,6 +86,7 @@ class Demo:
         stack.enter_context(_background(node.run_pods([APPLICATION_NAMESPACE])))
         self._url = await stage.gateway(BUDGET)
         await self._stage.until("the budget", self._ready)
+        self._authorities = await stage.authorities(BUDGET)
         screen.step("gateway", f"{self._url}, holds the key; the budget is Ready")
 
     async def _apply(self, ports: Mapping[str, str]) -> None:
@@ -110,6 +113,8 @@ class Demo:
         with stage.log("client").open("wb") as log:
             client = await spawn(
                 [*program, f"{self._url}/v1", token_file, str(WORKERS)],
+                # The ConfigMap's bundle, as an application's pod would mount it.
+                environment={**os.environ, "SSL_CERT_FILE": str(self._authorities)},
                 output=log,
                 stdout=asyncio.subprocess.PIPE,
             )
@@ -174,7 +179,8 @@ class Demo:
             ("see what was done", f"kubectl get events -n {NAMESPACE}"),
             ("be the application", f"TOKEN=$(kubectl create token {APPLICATION}"
              f" -n {APPLICATION_NAMESPACE} --audience {AUDIENCE})"),
-            ("spend: 402, the money is gone", f"curl -i {self._url}/v1/chat/completions"
+            ("spend: 402, the money is gone", f"curl -i --cacert {self._authorities}"
+             f" {self._url}/v1/chat/completions"
              f" -H \"Authorization: Bearer $TOKEN\" -d '{call}'"),
             ("give it another dollar, and see the model come back",
              f"kubectl patch llmbudget {NAME} -n {NAMESPACE} --type merge"

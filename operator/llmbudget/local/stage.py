@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 
 import yaml
 
+from llmbudget.contract.config import CA_BUNDLE_KEY
 from llmbudget.local.process import free_port, spawn, stop
 
 ROOT: Final = Path(__file__).parents[3]
@@ -188,6 +189,14 @@ class Stage:
             return str(json.loads(announcement.read_text())["url"]) if known else None
 
         return await self.until("the gateway's process", announced)
+
+    async def authorities(self, budget: str) -> Path:
+        """Write down by which authorities a gateway's certificate is checked."""
+        namespace, _, name = budget.partition("/")
+        found = await self.get("configmap", namespace, f"{name}-gateway-ca")
+        path = self.folder / f"{budget.replace('/', '_')}.ca.crt"
+        path.write_text(found["data"][CA_BUNDLE_KEY])
+        return path
 
     async def provider(
         self, prices: Mapping[str, Mapping[str, str]], key: str, *, latency_ms: int

@@ -15,7 +15,6 @@ from llmbudget.notify.notice import notice_of
 from llmbudget.reconcile.recorder import Recorder
 from llmbudget.reconcile.store import Store
 from llmbudget.reconcile.streams import Streams
-from llmbudget.render import names
 
 log = logging.getLogger(__name__)
 
@@ -64,12 +63,8 @@ class Actions:
                 )
                 self._told[key] = set()
             await self._notify(budget, event, self._told[key])
-        owner = self._store.budgets.get(root)
-        if owner is not None:
-            regions = owner.spec.global_distribution.regions
-            service = names.gateway(owner, regions[0].name if regions else None)
-            tls = owner.spec.deployment.tls is not None
-            await self._streams.acknowledge(root, event.id, service, tls=tls)
+        if root in self._store.budgets:
+            await self._streams.acknowledge(root, event.id)
         self._due.pop(key, None)
         self._told.pop(key, None)
 

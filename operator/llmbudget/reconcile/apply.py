@@ -49,7 +49,7 @@ async def apply_children(
     """
     written = 0
     keep: set[tuple[str, str]] = set()
-    await _look_for_keys(cluster, live, root)
+    await _look_for_secrets(cluster, live, root)
     for manifest in wanted:
         keep.add((manifest["kind"], manifest["metadata"]["name"]))
         found = live.get(manifest)
@@ -91,18 +91,26 @@ async def _check_free(cluster: Cluster, manifest: Manifest, root: Budget) -> Non
         )
 
 
-async def _look_for_keys(cluster: Cluster, live: Live, root: Budget) -> None:
-    """Read the Secret that delivers keys, by its name: Secrets are not followed. Where there
-    should be none, its metadata will do."""
-    name = names.key_secret(root)
-    wanted = root.spec.deployment.secret_delivery is SecretDelivery.ENV
-    read = cluster.get if wanted else cluster.get_metadata
-    found = await read(SECRETS, root.namespace, name)
-    if found is not None and _owned(found, root):
-        live.put(found | {"apiVersion": "v1", "kind": "Secret"})
-    else:
-        metadata = {"namespace": root.namespace, "name": name}
-        live.drop({"apiVersion": "v1", "kind": "Secret", "metadata": metadata})
+async def _look_for_secrets(cluster: Cluster, live: Live, root: Budget) -> None:
+    """Read the rendered Secrets by their names: Secrets are not followed. Where there should be
+    none, its metadata will do."""
+    deployment = root.spec.deployment
+    own = not deployment.tls.plain_http and deployment.tls.secret_name is None
+    rendered = {
+        names.key_secret(root): deployment.secret_delivery is SecretDelivery.ENV,
+        names.serving_secret(root): own,
+    }
+    for name, wanted in rendered.items():
+        if name == deployment.tls.secret_name:
+            # It is the user's now, whoever made it.
+            continue
+        read = cluster.get if wanted else cluster.get_metadata
+        found = await read(SECRETS, root.namespace, name)
+        if found is not None and _owned(found, root):
+            live.put(found | {"apiVersion": "v1", "kind": "Secret"})
+        else:
+            metadata = {"namespace": root.namespace, "name": name}
+            live.drop({"apiVersion": "v1", "kind": "Secret", "metadata": metadata})
 
 
 def _stamped(manifest: Manifest) -> Manifest:

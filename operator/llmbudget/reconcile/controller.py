@@ -25,6 +25,7 @@ from llmbudget.decide.validity import Finding, findings
 from llmbudget.decide.world import Installation, World
 from llmbudget.reconcile.actions import Actions
 from llmbudget.reconcile.apply import Occupied, OwnerGone, apply_children
+from llmbudget.reconcile.certificates import AuthorityUnusable, Certificates
 from llmbudget.reconcile.gather import gather, keys_for_environment
 from llmbudget.reconcile.live import SELECTOR, Live, account_of
 from llmbudget.reconcile.queue import WorkQueue
@@ -32,7 +33,7 @@ from llmbudget.reconcile.recorder import Recorder
 from llmbudget.reconcile.status import Situation
 from llmbudget.reconcile.statuses import Statuses
 from llmbudget.reconcile.store import Store
-from llmbudget.reconcile.streams import Streams
+from llmbudget.reconcile.streams import Place, Streams
 from llmbudget.render import names
 from llmbudget.render.children import children
 from llmbudget.render.gateway_config import gateway_config
@@ -86,6 +87,7 @@ class Controller:
         self._streams = Streams(
             cluster, installation.service_account, local_gateways, self._heard, self._acted
         )
+        self._certificates = Certificates(cluster, installation.namespace, clock)
         recorder = Recorder(cluster, instance)
         self._actions = Actions(cluster, self.store, self._streams, recorder)
         self._action_queue = WorkQueue("actions", self._actions.carry_out, workers=_ACTION_WORKERS)
@@ -135,19 +137,18 @@ class Controller:
         found = findings(world)
         fatal = any(finding.fatal for finding in found)
         config = None if fatal else gateway_config(world, found)
+        serving = await self._certificates.serving(world)
         if not fatal:
             keys = await keys_for_environment(self._cluster, world, found)
+            wanted = children(world, found, keys, serving)
             try:
-                await apply_children(
-                    self._cluster, self._live, world.root, children(world, found, keys)
-                )
+                await apply_children(self._cluster, self._live, world.root, wanted)
             except OwnerGone:
                 self.drop("LLMBudget", self.store.raw["LLMBudget", root])
                 return
         self._situations[root] = (world, found, config)
-        region = names.regions(world)[0]
-        tls = world.root.spec.deployment.tls is not None
-        self._streams.follow(root, names.gateway(world.root, region), tls=tls)
+        service = names.gateway(world.root, names.regions(world)[0])
+        self._streams.follow(root, Place(service, serving.tls, serving.bundle))
         await self._write(root)
         self._roots.add(root, RECHECK_SECONDS if found else RESYNC_SECONDS)
 
@@ -233,6 +234,8 @@ class Controller:
         raw = self.store.raw.get(("LLMBudget", account))
         if isinstance(error, Occupied):
             await self._statuses.reject(account, Reason.NAME_TAKEN, str(error))
+        elif isinstance(error, AuthorityUnusable):
+            await self._statuses.reject(account, Reason.CERTIFICATE_MISSING, str(error))
         elif isinstance(error, ApiError) and error.status in _LASTING and raw is not None:
             message = f"The Kubernetes API refused: {error}."
             if error.status == 403:

@@ -40,6 +40,17 @@ class GatewayState:
     """Why the gateway lacks a key, by provider."""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a gateway is, and how it is spoken to."""
+
+    service: str
+    """Name of its Service."""
+    tls: bool
+    ca: str | None
+    """Authorities of its certificate, in PEM; None: the public ones."""
+
+
 Changed = Callable[[str, bool], None]
 """Called with a root's account, and whether more than figures changed."""
 Acted = Callable[[str, ActionEvent], None]
@@ -63,19 +74,23 @@ class Streams:
         self._acted = acted
         self._states: dict[str, GatewayState] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._addresses: dict[str, tuple[str, bool]] = {}
+        self._places: dict[str, Place] = {}
 
     def state(self, root: str) -> GatewayState:
         """Tell what a root's gateway said last."""
         return self._states.get(root) or GatewayState()
 
-    def follow(self, root: str, service: str, *, tls: bool) -> None:
+    def follow(self, root: str, place: Place) -> None:
         """Follow a root's gateway, unless it is being followed there."""
-        if self._addresses.get(root) != (service, tls):
-            self.forget(root)
-            self._addresses[root] = (service, tls)
-            self._states[root] = GatewayState()
-            self._tasks[root] = asyncio.create_task(self._run(root, service, tls))
+        before = self._places.get(root)
+        if before == place:
+            return
+        moved = before is None or (before.service, before.tls) != (place.service, place.tls)
+        state = GatewayState() if moved else self._states[root]
+        self.forget(root)
+        self._places[root] = place
+        self._states[root] = state
+        self._tasks[root] = asyncio.create_task(self._run(root, place))
 
     def forget(self, root: str) -> None:
         """Stop following."""
@@ -83,15 +98,18 @@ class Streams:
         if task is not None:
             task.cancel()
         self._states.pop(root, None)
-        self._addresses.pop(root, None)
+        self._places.pop(root, None)
 
-    async def acknowledge(self, root: str, action_id: str, service: str, *, tls: bool) -> None:
+    async def acknowledge(self, root: str, action_id: str) -> None:
         """Mark an action as done in its ledger.
 
         Raises:
             GatewayError, ApiError.
         """
-        client = self._client(root, service, tls)
+        place = self._places.get(root)
+        if place is None:
+            raise GatewayError("the gateway is not followed now")
+        client = self._client(root, place)
         try:
             await client.acknowledge(action_id)
         finally:
@@ -102,13 +120,13 @@ class Streams:
         for root in list(self._tasks):
             self.forget(root)
 
-    async def _run(self, root: str, service: str, tls: bool) -> None:
+    async def _run(self, root: str, place: Place) -> None:
         first, longest = _RETRY_SECONDS
         pause = first
         while True:
             state = self._states[root]
             try:
-                client = self._client(root, service, tls)
+                client = self._client(root, place)
                 try:
                     async for event in client.events():
                         pause = first
@@ -155,15 +173,15 @@ class Streams:
         if state.connected:
             self._changed(root, transition)
 
-    def _client(self, root: str, service: str, tls: bool) -> GatewayClient:
-        return GatewayClient(self._url(root, service, tls), _Tokens(self, root).token)
+    def _client(self, root: str, place: Place) -> GatewayClient:
+        return GatewayClient(self._url(root, place), _Tokens(self, root).token, place.ca)
 
-    def _url(self, root: str, service: str, tls: bool) -> str:
+    def _url(self, root: str, place: Place) -> str:
         """Find a gateway: by its Service, or, on one machine, by a file."""
         namespace, _, _ = root.partition("/")
         if self._local_gateways is None:
-            scheme = "https" if tls else "http"
-            return f"{scheme}://{service}.{namespace}.svc:{GATEWAY_PORT}"
+            scheme = "https" if place.tls else "http"
+            return f"{scheme}://{place.service}.{namespace}.svc:{GATEWAY_PORT}"
         try:
             text = (self._local_gateways / f"{root.replace('/', '_')}.json").read_text()
             return str(json.loads(text)["url"])

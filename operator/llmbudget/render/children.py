@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from llmbudget.api.gateway_spec import SecretDelivery
 from llmbudget.decide.validity import Finding
 from llmbudget.decide.world import World
+from llmbudget.render.certificate import Serving, bundle, certificate
 from llmbudget.render.claim import claim
 from llmbudget.render.config_map import config_map
 from llmbudget.render.deployment import deployment
@@ -20,7 +21,7 @@ from llmbudget.render.service import service
 
 
 def children(
-    world: World, found: tuple[Finding, ...], keys: Mapping[str, str]
+    world: World, found: tuple[Finding, ...], keys: Mapping[str, str], serving: Serving
 ) -> tuple[Manifest, ...]:
     """Build every child that there should be.
 
@@ -37,6 +38,10 @@ def children(
     ]
     if spec.deployment.secret_delivery is SecretDelivery.ENV:
         built.append(secret(world, keys))
+    if serving.pair is not None:
+        built.append(certificate(world, serving.pair))
+    if serving.bundle is not None:
+        built.append(bundle(world, serving.bundle))
     if spec.ledger.postgres is None:
         built.append(claim(world))
     built.append(network_policy(world, found))

@@ -63,6 +63,11 @@ def pod_labels(world: World, region: str | None) -> dict[str, str]:
     return chosen | {REGION: region} if region else chosen
 
 
+def port_name(world: World) -> str:
+    """Name the gateway's port after what it speaks, as meshes and probes read it."""
+    return "http" if world.root.spec.deployment.tls.plain_http else "https"
+
+
 def _strategy(world: World) -> Manifest:
     if world.root.spec.ledger.postgres is None:
         # One file, one owner: the new pod can only open it when the old one is gone.
@@ -126,7 +131,7 @@ def _container(world: World, mounts: list[Manifest]) -> Manifest:
         "name": CONTAINER,
         "image": spec.image or world.installation.gateway_image,
         "args": _arguments(world),
-        "ports": [{"name": "http", "containerPort": GATEWAY_PORT, "protocol": "TCP"}],
+        "ports": [{"name": port_name(world), "containerPort": GATEWAY_PORT, "protocol": "TCP"}],
         "resources": _resources(world),
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -162,8 +167,8 @@ def _arguments(world: World) -> list[str]:
     ]
     if root.spec.ledger.postgres is None:
         arguments.append(f"--ledger={LEDGER_DIRECTORY}")
-    if root.spec.deployment.tls is not None:
-        arguments.append(f"--tls={TLS_DIRECTORY}")
+    plain = root.spec.deployment.tls.plain_http
+    arguments.append("--plain-http" if plain else f"--tls={TLS_DIRECTORY}")
     return arguments
 
 
@@ -177,9 +182,9 @@ def _resources(world: World) -> Manifest:
 
 
 def _probe(world: World, path: str, *, period: int, failures: int) -> Manifest:
-    scheme = "HTTPS" if world.root.spec.deployment.tls else "HTTP"
+    name = port_name(world)
     return {
-        "httpGet": {"path": path, "port": "http", "scheme": scheme},
+        "httpGet": {"path": path, "port": name, "scheme": name.upper()},
         "periodSeconds": period,
         "timeoutSeconds": 2,
         "failureThreshold": failures,

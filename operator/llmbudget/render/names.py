@@ -40,6 +40,16 @@ def key_secret(budget: Budget) -> str:
     return f"{budget.name}-llm-provider-secrets"
 
 
+def serving_secret(budget: Budget) -> str:
+    """Name the Secret with the certificate by the operator's authority."""
+    return f"{budget.name}-gateway-tls"
+
+
+def ca_bundle(budget: Budget) -> str:
+    """Name the ConfigMap with the authorities that clients of the gateway trust."""
+    return f"{budget.name}-gateway-ca"
+
+
 def auth_delegator(budget: Budget) -> str:
     """Name the cluster-wide binding that lets the gateway review tokens."""
     return f"llmbudget:{budget.namespace}:{budget.name}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmbudget.contract.config import GATEWAY_PORT
 from llmbudget.decide.world import World
-from llmbudget.render.deployment import pod_labels
+from llmbudget.render.deployment import pod_labels, port_name
 from llmbudget.render.names import Manifest, gateway, metadata
 
 
@@ -16,8 +16,17 @@ def service(world: World, region: str | None) -> Manifest:
         "metadata": metadata(world, gateway(world.root, region)),
         "spec": {
             "selector": pod_labels(world, region),
-            "ports": [
-                {"name": "http", "port": GATEWAY_PORT, "targetPort": "http", "protocol": "TCP"}
-            ],
+            "ports": [_port(port_name(world))],
         },
+    }
+
+
+def _port(name: str) -> Manifest:
+    return {
+        "name": name,
+        "appProtocol": name,
+        "port": GATEWAY_PORT,
+        # By number: pods of before a change between the two have a port of another name.
+        "targetPort": GATEWAY_PORT,
+        "protocol": "TCP",
     }

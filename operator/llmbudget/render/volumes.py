@@ -17,7 +17,7 @@ from llmbudget.contract.config import (
 )
 from llmbudget.decide.validity import Finding, callable_providers, posthog_of
 from llmbudget.decide.world import World
-from llmbudget.render.names import Manifest, ledger_claim
+from llmbudget.render.names import Manifest, ledger_claim, serving_secret
 
 _TOKEN_SECONDS: Final = 3607
 _READ_ONLY_MODE: Final = 0o440
@@ -117,8 +117,9 @@ def _others(world: World) -> list[tuple[Manifest, Manifest]]:
         items = [{"key": ref.key, "path": file}]
         source = {"secret": {"name": ref.name, "optional": True, "items": items}}
         pairs.append(_projected("posthog", [source], directory))
-    if spec.deployment.tls is not None:
-        secret = {"secretName": spec.deployment.tls.secret_name, "defaultMode": _READ_ONLY_MODE}
+    if not spec.deployment.tls.plain_http:
+        name = spec.deployment.tls.secret_name or serving_secret(world.root)
+        secret = {"secretName": name, "defaultMode": _READ_ONLY_MODE}
         pairs.append(({"name": "tls", "secret": secret}, _mount("tls", TLS_DIRECTORY)))
     return pairs
 

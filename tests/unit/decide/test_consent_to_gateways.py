@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.worlds import Manifest, read, world_of
+from tests.support.worlds import Manifest, read, serving_of, world_of
 
 from llmbudget.api.conditions import Reason
 from llmbudget.decide.validity import findings, posthog_of
@@ -38,7 +38,7 @@ def monitored(host: str = "https://us.i.posthog.com") -> Manifest:
 
 
 def mounts_posthog(made: World) -> bool:
-    rendered = children(made, findings(made), {})
+    rendered = children(made, findings(made), {}, serving_of(made))
     pod = next(item for item in rendered if item["kind"] == "Deployment")
     volumes = pod["spec"]["template"]["spec"]["volumes"]
     return any(volume["name"] == "posthog" for volume in volumes)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.worlds import Manifest, read, world_of
+from tests.support.worlds import Manifest, read, serving_of, world_of
 from tests.unit.reconcile.api_server import ApiServer
 
 from llmbudget.clients.cluster import ApiError
@@ -28,7 +28,7 @@ def wanted(**spec: Any) -> tuple[Budget, list[Manifest]]:
     documents = read(SCENARIOS / "platform.yaml", SCENARIOS / "minimal.yaml")
     documents[-1]["spec"] |= spec
     world = world_of(documents)
-    return world.root, list(children(world, findings(world), {}))
+    return world.root, list(children(world, findings(world), {}, serving_of(world)))
 
 
 async def bring(server: ApiServer, live: Live, **spec: Any) -> int:

@@ -1,0 +1,219 @@
+"""The operator's own authority, kept in one Secret of its namespace, and what it signs.
+
+The Secret is part of the installation, empty at first, so that the operator needs no right to
+create Secrets there. It is written only as it was read: of two operators, one is first and the
+other reads again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Final
+
+from llmbudget.clients.cluster import ApiError, Cluster
+from llmbudget.clients.kinds import SECRETS
+from llmbudget.decide.certificates import (
+    AUTHORITY_LIFE,
+    CERTIFICATE_LIFE,
+    Step,
+    certificate_fits,
+    next_step,
+    serving_names,
+)
+from llmbudget.decide.world import World
+from llmbudget.reconcile.x509 import (
+    Authority,
+    NotCertificate,
+    facts_of,
+    only_certificates,
+    validity_of,
+)
+from llmbudget.render import names
+from llmbudget.render.certificate import PLAIN_HTTP, Pair, Serving
+
+log = logging.getLogger(__name__)
+
+AUTHORITY_SECRET: Final = "llmbudget-authority"  # noqa: S105
+KNOWN_SECONDS: Final = 60.0
+"""How long the authorities are taken for granted."""
+_TRIES: Final = 5
+
+
+class AuthorityUnusable(Exception):
+    """The authority's Secret can't be used; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Authorities:
+    """Those that clients trust."""
+
+    current: Authority | None = None
+    """Signs now."""
+    following: Authority | None = None
+    """Signs next."""
+    previous: bytes | None = None
+    """The certificate of the one that signed before."""
+
+    @property
+    def bundle(self) -> str:
+        """All of them, in PEM."""
+        known = [each.pair.certificate for each in (self.current, self.following) if each]
+        return b"".join([*known, *([self.previous] if self.previous else [])]).decode()
+
+
+class Certificates:
+    """Gives each root's gateway what it is to be spoken to by."""
+
+    def __init__(self, cluster: Cluster, namespace: str, clock: Callable[[], datetime]) -> None:
+        self._cluster = cluster
+        self._namespace = namespace
+        self._clock = clock
+        self._known: Authorities | None = None
+        self._known_at = 0.0
+        self._reading = asyncio.Lock()
+
+    async def serving(self, world: World) -> Serving:
+        """Find a gateway's certificate, or make it anew where it is due.
+
+        Raises:
+            ApiError, AuthorityUnusable.
+        """
+        root = world.root
+        tls = root.spec.deployment.tls
+        if tls.plain_http:
+            return PLAIN_HTTP
+        if tls.secret_name is not None:
+            secret = await self._cluster.get(SECRETS, root.namespace, tls.secret_name)
+            pem = _entries(secret).get("ca.crt", b"")
+            return Serving(tls=True, bundle=only_certificates(pem) or None)
+        authorities = await self._authorities()
+        signing = authorities.current
+        assert signing is not None
+        services = tuple(names.gateway(root, region) for region in names.regions(world))
+        wanted = serving_names(world, services)
+        name = names.serving_secret(root)
+        pair = _pair(await self._cluster.get(SECRETS, root.namespace, name))
+        if pair is None or not self._fits(pair, wanted, signing):
+            pair = await asyncio.to_thread(signing.issue, wanted, self._clock(), CERTIFICATE_LIFE)
+            log.info("certificate issued", extra={"fields": {"budget": root.account}})
+        return Serving(tls=True, pair=pair, bundle=authorities.bundle)
+
+    def _fits(self, pair: Pair, wanted: frozenset[str], signing: Authority) -> bool:
+        try:
+            facts = facts_of(pair)
+        except NotCertificate:
+            return False
+        return certificate_fits(facts, wanted, signing.identifier, self._clock())
+
+    async def _authorities(self) -> Authorities:
+        async with self._reading:
+            if self._known is None or time.monotonic() - self._known_at > KNOWN_SECONDS:
+                self._known = await self._settled()
+                self._known_at = time.monotonic()
+            return self._known
+
+    async def _settled(self) -> Authorities:
+        """Read the authorities, and do what is due with them."""
+        for _ in range(_TRIES):
+            secret = await self._secret()
+            found = before = self._read(secret)
+            while (step := self._step(found)) is not None:
+                found = _taken(found, step, self._clock())
+                log.info("authority", extra={"fields": {"step": step.name.lower()}})
+            if found is before:
+                return found
+            try:
+                await self._cluster.replace(secret | {"data": _written(found)})
+            except ApiError as error:
+                if error.status != 409:
+                    raise
+            else:
+                return found
+        raise AuthorityUnusable(f"Secret {self._place} is written by others all the time.")
+
+    def _step(self, found: Authorities) -> Step | None:
+        current, following = found.current, found.following
+        return next_step(
+            current.validity if current else None,
+            following.validity if following else None,
+            validity_of(found.previous) if found.previous else None,
+            self._clock(),
+        )
+
+    async def _secret(self) -> dict[str, Any]:
+        try:
+            secret = await self._cluster.get(SECRETS, self._namespace, AUTHORITY_SECRET)
+        except ApiError as error:
+            if error.status != 403:
+                raise
+            secret = None
+        if secret is None:
+            raise AuthorityUnusable(
+                f"The operator can't read its authority, Secret {self._place}: install the"
+                " manifests of this version again, or set spec.deployment.tls.secretName."
+            )
+        return {"apiVersion": "v1", "kind": "Secret"} | secret
+
+    def _read(self, secret: Mapping[str, Any]) -> Authorities:
+        entries = _entries(secret)
+        try:
+            previous = entries.get("previous.crt") or None
+            if previous is not None:
+                validity_of(previous)
+            return Authorities(
+                _authority(entries, "current"), _authority(entries, "next"), previous
+            )
+        except NotCertificate as error:
+            raise AuthorityUnusable(
+                f"Secret {self._place} holds no authority that can be read ({error}): remove its"
+                " data, and a new one is made, which clients then have to be given."
+            ) from None
+
+    @property
+    def _place(self) -> str:
+        return f"{self._namespace}/{AUTHORITY_SECRET}"
+
+
+def _taken(found: Authorities, step: Step, now: datetime) -> Authorities:
+    if step is Step.FORGET:
+        return replace(found, previous=None)
+    if step is Step.PROMOTE:
+        before = found.current.pair.certificate if found.current else None
+        return Authorities(found.following, None, before)
+    made = Authority.make(now, AUTHORITY_LIFE)
+    return replace(found, following=made) if step is Step.PREPARE else replace(found, current=made)
+
+
+def _authority(entries: Mapping[str, bytes], name: str) -> Authority | None:
+    certificate, key = entries.get(f"{name}.crt"), entries.get(f"{name}.key")
+    if not (certificate or key):
+        return None
+    return Authority(Pair(certificate or b"", key or b""))
+
+
+def _written(found: Authorities) -> dict[str, str]:
+    entries: dict[str, bytes] = {}
+    for name, authority in (("current", found.current), ("next", found.following)):
+        if authority is not None:
+            entries[f"{name}.crt"] = authority.pair.certificate
+            entries[f"{name}.key"] = authority.pair.key
+    if found.previous is not None:
+        entries["previous.crt"] = found.previous
+    return {name: b64encode(value).decode() for name, value in entries.items()}
+
+
+def _pair(secret: Mapping[str, Any] | None) -> Pair | None:
+    entries = _entries(secret)
+    certificate, key = entries.get("tls.crt"), entries.get("tls.key")
+    return Pair(certificate, key) if certificate and key else None
+
+
+def _entries(secret: Mapping[str, Any] | None) -> dict[str, bytes]:
+    data = (secret or {}).get("data") or {}
+    return {name: b64decode(value) for name, value in data.items()}
