@@ -30,6 +30,12 @@ async def simulator(tmp_path: Path) -> AsyncIterator[Simulator]:
 
 
 @pytest.fixture
+def tls() -> Path | None:
+    """Folder for the gateway's certificate; None: it serves plain HTTP."""
+    return None
+
+
+@pytest.fixture
 async def gateway(
     cluster: Cluster,
     kubeconfig: Path,
@@ -37,11 +43,14 @@ async def gateway(
     tmp_path: Path,
     simulator: Simulator,
     monkeypatch: pytest.MonkeyPatch,
+    tls: Path | None,
 ) -> AsyncIterator[GatewayProcess]:
     """A gateway with one budget of 1 USD. Afterwards nobody but the provider has seen the key, and
     no prompt is left anywhere."""
     taken = take_down(monkeypatch)
     process = GatewayProcess(cluster, kubeconfig, namespace, tmp_path)
+    if tls is not None:
+        monkeypatch.setenv("SSL_CERT_FILE", str(process.serve_tls(tls)))
     await process.prepare()
     await process.configure(
         config(namespace, (account(namespace, USD),), (provider("sim", simulator.port),))

@@ -1,4 +1,5 @@
-"""The examples' clients go on with the new token when the old one is replaced."""
+"""The examples' clients check the gateway's certificate by the bundle that a variable names, and go
+on with the new token when the old one is replaced."""
 
 from __future__ import annotations
 
@@ -24,6 +25,11 @@ from llmbudget.contract.config import ConsumerConfig
 
 pytestmark = pytest.mark.cluster
 PROMPT = "canary prompt: say 3 words"
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> Path:
+    return tmp_path / "tls"
 
 
 def with_openai(url: str, token: Path) -> Callable[[], object]:

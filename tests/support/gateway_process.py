@@ -8,11 +8,12 @@ import contextlib
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from llmbudget.ledger.interface import Entry
 from llmbudget.ledger.sqlite.rows import Rows
 from llmbudget.ledger.sqlite.schema import connect_reading
 from llmbudget.local.process import free_port
+from llmbudget.reconcile.x509 import Authority
 
 USD = 10**9
 KEY = "sk-canary-4f1e9d8c7b6a5e4d3c2b1a09"
@@ -179,11 +181,26 @@ class GatewayProcess:
         self.folder = folder
         self.port = free_port()
         self.tls: Path | None = None
-        """Folder of its certificate; None: plain HTTP."""
+        self.trust: ssl.SSLContext | bool = True
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "gateway.log"
         self._kubeconfig = kubeconfig
         self.process: subprocess.Popen[bytes] | None = None
+
+    def serve_tls(self, folder: Path) -> Path:
+        """Serve TLS by an authority of its own; return the file of its certificate."""
+        now = datetime.now(UTC)
+        authority = Authority.make(now, timedelta(days=2))
+        pair = authority.issue(["127.0.0.1", "localhost"], now, timedelta(days=1))
+        folder.mkdir()
+        for name, content in (
+            *(("tls.crt", pair.certificate), ("tls.key", pair.key)),
+            ("ca.crt", authority.pair.certificate),
+        ):
+            (folder / name).write_bytes(content)
+        self.tls, self.url = folder, f"https://127.0.0.1:{self.port}"
+        self.trust = ssl.create_default_context(cafile=folder / "ca.crt")
+        return folder / "ca.crt"
 
     async def prepare(self) -> None:
         """Create what the operator and the kubelet would have created."""
@@ -274,7 +291,7 @@ class GatewayProcess:
 
     async def ready(self, seconds: float = 30) -> None:
         deadline = time.monotonic() + seconds
-        async with httpx.AsyncClient(trust_env=False) as client:
+        async with httpx.AsyncClient(trust_env=False, verify=self.trust) as client:
             while time.monotonic() < deadline:
                 with contextlib.suppress(httpx.HTTPError):
                     if (await client.get(f"{self.url}/readyz")).is_success:
@@ -317,7 +334,7 @@ class GatewayProcess:
         )
         token = await self.token("prometheus", audience=None)
         headers = {"authorization": f"Bearer {token}"}
-        async with httpx.AsyncClient(trust_env=False, timeout=20) as client:
+        async with httpx.AsyncClient(trust_env=False, timeout=20, verify=self.trust) as client:
             answer = await client.get(f"{self.url}/metrics", headers=headers)
         # A test may have used up what this address may ask in a minute.
         assert answer.status_code in (200, 429), answer.text
@@ -345,7 +362,7 @@ async def events(gateway: GatewayProcess, token: str) -> AsyncIterator[tuple[str
     """Follow the gateway's event stream."""
     headers = {"authorization": f"Bearer {token}"}
     async with (
-        httpx.AsyncClient(trust_env=False, timeout=20) as client,
+        httpx.AsyncClient(trust_env=False, timeout=20, verify=gateway.trust) as client,
         client.stream("GET", f"{gateway.url}/ledger/v1/balances", headers=headers) as answer,
     ):
         assert answer.status_code == 200, await answer.aread()
@@ -369,7 +386,7 @@ async def post(
     sent["authorization"] = f"Bearer {token or await gateway.token()}"
     content = document if isinstance(document, bytes) else json.dumps(document).encode()
     sent.setdefault("content-type", "application/json")
-    async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=30, verify=gateway.trust) as client:
         return await client.post(
             f"{gateway.url}/v1/chat/completions", content=content, headers=sent
         )
