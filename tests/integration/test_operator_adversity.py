@@ -78,6 +78,27 @@ async def test_a_child_that_is_deleted_gives_its_model_back(
     await until_condition(cluster, namespace, "Ready", "False", "ParentNotFound", name="leaf")
 
 
+async def test_a_model_is_given_back_by_a_budget_that_went_without_its_finalizer(
+    stage: Stage,
+    cluster: Cluster,
+    kubectl: Kubectl,
+    namespace: str,
+    operator: asyncio.subprocess.Process,
+) -> None:
+    """Whatever let the budget go: the Deployment says that it is changed, and by whom."""
+    changed = workload(namespace, f"{namespace}/gone")
+    changed["metadata"]["annotations"] |= {
+        "llmbudget.io/original-env": json.dumps({"name": "LLM_MODEL", "value": "large"}),
+        "llmbudget.io/downgraded-to": "small",
+        "llmbudget.io/downgraded-container": "main",
+    }
+    env = changed["spec"]["template"]["spec"]["containers"][0]["env"]
+    env[1]["value"] = "small"
+    await create(cluster, changed)
+    found = await until_model(cluster, namespace, "large")
+    assert "llmbudget.io/downgraded-to" not in found["metadata"]["annotations"]
+
+
 async def test_a_finalizer_that_someone_removes_comes_back(
     stage: Stage,
     cluster: Cluster,

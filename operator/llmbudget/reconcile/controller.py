@@ -169,6 +169,7 @@ class Controller:
             else:
                 await self._statuses.reject(account, reason, message)
         else:
+            await self._statuses.put_back_orphans(account)
             await self._sweep(account, surely=True)
             self._locks.pop(account, None)
             self._written_at.pop(account, None)
@@ -262,6 +263,14 @@ class Controller:
                 self._roots.add(root_before)
             for orphan in self.store.forest.rejected:
                 self._roots.add(orphan)
+
+    def put_target(self, raw: dict[str, Any], *, gone: bool) -> None:
+        """A Deployment that consents to a budget is, or has become, like this."""
+        account = self.store.put_target(raw, gone=gone)
+        if account is None:
+            return
+        if account in self.store.budgets or self.store.changed_targets(account):
+            self.look_at(account)
 
     def drop(self, kind: str, raw: dict[str, Any]) -> None:
         """A budget or a provider is gone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final
@@ -13,6 +14,7 @@ from llmbudget.clients.cluster import ApiError, Cluster
 from llmbudget.clients.kinds import BUDGETS
 from llmbudget.decide.validity import used_providers
 from llmbudget.decide.world import Budget, World
+from llmbudget.reconcile.apply import OwnerGone
 from llmbudget.reconcile.recorder import Recorder
 from llmbudget.reconcile.status import (
     Situation,
@@ -26,6 +28,8 @@ from llmbudget.reconcile.store import Store
 from llmbudget.reconcile.targets import TargetReport, put_back, reconcile_targets
 
 Manifest = dict[str, Any]
+
+log = logging.getLogger(__name__)
 
 _TRIES: Final = 5
 _BAD: Final = frozenset({Phase.FAILED, Phase.EXCEEDED, Phase.AWAITING_APPROVAL})
@@ -59,7 +63,14 @@ class Statuses:
             if self._is_deleting(budget.account):
                 await self.release(budget.account)
                 continue
-            report = await self._targets(situation, budget)
+            now = self._store.budgets.get(budget.account)
+            if now is None or now.uid != budget.uid:
+                # It has gone since it was gathered: what was put back must stay.
+                continue
+            try:
+                report = await self._targets(situation, now)
+            except OwnerGone:
+                continue
             before = self._before("LLMBudget", budget.account)
             status = budget_status(situation, budget, report, before, self._timestamp())
             await self._write("LLMBudget", budget.namespace, budget.name, before, status)
@@ -100,12 +111,28 @@ class Statuses:
         budget = self._store.budgets.get(account)
         targets = budget.spec.targets if budget is not None else ()
         report = await reconcile_targets(self._cluster, account, targets, None)
-        for changed in self._changed(account):
-            report.refused += await put_back(self._cluster, account, changed)
+        former = {(changed.namespace, changed.name) for changed in self._changed(account)}
+        former |= self._store.changed_targets(account)
+        for namespace, name in sorted(former - report.seen):
+            report.refused += await put_back(self._cluster, account, namespace, name)
         if report.refused and budget is not None:
             note = " ".join(["Targets were not put back.", *report.refused])
             await self._recorder.record(budget, "TargetsLeft", "Delete", note, warning=True)
-        await self._set_finalizer(account, wanted=False)
+        await self._set_finalizer(raw, wanted=False)
+
+    async def put_back_orphans(self, account: str) -> None:
+        """Put back what a budget left changed that is no more: its finalizer was removed by force,
+        or it went while a target was being moved.
+
+        Raises:
+            ApiError.
+        """
+        namespace, _, name = account.partition("/")
+        orphans = self._store.changed_targets(account)
+        if orphans and await self._cluster.get_metadata(BUDGETS, namespace, name) is None:
+            for orphan in sorted(orphans):
+                for refusal in await put_back(self._cluster, account, *orphan):
+                    log.warning("not put back: %s", refusal, extra={"fields": {"budget": account}})
 
     def _is_deleting(self, account: str) -> bool:
         raw = self._store.raw.get(("LLMBudget", account))
@@ -124,17 +151,20 @@ class Statuses:
             return TargetReport(changed=known)
 
         async def before_change() -> None:
-            # A deletion must find its way back.
-            await self._set_finalizer(budget.account, wanted=True)
+            await self._secure(budget)
 
         report = await reconcile_targets(
             self._cluster, budget.account, budget.spec.targets, lower, before_change
         )
         for changed in known:
             if (changed.namespace, changed.name) not in report.seen:
-                report.refused += await put_back(self._cluster, budget.account, changed)
-        # Someone may have removed it meanwhile.
-        await self._set_finalizer(budget.account, wanted=bool(report.changed))
+                report.refused += await put_back(
+                    self._cluster, budget.account, changed.namespace, changed.name
+                )
+        raw = self._store.raw.get(("LLMBudget", budget.account))
+        if raw is not None:
+            # Someone may have removed it meanwhile.
+            await self._set_finalizer(raw, wanted=bool(report.changed))
         return report
 
     def _changed(self, account: str) -> list[ChangedTarget]:
@@ -142,14 +172,32 @@ class Statuses:
         changed = self._before("LLMBudget", account).get("changedTargets") or ()
         return [ChangedTarget.model_validate(target) for target in changed]
 
-    async def _set_finalizer(self, account: str, *, wanted: bool) -> None:
-        namespace, _, name = account.partition("/")
-        raw = self._store.raw.get(("LLMBudget", account))
-        for _ in range(_TRIES):
-            finalizers = list((raw or {}).get("metadata", {}).get("finalizers") or ())
-            if raw is None or (FINALIZER in finalizers) == wanted:
+    async def _secure(self, budget: Budget) -> None:
+        """Make sure that a deletion finds its way back, before a target is moved. What is known of
+        the budget may be old: another operator may have let it go.
+
+        Raises:
+            OwnerGone: it is being deleted, or is no more.
+        """
+        raw = await self._cluster.get(BUDGETS, budget.namespace, budget.name)
+        if raw is None or raw["metadata"]["uid"] != budget.uid:
+            raise OwnerGone
+        await self._set_finalizer(raw, wanted=True)
+
+    async def _set_finalizer(self, raw: Manifest, *, wanted: bool) -> None:
+        """Set or remove our finalizer, unless it is as wanted in `raw`.
+
+        Raises:
+            OwnerGone: it is wanted, and the budget is being deleted, or is no more.
+        """
+        uid, namespace, name = (raw["metadata"][key] for key in ("uid", "namespace", "name"))
+        for attempt in range(_TRIES):
+            finalizers = list(raw["metadata"].get("finalizers") or ())
+            if wanted and "deletionTimestamp" in raw["metadata"]:
+                raise OwnerGone
+            if (FINALIZER in finalizers) == wanted:
                 return
-            others = [name for name in finalizers if name != FINALIZER]
+            others = [each for each in finalizers if each != FINALIZER]
             metadata = {
                 "finalizers": [*others, FINALIZER] if wanted else others,
                 "resourceVersion": raw["metadata"]["resourceVersion"],
@@ -159,9 +207,14 @@ class Statuses:
                     BUDGETS, namespace, name, {"metadata": metadata}
                 )
             except ApiError as error:
-                if error.status not in (404, 409):
+                if error.status not in (404, 409) or attempt == _TRIES - 1:
                     raise
-                raw = await self._cluster.get(BUDGETS, namespace, name)
+                found = await self._cluster.get(BUDGETS, namespace, name)
+                if found is None or found["metadata"]["uid"] != uid:
+                    if wanted:
+                        raise OwnerGone from None
+                    return
+                raw = found
             else:
                 self._store.answered("LLMBudget", answer)
                 return

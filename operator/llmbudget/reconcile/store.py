@@ -8,13 +8,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from llmbudget.api.budget import BudgetSpec
-from llmbudget.api.meta import account_name
+from llmbudget.api.meta import (
+    ANNOTATION_ALLOW_BUDGET,
+    ANNOTATION_ORIGINAL_ENV,
+    account_name,
+)
 from llmbudget.api.profiles import effective
 from llmbudget.api.provider import ProviderSpec
 from llmbudget.decide.tree import Forest, forest
 from llmbudget.decide.world import Budget, Provider
 
 Manifest = dict[str, Any]
+Place = tuple[str, str]
+"""Namespace and name."""
 
 
 class Store:
@@ -27,6 +33,7 @@ class Store:
         """By kind and account: the resources as they are, status included."""
         self.invalid: dict[str, str] = {}
         """Budgets that can't be read, and why."""
+        self._changed_targets: dict[str, set[Place]] = {}
         self._forest: Forest | None = None
 
     @property
@@ -86,6 +93,26 @@ class Store:
             return
         if _version(known) < _version(raw):
             self.raw[key] = raw
+
+    def put_target(self, raw: Mapping[str, Any], *, gone: bool) -> str | None:
+        """Take a Deployment over; return the account that it consents to, where there is one."""
+        metadata = raw["metadata"]
+        annotations = metadata.get("annotations") or {}
+        account: str | None = annotations.get(ANNOTATION_ALLOW_BUDGET)
+        if account is None:
+            return None
+        place = metadata["namespace"], metadata["name"]
+        if ANNOTATION_ORIGINAL_ENV in annotations and not gone:
+            self._changed_targets.setdefault(account, set()).add(place)
+        elif account in self._changed_targets:
+            self._changed_targets[account].discard(place)
+            if not self._changed_targets[account]:
+                del self._changed_targets[account]
+        return account
+
+    def changed_targets(self, account: str) -> frozenset[Place]:
+        """List the Deployments that say of themselves that this budget has changed them."""
+        return frozenset(self._changed_targets.get(account, ()))
 
     def users_of(self, provider: Provider) -> Iterable[str]:
         """Name the root budgets that a provider matters to."""

@@ -65,14 +65,14 @@ async def reconcile_targets(
     return report
 
 
-async def put_back(cluster: Cluster, account: str, changed: ChangedTarget) -> list[str]:
+async def put_back(cluster: Cluster, account: str, namespace: str, name: str) -> list[str]:
     """Put a Deployment back that no target selects any more; return what was refused.
 
     Raises:
         ApiError.
     """
     report = TargetReport()
-    deployment = await cluster.get(DEPLOYMENTS, changed.namespace, changed.name)
+    deployment = await cluster.get(DEPLOYMENTS, namespace, name)
     target = former_target(deployment) if deployment is not None else None
     if deployment is not None and target is not None:
         await _bring(cluster, account, target, deployment, None, report, None)

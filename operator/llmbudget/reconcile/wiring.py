@@ -32,10 +32,8 @@ def registry(controller: Controller, stop: asyncio.Event) -> kopf.OperatorRegist
         else:
             controller.put(kind, raw)
 
-    async def target(body: kopf.Body, **_: Any) -> None:  # noqa: ANN401
-        account = (body.metadata.annotations or {}).get(ANNOTATION_ALLOW_BUDGET)
-        if account in controller.store.budgets:
-            controller.look_at(account)
+    async def target(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: ANN401
+        controller.put_target(dict(body), gone=type == "DELETED")
 
     async def listen(**_: Any) -> None:  # noqa: ANN401
         # Kopf has taken the signals over by now, and would wait for tasks that it did not start.

@@ -119,12 +119,12 @@ async def test_a_former_target_is_put_back_where_it_consents(annotations: dict[s
     kept = cluster.found["metadata"]["annotations"]
     consent = {key: text for key, text in kept.items() if key not in CONSENT} | annotations
     cluster.found["metadata"]["annotations"] = consent
-    await put_back(cluster, ACCOUNT, MOVED)
+    await put_back(cluster, ACCOUNT, "team-a", "researcher")
     assert env_of(cluster.found, 1) == [value("dear" if annotations else "cheap")]
 
 
 async def test_a_former_target_that_is_gone_is_no_error() -> None:
-    await put_back(Workload(None), ACCOUNT, MOVED)
+    await put_back(Workload(None), ACCOUNT, "team-a", "researcher")
 
 
 async def test_a_changed_container_is_told_of_when_its_target_names_another() -> None:

@@ -1,0 +1,178 @@
+"""Targets follow a budget as it is now, not as it was when its tree was gathered."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.unit.decide.target_helpers import deployment, env_of, patched, stored, value
+from tests.unit.reconcile.status_helpers import CHILD, balance, situation
+
+from llmbudget.api.meta import FINALIZER
+from llmbudget.clients.cluster import Cluster
+from llmbudget.clients.connection import Connection
+from llmbudget.clients.kinds import BUDGETS, DEPLOYMENTS, Kind
+from llmbudget.reconcile.recorder import Recorder
+from llmbudget.reconcile.status import Situation
+from llmbudget.reconcile.statuses import Statuses
+from llmbudget.reconcile.store import Store
+
+Manifest = dict[str, Any]
+CONSENT = {"llmbudget.io/allow-budget": CHILD, "llmbudget.io/model-env": "LLM_MODEL"}
+TARGET = {
+    "namespace": "team-a",
+    "selector": {"matchLabels": {"app": "researcher"}},
+    "env": "LLM_MODEL",
+}
+DEAR, CHEAP = value("claude-3-sonnet"), value("gpt-4o-mini")
+LADDER = {"ladder": ["claude-3-sonnet", "gpt-4o-mini"]}
+
+
+class Api(Cluster):
+    """One budget and one Deployment on an API server."""
+
+    def __init__(self, budget: Manifest, workload: Manifest) -> None:
+        super().__init__(Connection.in_cluster(Path("/nowhere")))
+        self.budget: Manifest | None = budget
+        self.workload = workload
+        self._version = 5
+
+    def version(self) -> str:
+        """Make the next resource version."""
+        self._version += 1
+        return str(self._version)
+
+    async def get(self, kind: Kind, namespace: str | None, name: str) -> Manifest | None:
+        return copy.deepcopy(self.workload if kind is DEPLOYMENTS else self.budget)
+
+    async def get_metadata(self, kind: Kind, namespace: str | None, name: str) -> Manifest | None:
+        return await self.get(kind, namespace, name)
+
+    async def list(
+        self, kind: Kind, namespace: str | None = None, label_selector: str | None = None
+    ) -> tuple[list[Manifest], str]:
+        assert kind is DEPLOYMENTS
+        return [copy.deepcopy(self.workload)], "1"
+
+    async def json_patch(
+        self, kind: Kind, namespace: str | None, name: str, operations: Sequence[Manifest]
+    ) -> Manifest:
+        self.workload = stored(patched(self.workload, operations))
+        return self.workload
+
+    async def merge_patch(
+        self, kind: Kind, namespace: str | None, name: str, patch: Manifest
+    ) -> Manifest:
+        assert kind is BUDGETS
+        assert self.budget is not None
+        self.budget["metadata"] |= patch["metadata"] | {"resourceVersion": self.version()}
+        if "deletionTimestamp" in self.budget["metadata"] and not patch["metadata"]["finalizers"]:
+            gone, self.budget = self.budget, None
+            return gone
+        return copy.deepcopy(self.budget)
+
+    async def apply_status(self, manifest: Manifest) -> Manifest:
+        return copy.deepcopy(self.budget or manifest)
+
+    async def create(self, manifest: Manifest) -> Manifest:
+        assert manifest["kind"] == "Event"
+        return manifest
+
+
+class Scene:
+    """A downgraded child with one target, as it was gathered, and what is known of it now."""
+
+    def __init__(self, **metadata: Any) -> None:
+        spec = {"targets": [TARGET | {"namespace": "llm-teams"}], "downgrade": LADDER}
+        self.gathered: Situation = situation(
+            balance(), balance(CHILD, level=1), child=spec | {"providers": []}
+        )
+        budget = next(b for b in self.gathered.world.budgets if b.account == CHILD)
+        self.raw: Manifest = {
+            "apiVersion": "llmbudget.io/v1alpha1",
+            "kind": "LLMBudget",
+            "metadata": {
+                "namespace": budget.namespace,
+                "name": budget.name,
+                "uid": budget.uid,
+                "generation": budget.generation,
+                "resourceVersion": "5",
+            }
+            | metadata,
+            "spec": {"parentRef": {"namespace": "llm-platform", "name": "org"}} | spec,
+        }
+        self.store = Store()
+        self.store.put_budget(copy.deepcopy(self.raw))
+        self.api = Api(copy.deepcopy(self.raw), deployment([DEAR], annotations=CONSENT))
+        self.api.workload["metadata"]["namespace"] = "llm-teams"
+        recorder = Recorder(self.api, "test")
+        self.statuses = Statuses(self.api, self.store, recorder, lambda: datetime.now(UTC))
+
+    @property
+    def env(self) -> Any:
+        return env_of(self.api.workload)
+
+    async def delete(self) -> None:
+        """As kubectl does; the watch tells of it."""
+        assert self.api.budget is not None
+        self.api.budget["metadata"] |= {
+            "deletionTimestamp": "2026-11-23T12:00:00Z",
+            "resourceVersion": self.api.version(),
+        }
+        self.store.put_budget(copy.deepcopy(self.api.budget))
+
+
+async def test_a_target_is_moved_with_a_finalizer_and_put_back_before_it_goes() -> None:
+    scene = Scene()
+    await scene.statuses.write_tree(scene.gathered)
+    assert scene.env == [CHEAP]
+    assert scene.api.budget is not None
+    assert scene.api.budget["metadata"]["finalizers"] == [FINALIZER]
+    await scene.delete()
+    await scene.statuses.write_tree(scene.gathered)
+    assert (scene.env, scene.api.budget) == ([DEAR], None)
+
+
+async def test_a_tree_gathered_before_a_deletion_moves_nothing_after_it() -> None:
+    scene = Scene()
+    await scene.statuses.write_tree(scene.gathered)
+    await scene.delete()
+    await scene.statuses.release(CHILD)
+    scene.store.drop("LLMBudget", scene.raw)
+    await scene.statuses.write_tree(scene.gathered)
+    assert scene.env == [DEAR]
+
+
+@pytest.mark.parametrize("metadata", [{}, {"finalizers": [FINALIZER]}], ids=["free", "held"])
+@pytest.mark.parametrize("now", ["gone", "deleting", "another"])
+async def test_a_deletion_that_no_watch_has_told_of_yet_moves_nothing(
+    metadata: Manifest, now: str
+) -> None:
+    scene = Scene(**metadata)
+    assert scene.api.budget is not None
+    if now == "gone":
+        scene.api.budget = None
+    elif now == "deleting":
+        scene.api.budget["metadata"]["deletionTimestamp"] = "2026-11-23T12:00:00Z"
+    else:
+        scene.api.budget["metadata"]["uid"] = "another"
+    await scene.statuses.write_tree(scene.gathered)
+    assert scene.env == [DEAR]
+
+
+async def test_what_a_budget_left_changed_is_put_back_once_it_is_surely_gone() -> None:
+    scene = Scene()
+    await scene.statuses.write_tree(scene.gathered)
+    scene.store.put_target(scene.api.workload, gone=False)
+    scene.store.drop("LLMBudget", scene.raw)
+    await scene.statuses.put_back_orphans(CHILD)
+    assert scene.env == [CHEAP], "it is there, and only not known yet"
+    scene.api.budget = None
+    await scene.statuses.put_back_orphans(CHILD)
+    assert scene.env == [DEAR]
+    scene.store.put_target(scene.api.workload, gone=False)
+    assert scene.store.changed_targets(CHILD) == frozenset()
