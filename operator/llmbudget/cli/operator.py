@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from pathlib import Path
 
 import click
@@ -46,6 +47,12 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--local-gateways", type=_PATH, help="Where gateways of this machine announce.")
 @click.option("--health-port", default=8081, show_default=True, help="Port of /healthz.")
+@click.option(
+    "--identity",
+    default=socket.gethostname,
+    show_default="the pod's name",
+    help="Its name in the election of the one that acts.",
+)
 @click.option("--log-level", default="INFO", show_default=True)
 def command(
     kubeconfig: Path | None,
@@ -57,6 +64,7 @@ def command(
     private_hosts: tuple[str, ...],
     local_gateways: Path | None,
     health_port: int,
+    identity: str,
     log_level: str,
 ) -> None:
     """Reconcile LLMBudgets and LLMProviders."""
@@ -77,6 +85,7 @@ def command(
         ),
         local_gateways=local_gateways,
         health_port=health_port,
+        identity=identity,
     )
     try:
         asyncio.run(run(options))

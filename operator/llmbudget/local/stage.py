@@ -149,15 +149,24 @@ class Stage:
         return made.strip()
 
     async def operator(
-        self, *, allow_private: Sequence[str], name: str = "operator"
+        self,
+        *,
+        allow_private: Sequence[str],
+        name: str = "operator",
+        identity: str = "local",
+        server: str | None = None,
     ) -> asyncio.subprocess.Process:
-        """Start the operator with its own account's token."""
-        kubeconfig = self.folder / "operator.kubeconfig"
+        """Start the operator with its own account's token; `server`: another way to the API server
+        than the administrator's. Two of one identity both act."""
+        kubeconfig = self.folder / f"{name}.kubeconfig"
         config = yaml.safe_load(self.kubeconfig.read_text())
         token = await self.token(OPERATOR_NAMESPACE, OPERATOR_ACCOUNT)
         config["users"] = [
             {"name": user["name"], "user": {"token": token}} for user in config["users"]
         ]
+        if server is not None:
+            for entry in config["clusters"]:
+                entry["cluster"] = {"server": server}
         write_private(kubeconfig, yaml.safe_dump(config))
         allowed = [
             argument for host in allow_private for argument in ("--allow-private-host", host)
@@ -171,6 +180,7 @@ class Stage:
             *("--gateway-image", GATEWAY_IMAGE),
             *("--local-gateways", self.gateways),
             *("--health-port", str(free_port())),
+            *("--identity", identity),
             *allowed,
         )
 

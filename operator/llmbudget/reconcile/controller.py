@@ -18,7 +18,7 @@ from typing import Any, Final
 from llmbudget.api.conditions import Reason
 from llmbudget.api.meta import LABEL_BUDGET, LABEL_BUDGET_NAMESPACE, account_name
 from llmbudget.clients.cluster import ApiError, Cluster
-from llmbudget.clients.kinds import CLUSTER_ROLE_BINDINGS
+from llmbudget.clients.kinds import BUDGETS, CLUSTER_ROLE_BINDINGS, PROVIDERS
 from llmbudget.contract.config import GatewayConfig
 from llmbudget.contract.events import ActionEvent
 from llmbudget.decide.validity import Finding, findings
@@ -174,6 +174,20 @@ class Controller:
             self._locks.pop(account, None)
             self._written_at.pop(account, None)
             self._live.keep({members[0].namespace for members in self.store.forest.trees.values()})
+
+    async def relist(self) -> None:
+        """Read all resources, and find those that have gone: before the first is reconciled, since
+        a root without its children would be rendered twice, and after a gap in a watch.
+
+        Raises:
+            ApiError.
+        """
+        for kind in (PROVIDERS, BUDGETS):
+            items, version = await self._cluster.list(kind)
+            for item in items:
+                self.put(kind.kind, item)
+            for raw in self.store.missing_from(kind.kind, items, int(version)):
+                self.drop(kind.kind, raw)
 
     async def find_leftovers(self) -> None:
         """Have every account looked at that has something in the whole cluster: its budget may

@@ -1,8 +1,9 @@
-"""The operator's process: first everything is listed, then it is watched and worked on."""
+"""The operator's process: it waits to lead, lists everything, then watches it and works on it."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -10,16 +11,19 @@ import socket
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-import kopf
-
-from llmbudget.clients.cluster import Cluster
-from llmbudget.clients.kinds import BUDGETS, PROVIDERS
+from llmbudget.clients.cluster import ApiError, Cluster
 from llmbudget.decide.world import Installation
-from llmbudget.reconcile.controller import Controller
-from llmbudget.reconcile.wiring import registry, settings
+from llmbudget.reconcile.controller import RESYNC_SECONDS, Controller
+from llmbudget.reconcile.election import Election, LeaseLost
+from llmbudget.reconcile.health import Health, serve_health
+from llmbudget.reconcile.wiring import Watches
 
 log = logging.getLogger(__name__)
+
+_SETTLE_SECONDS: Final = 1.0
+_RETRY_SECONDS: Final = 10.0
 
 
 class OperatorEnded(Exception):
@@ -37,66 +41,98 @@ class Options:
     installation: Installation
     local_gateways: Path | None
     health_port: int
+    identity: str
+    """Its name in the election: a process that is started again leads at once under the same."""
 
 
 async def run(options: Options) -> None:
-    """Reconcile until SIGTERM or SIGINT.
+    """Wait for the Lease, then reconcile until SIGTERM or SIGINT.
 
     Raises:
         ApiError: the resources can't be listed at the start.
+        OperatorEnded: the process is to be started again.
     """
     cluster = (
         Cluster.from_kubeconfig(options.kubeconfig)
         if options.kubeconfig
         else Cluster.in_cluster(options.service_account)
     )
-    async with cluster:
-        controller = Controller(
-            cluster,
-            options.installation,
-            local_gateways=options.local_gateways,
-            instance=f"{socket.gethostname()}-{os.getpid()}",
+    health, stop = Health(), asyncio.Event()
+    async with cluster, serve_health(health, options.health_port):
+        election = Election(
+            cluster, options.installation.namespace, options.identity, renewed=health.renewed
         )
-        await _list_all(cluster, controller)
-        await controller.find_leftovers()
-        stop = asyncio.Event()
-        await _until(
-            stop,
-            controller.run(),
-            kopf.operator(
-                registry=registry(controller, stop),
-                settings=settings(),
-                clusterwide=True,
-                standalone=True,
-                liveness_endpoint=f"http://0.0.0.0:{options.health_port}/healthz",
-            ),
-        )
+        await _until(stop, election.acquire())
+        if stop.is_set():
+            return
+        try:
+            await _until(stop, election.hold(), _lead(cluster, options, health, stop))
+        except LeaseLost as error:
+            raise OperatorEnded(str(error)) from None
+        finally:
+            await election.release()
+    if not stop.is_set():
+        raise OperatorEnded("a part of the operator ended by itself: see the log above")
 
 
-async def _list_all(cluster: Cluster, controller: Controller) -> None:
-    """Know all resources before the first is reconciled: a root without its children would be
-    rendered twice."""
-    for kind in (PROVIDERS, BUDGETS):
-        items, _ = await cluster.list(kind)
-        for item in items:
-            controller.put(kind.kind, item)
+async def _lead(cluster: Cluster, options: Options, health: Health, stop: asyncio.Event) -> None:
+    """List everything, then watch it and work on it."""
+    controller = Controller(
+        cluster,
+        options.installation,
+        local_gateways=options.local_gateways,
+        instance=f"{socket.gethostname()}-{os.getpid()}",
+    )
+    await controller.relist()
     found = {"budgets": len(controller.store.budgets), "providers": len(controller.store.providers)}
     log.info("listed", extra={"fields": found})
+    await controller.find_leftovers()
+    watches = Watches(controller, health, stop)
+    works = (controller.run(), watches.run(), keep_listing(controller, watches.relisted))
+    await _first_end(*works)
+
+
+async def keep_listing(controller: Controller, relisted: asyncio.Event) -> None:
+    """Compare what is known with what is there, now and then, and whenever a watch has begun anew:
+    kopf does not tell what was deleted in a gap."""
+    while True:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(relisted.wait(), RESYNC_SECONDS)
+        await asyncio.sleep(_SETTLE_SECONDS)
+        relisted.clear()
+        try:
+            await controller.relist()
+        except ApiError as error:
+            log.warning("listing: %s", error)
+            relisted.set()
+            await asyncio.sleep(_RETRY_SECONDS)
 
 
 async def _until(stop: asyncio.Event, *works: Awaitable[None]) -> None:
-    """Run all until a signal comes, or until one of them fails, which ends the process."""
+    """Run until a signal comes, or until one of them ends or fails."""
     loop = asyncio.get_running_loop()
-    tasks = [asyncio.ensure_future(work) for work in works]
-    stopped = asyncio.create_task(stop.wait())
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await asyncio.wait({*tasks, stopped}, return_when=asyncio.FIRST_COMPLETED)
-    ended = [task for task in tasks if task.done()]
-    for task in (*tasks, stopped):
-        task.cancel()
-    await asyncio.gather(*tasks, stopped, return_exceptions=True)
+    await _first_end(*works, _stopped(stop))
+
+
+async def _stopped(stop: asyncio.Event) -> None:
+    await stop.wait()
+
+
+async def _first_end(*works: Awaitable[None]) -> None:
+    """Run all until one ends, and then end the others.
+
+    Raises:
+        What the first that ended raised.
+    """
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        ended = [task for task in tasks if task.done()]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
     for task in ended:
         task.result()
-    if not stop.is_set():
-        raise OperatorEnded("a part of the operator ended by itself: see the log above")

@@ -80,6 +80,19 @@ class Store:
             self.budgets.pop(account, None)
             self.invalid.pop(account, None)
 
+    def missing_from(
+        self, kind: str, items: Iterable[Manifest], version: int
+    ) -> list[Manifest]:
+        """Find what is known and not in a list of that version, nor made after it."""
+        listed = {(item["metadata"]["namespace"], item["metadata"]["name"]) for item in items}
+        return [
+            raw
+            for (each, _), raw in self.raw.items()
+            if each == kind
+            and (raw["metadata"]["namespace"], raw["metadata"]["name"]) not in listed
+            and _version(raw) <= version
+        ]
+
     def answered(self, kind: str, raw: Manifest) -> None:
         """Take over what the API server answered to a write of ours.
 

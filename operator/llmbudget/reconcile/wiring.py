@@ -1,4 +1,4 @@
-"""Kopf's part: it watches budgets, providers and Deployments, and puts keys on our queues.
+"""Kopf's part: it watches budgets, providers, Deployments and the Lease, and tells the controller.
 
 Only `on.event` handlers: no finalizers, no annotations, no progress in the resources. Errors in
 them would be logged and dropped, so they do nothing but pass on what they saw.
@@ -7,52 +7,106 @@ them would be logged and dropped, so they do nothing but pass on what they saw.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
+import time
+from collections.abc import Iterator
 from typing import Any, Final
 
 import kopf
 
 from llmbudget.api.meta import ANNOTATION_ALLOW_BUDGET, GROUP, VERSION
 from llmbudget.reconcile.controller import Controller
+from llmbudget.reconcile.election import LEASE_NAME
+from llmbudget.reconcile.health import Health
 
 _KINDS: Final = {"llmbudgets": "LLMBudget", "llmproviders": "LLMProvider"}
+_DEPLOYMENTS: Final = ("apps", "v1", "deployments")
+_LEASES: Final = ("coordination.k8s.io", "v1", "leases")
 _WATCH_SECONDS: Final = 240
+_START_SECONDS: Final = 20.0
+"""How long kopf may take to begin its watches."""
+_BACKOFF: Final = (1, 2, 4, 8, 15)
+"""Seconds between tries of a list or a watch: the last for ever, for a watch must not give up."""
 
 
-def registry(controller: Controller, stop: asyncio.Event) -> kopf.OperatorRegistry:
-    """Build the handlers for one controller; `stop` is set by the signals that end the process."""
-    handlers = kopf.OperatorRegistry()
+class _Backoffs:
+    """Pauses without end, as kopf wants them: to be iterated over anew for each request."""
 
-    async def seen(type: str | None, body: kopf.Body, resource: kopf.Resource, **_: Any) -> None:  # noqa: ANN401
+    def __iter__(self) -> Iterator[float]:
+        return itertools.chain(_BACKOFF, itertools.repeat(_BACKOFF[-1]))
+
+
+class Watches:
+    """Kopf, run with handlers for one controller."""
+
+    def __init__(self, controller: Controller, health: Health, stop: asyncio.Event) -> None:
+        self.relisted = asyncio.Event()
+        """Set when a watch has begun anew."""
+        self._controller = controller
+        self._health = health
+        self._stop = stop
+        """Set by the signals that end the process."""
+        self._started = 0.0
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        self._started = time.monotonic()
+        self._health.ended = self._ended
+        await kopf.operator(
+            registry=self._registry(), settings=_settings(), clusterwide=True, standalone=True
+        )
+
+    def _ended(self) -> list[str]:
+        """Name the watches that have ended: kopf logs why, and goes on without them."""
+        if time.monotonic() - self._started < _START_SECONDS:
+            return []
+        running = {task.get_name() for task in asyncio.all_tasks()}
+        kinds = (*_KINDS, _DEPLOYMENTS[2], _LEASES[2])
+        return [each for each in kinds if not any(f"watcher for {each}." in r for r in running)]
+
+    def _registry(self) -> kopf.OperatorRegistry:
+        handlers = kopf.OperatorRegistry()
+        kopf.on.startup(registry=handlers, id="listen")(self._listen)
+        kopf.on.login(registry=handlers, id="login")(_log_in)
+        for plural in _KINDS:
+            kopf.on.event(GROUP, VERSION, plural, registry=handlers, id=plural)(self._resource)
+        kopf.on.event(
+            *_DEPLOYMENTS,
+            annotations={ANNOTATION_ALLOW_BUDGET: kopf.PRESENT},
+            registry=handlers,
+            id="targets",
+        )(self._target)
+        kopf.on.event(*_LEASES, registry=handlers, id="heartbeat")(self._heartbeat)
+        return handlers
+
+    async def _listen(self, **_: Any) -> None:  # noqa: ANN401
+        # Kopf has taken the signals over by now, and would wait for tasks that it did not start.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
+
+    async def _resource(
+        self,
+        type: str | None,
+        body: kopf.Body,
+        resource: kopf.Resource,
+        **_: Any,  # noqa: ANN401
+    ) -> None:
         kind = _KINDS[resource.plural]
         raw = dict(body) | {"apiVersion": f"{GROUP}/{VERSION}", "kind": kind}
         if type == "DELETED":
-            controller.drop(kind, raw)
+            self._controller.drop(kind, raw)
         else:
-            controller.put(kind, raw)
+            self._controller.put(kind, raw)
+        if type is None:
+            self.relisted.set()
 
-    async def target(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: ANN401
-        controller.put_target(dict(body), gone=type == "DELETED")
+    async def _target(self, type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: ANN401
+        self._controller.put_target(dict(body), gone=type == "DELETED")
 
-    async def listen(**_: Any) -> None:  # noqa: ANN401
-        # Kopf has taken the signals over by now, and would wait for tasks that it did not start.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-
-    kopf.on.startup(registry=handlers, id="listen")(listen)
-    kopf.on.login(registry=handlers, id="login")(_log_in)
-    for plural in _KINDS:
-        kopf.on.event(GROUP, VERSION, plural, registry=handlers, id=plural)(seen)
-    kopf.on.event(
-        "apps",
-        "v1",
-        "deployments",
-        annotations={ANNOTATION_ALLOW_BUDGET: kopf.PRESENT},
-        registry=handlers,
-        id="targets",
-    )(target)
-    return handlers
+    async def _heartbeat(self, **_: Any) -> None:  # noqa: ANN401
+        self._health.seen()
 
 
 def _log_in(**event: Any) -> kopf.ConnectionInfo | None:  # noqa: ANN401
@@ -63,7 +117,7 @@ def _log_in(**event: Any) -> kopf.ConnectionInfo | None:  # noqa: ANN401
     return kopf.login_with_service_account(**event)
 
 
-def settings() -> kopf.OperatorSettings:
+def _settings() -> kopf.OperatorSettings:
     """Keep kopf to watching."""
     chosen = kopf.OperatorSettings()
     chosen.posting.enabled = False
@@ -72,4 +126,6 @@ def settings() -> kopf.OperatorSettings:
     chosen.watching.server_timeout = _WATCH_SECONDS
     chosen.watching.client_timeout = _WATCH_SECONDS + 30
     chosen.watching.reconnect_backoff = 1
+    chosen.watching.field_selectors[_LEASES] = f"metadata.name={LEASE_NAME}"
+    chosen.networking.error_backoffs = _Backoffs()
     return chosen
