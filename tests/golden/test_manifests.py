@@ -66,6 +66,7 @@ def test_what_holds_in_the_whole_cluster_is_bound_by_one_purpose_each() -> None:
     bound = [one for one in documents if one["kind"] == "ClusterRoleBinding"]
     assert {one["roleRef"]["name"] for one in bound} == {
         "llmbudget-operator-resources",
+        "llmbudget-operator-heartbeat",
         "llmbudget-operator-targets",
         "llmbudget-operator-events",
         "llmbudget-operator-token-review",
