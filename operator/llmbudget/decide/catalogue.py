@@ -85,16 +85,6 @@ def catalogues(config: GatewayConfig) -> dict[str, Catalogue]:
     return {name: _catalogue(_path(accounts, name), providers) for name in accounts}
 
 
-def catalogue_of(config: GatewayConfig, account: str) -> Catalogue:
-    """Build the catalogue of one account.
-
-    Raises:
-        KeyError: the configuration has no such account.
-    """
-    accounts, providers = _by_name(config)
-    return _catalogue(_path(accounts, account), providers)
-
-
 def _by_name(
     config: GatewayConfig,
 ) -> tuple[dict[str, AccountConfig], dict[str, ProviderConfig]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -33,23 +33,54 @@ class Forest:
     """By account: budgets that belong to no tree."""
 
 
+EMPTY: Final = Forest({}, {}, {})
+
+
 def forest(budgets: Mapping[str, Budget]) -> Forest:
     """Arrange budgets, given by account, in trees."""
-    roots: dict[str, str] = {}
-    rejected: dict[str, Rejection] = {}
-    members: dict[str, list[tuple[int, Budget]]] = {}
-    for account in sorted(budgets):
+    return _planted(EMPTY, budgets, budgets)
+
+
+def regrown(before: Forest, budgets: Mapping[str, Budget], changed: str) -> Forest:
+    """Arrange budgets anew after one was added, changed or removed: its tree, and those that belong
+    to none, which may belong there now. Other trees cost nothing."""
+    root = before.roots.get(changed)
+    members = {budget.account for budget in before.trees.get(root or "", ())}
+    return _planted(before, budgets, {changed, *members, *before.rejected})
+
+
+def _planted(before: Forest, budgets: Mapping[str, Budget], touched: Iterable[str]) -> Forest:
+    roots, rejected, trees = dict(before.roots), dict(before.rejected), dict(before.trees)
+    members: dict[str, set[str]] = {}
+    for account in sorted(touched):
+        rejected.pop(account, None)
+        old = roots.pop(account, None)
+        if old is not None:
+            trees.pop(old, None)
+        if account not in budgets:
+            continue
         path = _path(budgets, account)
         if isinstance(path, Rejection):
             rejected[account] = path
-            continue
-        roots[account] = path[-1]
-        members.setdefault(path[-1], []).append((len(path), budgets[account]))
-    trees = {
-        root: tuple(budget for _, budget in sorted(found, key=lambda m: (m[0], m[1].account)))
-        for root, found in members.items()
-    }
-    return Forest(trees, roots, rejected)
+        else:
+            roots[account] = path[-1]
+            members.setdefault(path[-1], set()).add(account)
+    for root, found in members.items():
+        kept = {budget.account for budget in before.trees.get(root, ())}
+        all_of_it = found | {account for account in kept if roots.get(account) == root}
+        trees[root] = _sorted(budgets, all_of_it)
+    return Forest(trees, roots, dict(sorted(rejected.items())))
+
+
+def _sorted(budgets: Mapping[str, Budget], accounts: Iterable[str]) -> tuple[Budget, ...]:
+    """Sort the members of a tree: the root first, every parent before its children."""
+    found = [(_depth(budgets, account), account) for account in accounts]
+    return tuple(budgets[account] for _, account in sorted(found))
+
+
+def _depth(budgets: Mapping[str, Budget], account: str) -> int:
+    parent = budgets[account].parent
+    return 0 if parent is None else 1 + _depth(budgets, parent)
 
 
 def _path(budgets: Mapping[str, Budget], account: str) -> list[str] | Rejection:
@@ -62,6 +93,8 @@ def _path(budgets: Mapping[str, Budget], account: str) -> list[str] | Rejection:
             return Rejection(
                 Reason.PARENT_CYCLE, f"parentRef leads in a circle: {circle}. Recreate one of them."
             )
+        if parent not in budgets and parent.partition("/")[0] != child.namespace:
+            return _refused(parent, child)
         if parent not in budgets:
             return Rejection(
                 Reason.PARENT_NOT_FOUND,
@@ -88,12 +121,18 @@ def _refusal(parent: Budget, child: Budget) -> Rejection | None:
         return None
     allowed = parent.spec.allowed_children
     if allowed is None or child.namespace not in allowed.namespaces:
-        return Rejection(
-            Reason.PARENT_REFUSES,
-            f"LLMBudget {parent.account} does not allow children in namespace {child.namespace}:"
-            " add it to its spec.allowedChildren.namespaces.",
-        )
+        return _refused(parent.account, child)
     return None
+
+
+def _refused(parent: str, child: Budget) -> Rejection:
+    """Say the same whether there is such a parent or not: who asks from another namespace must not
+    find out."""
+    return Rejection(
+        Reason.PARENT_REFUSES,
+        f"There is no LLMBudget {parent} that allows children in namespace {child.namespace}:"
+        " add it to that budget's spec.allowedChildren.namespaces.",
+    )
 
 
 def _names_others(

@@ -62,6 +62,8 @@ class Live:
         self._notify = notify
         self._notify_all = notify_all
         self._objects: dict[Key, Manifest] = {}
+        self._of: dict[str, set[Key]] = {}
+        """By root budget, so that the work for one does not grow with the others."""
         self._slices: dict[str, Manifest] = {}
         self._watches: dict[tuple[str, str | None], asyncio.Task[None]] = {}
         self._synced: dict[tuple[str, str | None], asyncio.Event] = {}
@@ -98,15 +100,26 @@ class Live:
         if version and version <= self._gone.get(key, -1):
             return
         if known is None or version >= _version(known):
+            self._forget(key)
             self._objects[key] = manifest
+            self._of.setdefault(account_of(manifest) or "", set()).add(key)
 
     def drop(self, manifest: Manifest) -> None:
         """Forget what was deleted."""
-        self._objects.pop(_key(manifest), None)
+        self._forget(_key(manifest))
 
     def of(self, account: str) -> list[Manifest]:
         """List the children of a root budget."""
-        return [item for item in self._objects.values() if account_of(item) == account]
+        return [self._objects[key] for key in sorted(self._of.get(account, ()))]
+
+    def _forget(self, key: Key) -> None:
+        known = self._objects.pop(key, None)
+        if known is None:
+            return
+        account = account_of(known) or ""
+        self._of[account].discard(key)
+        if not self._of[account]:
+            del self._of[account]
 
     def api_servers(self) -> tuple[tuple[str, int], ...]:
         """List addresses and ports of the API server, sorted."""
@@ -134,7 +147,7 @@ class Live:
             self._forbidden.pop(key, None)
         left = {namespace for _, namespace in over}
         for place in [key for key in self._objects if key[1] in left]:
-            del self._objects[place]
+            self._forget(place)
 
     async def close(self) -> None:
         """End all watches."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, Literal
 
 from llmbudget.api.budget import BudgetStatus, FiredThreshold, Period, Phase
@@ -13,7 +14,7 @@ from llmbudget.api.money import format_usd
 from llmbudget.api.provider import ProviderStatus
 from llmbudget.contract.config import GatewayConfig
 from llmbudget.contract.events import ActionEvent, BalanceEvent
-from llmbudget.decide.catalogue import catalogue_of
+from llmbudget.decide.catalogue import Catalogue, catalogues
 from llmbudget.decide.prices import resolve_prices
 from llmbudget.decide.tree import Rejection
 from llmbudget.decide.validity import Finding, about
@@ -33,7 +34,7 @@ _FIGURES: Final = (
 """Fields that the gateway's ledger gives."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Situation:
     """A root budget as reconciled last, and what its gateway says now."""
 
@@ -42,6 +43,11 @@ class Situation:
     config: GatewayConfig | None
     """As rendered; None: a fatal finding prevents it."""
     gateway: GatewayState
+
+    @cached_property
+    def catalogues(self) -> Mapping[str, Catalogue]:
+        """What each account of the configuration may call, by its name."""
+        return {} if self.config is None else catalogues(self.config)
 
 
 def budget_status(
@@ -148,20 +154,19 @@ def status_manifest(kind: str, namespace: str, name: str, status: Manifest) -> M
 def lowering(situation: Situation, account: str) -> Callable[[str], str | None] | None:
     """Make the function that applies the ceilings of an account's path; None: the account is in
     no configuration."""
-    config = situation.config
-    if config is None or all(found.name != account for found in config.accounts):
+    catalogue = situation.catalogues.get(account)
+    if catalogue is None:
         return None
     levels = {name: balance.level for name, balance in situation.gateway.balances.items()}
-    return catalogue_of(config, account).lowering(levels)
+    return catalogue.lowering(levels)
 
 
 def active_model(situation: Situation, account: str) -> str | None:
     """Tell where a call for the ladder's first model goes now."""
     lower = lowering(situation, account)
-    config = situation.config
-    if lower is None or config is None:
+    if lower is None:
         return None
-    ladder = catalogue_of(config, account).ladders[-1]
+    ladder = situation.catalogues[account].ladders[-1]
     return lower(ladder[0]) if ladder else None
 
 

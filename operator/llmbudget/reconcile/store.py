@@ -15,7 +15,7 @@ from llmbudget.api.meta import (
 )
 from llmbudget.api.profiles import effective
 from llmbudget.api.provider import ProviderSpec
-from llmbudget.decide.tree import Forest, forest
+from llmbudget.decide.tree import EMPTY, Forest, regrown
 from llmbudget.decide.world import Budget, Provider
 
 Manifest = dict[str, Any]
@@ -34,14 +34,9 @@ class Store:
         self.invalid: dict[str, str] = {}
         """Budgets that can't be read, and why."""
         self._changed_targets: dict[str, set[Place]] = {}
-        self._forest: Forest | None = None
-
-    @property
-    def forest(self) -> Forest:
-        """All trees; rebuilt when a budget has changed."""
-        if self._forest is None:
-            self._forest = forest(self.budgets)
-        return self._forest
+        self.forest: Forest = EMPTY
+        """All trees."""
+        self._providers_in: dict[str, dict[str, Provider]] = {}
 
     def put_budget(self, raw: Manifest) -> bool:
         """Take a budget over; False: nothing but its status changed."""
@@ -50,13 +45,13 @@ class Store:
         account, changed = self._put("LLMBudget", raw)
         if not changed:
             return False
-        self._forest = None
         self.budgets.pop(account, None)
         self.invalid.pop(account, None)
         try:
             self.budgets[account] = parse_budget(raw)
         except ValidationError as error:
             self.invalid[account] = explain(error)
+        self.forest = regrown(self.forest, self.budgets, account)
         return True
 
     def put_provider(self, raw: Manifest) -> bool:
@@ -65,7 +60,9 @@ class Store:
             return False
         account, changed = self._put("LLMProvider", raw)
         if changed:
-            self.providers[account] = parse_provider(raw)
+            provider = parse_provider(raw)
+            self.providers[account] = provider
+            self._providers_in.setdefault(provider.namespace, {})[provider.name] = provider
         return changed
 
     def drop(self, kind: str, raw: Mapping[str, Any]) -> None:
@@ -75,14 +72,13 @@ class Store:
         self.raw.pop((kind, account), None)
         if kind == "LLMProvider":
             self.providers.pop(account, None)
+            self._providers_in.get(metadata["namespace"], {}).pop(metadata["name"], None)
         else:
-            self._forest = None
             self.budgets.pop(account, None)
             self.invalid.pop(account, None)
+            self.forest = regrown(self.forest, self.budgets, account)
 
-    def missing_from(
-        self, kind: str, items: Iterable[Manifest], version: int
-    ) -> list[Manifest]:
+    def missing_from(self, kind: str, items: Iterable[Manifest], version: int) -> list[Manifest]:
         """Find what is known and not in a list of that version, nor made after it."""
         listed = {(item["metadata"]["namespace"], item["metadata"]["name"]) for item in items}
         return [
@@ -137,7 +133,7 @@ class Store:
 
     def providers_in(self, namespace: str) -> dict[str, Provider]:
         """List a namespace's providers by name."""
-        return {p.name: p for p in self.providers.values() if p.namespace == namespace}
+        return dict(self._providers_in.get(namespace, {}))
 
     def _is_past(self, kind: str, raw: Manifest) -> bool:
         """Tell whether something later is known of the same object."""

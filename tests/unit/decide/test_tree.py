@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llmbudget.api.budget import BudgetSpec
 from llmbudget.api.conditions import Reason
-from llmbudget.decide.tree import MAX_DEPTH, Forest, forest
+from llmbudget.decide.tree import EMPTY, MAX_DEPTH, Forest, forest, regrown
 from llmbudget.decide.world import Budget
 
 
@@ -122,6 +122,12 @@ def test_a_parent_must_allow_the_namespace_of_a_child(spec: dict[str, Any]) -> N
     assert "namespace b:" in rejection.message
     assert "spec.allowedChildren.namespaces" in rejection.message
     assert names(found, "a/root") == ["a/root"]
+
+
+def test_whether_a_budget_exists_is_not_told_to_another_namespace() -> None:
+    child = budget("b/child", "a/root")
+    there, absent = planted(budget("a/root"), child), planted(child)
+    assert there.rejected["b/child"] == absent.rejected["b/child"]
 
 
 def test_a_child_of_an_allowed_namespace_is_a_part() -> None:
@@ -248,3 +254,25 @@ def test_each_budget_is_in_one_tree_below_its_parent_or_rejected(
 def test_the_order_in_which_budgets_were_seen_does_not_matter(order: list[int]) -> None:
     budgets = [budget("a/b0")] + [budget(f"a/b{i}", f"a/b{(i - 1) // 2}") for i in range(1, 6)]
     assert names(planted(*(budgets[i] for i in order)), "a/b0") == names(planted(*budgets), "a/b0")
+
+
+places = st.tuples(st.sampled_from("ab"), st.integers(0, 5)).map(lambda p: f"{p[0]}/b{p[1]}")
+steps = st.lists(st.tuples(places, st.none() | places, st.booleans(), st.booleans()), max_size=20)
+
+
+@unhurried
+@given(steps)
+def test_trees_that_are_regrown_after_each_change_are_those_planted_anew(
+    changes: list[tuple[str, str | None, bool, bool]],
+) -> None:
+    budgets: dict[str, Budget] = {}
+    found = EMPTY
+    for account, parent, open_to_all, gone in changes:
+        if gone:
+            budgets.pop(account, None)
+        else:
+            budgets[account] = budget(
+                account, parent, **(allowing("a", "b") if open_to_all else {})
+            )
+        found = regrown(found, budgets, account)
+        assert found == forest(budgets)
