@@ -87,6 +87,12 @@ def decide(deployment: Manifest, account: str, target: Target, lower: Lower | No
     return Decision(operations=_patch(metadata, operations), model=wanted)
 
 
+def consents(deployment: Manifest, account: str) -> bool:
+    """Tell whether a Deployment lets this budget change it."""
+    annotations = deployment["metadata"].get("annotations") or {}
+    return bool(annotations.get(ANNOTATION_ALLOW_BUDGET) == account)
+
+
 def former_target(deployment: Manifest) -> Target | None:
     """Reconstruct the target that a changed Deployment was, from its annotations; None: none
     of its containers was changed."""

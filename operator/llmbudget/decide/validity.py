@@ -176,6 +176,19 @@ def image_allowed(world: World) -> Iterator[Finding]:
         )
 
 
+def priority_allowed(world: World) -> Iterator[Finding]:
+    """The gateway's pods push no part of the cluster itself aside."""
+    name = world.root.spec.deployment.priority_class_name or ""
+    if name.startswith("system-"):
+        yield Finding(
+            Reason.INVALID_SPEC,
+            f"spec.deployment.priorityClassName {name} is for the cluster's own parts: choose"
+            " another PriorityClass.",
+            account=world.root.account,
+            fatal=True,
+        )
+
+
 def _repository(image: str) -> str:
     """Take tag and digest off."""
     path = image.partition("@")[0]
@@ -306,6 +319,7 @@ CHAIN: Final[tuple[Check, ...]] = (
     secrets_consent,
     posthog_consents,
     image_allowed,
+    priority_allowed,
     vault_logins_complete,
     ports_exist,
     private_hosts_allowed,

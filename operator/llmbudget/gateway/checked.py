@@ -10,7 +10,7 @@ from pathlib import Path
 import certifi
 import httpx
 
-from llmbudget.gateway.addresses import ForbiddenAddress, choose
+from llmbudget.decide.addresses import ForbiddenAddress, choose
 
 
 class BadBundle(Exception):

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from llmbudget.api.provider import KeyHeader
 from llmbudget.contract.config import ProviderConfig
-from llmbudget.gateway.addresses import ForbiddenAddress, choose
+from llmbudget.decide.addresses import ForbiddenAddress, choose
 from llmbudget.gateway.breaker import Breaker
 from llmbudget.gateway.checked import BadBundle, resolve, trusted
 from llmbudget.gateway.connections import Connection, Doubtful, NotSent, Pool

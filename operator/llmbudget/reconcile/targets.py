@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from llmbudget.api.budget import ChangedTarget, Target
+from llmbudget.api.meta import ANNOTATION_ALLOW_BUDGET
 from llmbudget.clients.cluster import ApiError, Cluster
 from llmbudget.clients.kinds import DEPLOYMENTS
-from llmbudget.decide.targets import Decision, Lower, decide, former_target
+from llmbudget.decide.targets import Decision, Lower, consents, decide, former_target
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +57,13 @@ async def reconcile_targets(
     for target in targets:
         labels = ",".join(f"{k}={v}" for k, v in sorted(target.selector.match_labels.items()))
         found, _ = await cluster.list(DEPLOYMENTS, target.namespace, label_selector=labels)
+        if target.namespace != account.partition("/")[0]:
+            # What does not consent in another namespace is nobody's business here.
+            found = [each for each in found if consents(each, account)]
         if not found:
             report.unmatched.append(
-                f"No Deployment in namespace {target.namespace} carries the labels {labels}."
+                f"No Deployment in namespace {target.namespace} carries the labels {labels} and the"
+                f" annotation {ANNOTATION_ALLOW_BUDGET}={account}."
             )
         for deployment in found:
             await _bring(cluster, account, target, deployment, lower, report, before_change)

@@ -100,3 +100,11 @@ def test_two_keys_never_come_in_one_variable() -> None:
     (found,) = findings(world_of([*documents, twin, other]))
     assert found.reason is Reason.PROVIDER_INVALID
     assert "OPEN_ROUTER_API_KEY" in found.message
+
+
+@pytest.mark.parametrize("name", ["system-cluster-critical", "system-node-critical"])
+def test_priorities_of_the_cluster_are_refused(name: str) -> None:
+    (found,) = findings(world(deployment={"priorityClassName": name}))
+    assert (found.reason, found.fatal) == (Reason.INVALID_SPEC, True)
+    assert name in found.message
+    assert findings(world(deployment={"priorityClassName": "platform-high"})) == ()

@@ -17,6 +17,8 @@ from llmbudget.notify.notice import Notice
 from llmbudget.telemetry import logs
 
 SECRET = "hunter2-canary"
+HERE = {"127.0.0.1"}
+"""Private hosts that this installation lets notices go to."""
 LEVELS = ["INFO", "DEBUG"]
 NOTICE = Notice("80 % spent", "Budget ns/team has spent 80.00 USD.", ("admin", "onCall"))
 
@@ -79,7 +81,7 @@ def one(url: str) -> dict[str, list[str]]:
 
 async def fails(urls: Mapping[str, list[str]], done: set[str]) -> NotDelivered:
     with pytest.raises(NotDelivered) as raised:
-        await deliver(NOTICE, urls, done)
+        await deliver(NOTICE, urls, done, HERE)
     return raised.value
 
 
@@ -113,22 +115,22 @@ def test_a_key_that_is_no_text_is_named_and_not_shown(data: str) -> None:
 async def test_everyone_gets_the_title_and_the_body(sink: Sink) -> None:
     urls = {"admin": [sink.url("/a"), sink.url("/b")], "onCall": [sink.url("/c")]}
     done: set[str] = set()
-    assert await deliver(NOTICE, urls, done) == 3
+    assert await deliver(NOTICE, urls, done, HERE) == 3
     assert sorted(path for path, _ in sink.taken) == ["/a", "/b", "/c"]
     for _, message in sink.taken:
         assert (message["title"], message["message"]) == (NOTICE.title, NOTICE.body)
-    assert await deliver(NOTICE, urls, done) == 0
+    assert await deliver(NOTICE, urls, done, HERE) == 0
     assert len(sink.taken) == 3
 
 
 @pytest.mark.parametrize("urls", [{}, {"admin": []}])
 async def test_nobody_to_tell_is_no_failure(urls: dict[str, list[str]]) -> None:
-    assert await deliver(NOTICE, urls, set()) == 0
+    assert await deliver(NOTICE, urls, set(), HERE) == 0
 
 
 async def test_one_address_of_two_recipients_is_told_once(sink: Sink) -> None:
     urls = {"admin": [sink.url("/a")], "onCall": [sink.url("/a")]}
-    assert await deliver(NOTICE, urls, set()) == 1
+    assert await deliver(NOTICE, urls, set(), HERE) == 1
     assert len(sink.taken) == 1
 
 
@@ -139,7 +141,7 @@ async def test_what_one_channel_did_not_take_is_tried_again_alone(sink: Sink) ->
     assert str(await fails(urls, done)) == "not delivered to admin (line 1)"
     assert sorted(path for path, _ in sink.taken) == ["/b", "/c"]
     sink.refusing, sink.tried = set(), []
-    assert await deliver(NOTICE, urls, done) == 1
+    assert await deliver(NOTICE, urls, done, HERE) == 1
     assert sink.tried == ["/a"]
 
 
@@ -209,7 +211,7 @@ async def test_a_url_is_told_to_nobody_when_its_answer_has_broken_headers(
 ) -> None:
     sink.raw = b"HTTP/1.1 200 OK\r\nno colon in this line\r\ncontent-length: 0\r\n\r\n"
     with logging_as_in_production("INFO", caplog):
-        await deliver(NOTICE, one(sink.url(f"/services/{SECRET}")), set())
+        await deliver(NOTICE, one(sink.url(f"/services/{SECRET}")), set(), HERE)
     assert SECRET not in caplog.text + "".join(capfd.readouterr())
 
 
@@ -217,3 +219,22 @@ async def test_a_url_that_apprise_chokes_on_is_in_nobodys_way(sink: Sink) -> Non
     urls = {"admin": [f"gio://[{SECRET}", sink.url("/a")]}
     assert str(await fails(urls, set())) == "not delivered to admin (line 1)"
     assert [path for path, _ in sink.taken] == ["/a"]
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "169.254.169.254", "10.96.0.1", "[::1]", "0.0.0.0"]
+)
+async def test_no_notice_goes_to_a_private_address_that_nobody_allowed(
+    sink: Sink, host: str
+) -> None:
+    """A tenant who writes channels must not reach through the operator what is not theirs."""
+    address = sink.url("/probed").replace("127.0.0.1", host)
+    with pytest.raises(NotDelivered) as refused:
+        await deliver(NOTICE, one(address), set(), {"notices.example", "127.0.0.1:1"})
+    assert sink.tried == []
+    assert "probed" not in told(refused.value)
+
+
+async def test_a_private_address_with_its_port_may_be_allowed(sink: Sink) -> None:
+    allowed = {f"127.0.0.1:{sink.port}"}
+    assert await deliver(NOTICE, one(sink.url("/a")), set(), allowed) == 1

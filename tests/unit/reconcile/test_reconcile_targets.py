@@ -25,9 +25,12 @@ from llmbudget.api.budget import ChangedTarget
 from llmbudget.clients.cluster import ApiError, Cluster
 from llmbudget.clients.connection import Connection
 from llmbudget.clients.kinds import Kind
+from llmbudget.decide.targets import Lower
 from llmbudget.reconcile.targets import put_back, reconcile_targets
 
 Manifest = dict[str, Any]
+HOME = "team-a/own"
+"""A budget in its target's namespace."""
 MOVED = ChangedTarget(namespace="team-a", name="researcher", model="cheap")
 
 
@@ -97,18 +100,30 @@ async def test_a_change_of_someone_else_in_between_is_taken_into_account() -> No
 async def test_what_does_not_consent_and_what_is_not_there_is_told() -> None:
     refused = await reconcile_targets(
         Workload(deployment([value("dear")], annotations={})),
-        ACCOUNT,
+        HOME,
         [target()],
         lower_to("cheap"),
     )
     assert refused.refused == [
         "Deployment team-a/researcher: it does not consent: annotate it"
-        f" llmbudget.io/allow-budget={ACCOUNT}."
+        f" llmbudget.io/allow-budget={HOME}."
     ]
     missing = await reconcile_targets(Workload(None), ACCOUNT, [target()], lower_to("cheap"))
     assert missing.unmatched == [
-        "No Deployment in namespace team-a carries the labels app=researcher."
+        "No Deployment in namespace team-a carries the labels app=researcher and the annotation"
+        f" llmbudget.io/allow-budget={ACCOUNT}."
     ]
+
+
+@pytest.mark.parametrize("lower", [lower_to("cheap"), None], ids=["downgrade", "put back"])
+async def test_what_does_not_consent_in_another_namespace_is_as_if_it_were_not_there(
+    lower: Lower | None,
+) -> None:
+    others = {"llmbudget.io/allow-budget": "else/where", "llmbudget.io/model-env": "LLM_MODEL"}
+    there = Workload(deployment([value("dear")], annotations=others))
+    seen = await reconcile_targets(there, ACCOUNT, [target()], lower)
+    assert seen == await reconcile_targets(Workload(None), ACCOUNT, [target()], lower)
+    assert "researcher:" not in str(seen)
 
 
 @pytest.mark.parametrize("annotations", [CONSENT, {}], ids=["consents", "consents no more"])

@@ -1,4 +1,5 @@
-"""Where a provider, or Vault, may be: public addresses, or private ones where that was agreed.
+"""Where a provider, Vault or a notice's channel may be: public addresses, or private ones where
+that was agreed.
 
 Link-local addresses, the cloud's metadata service among them, are never a provider.
 """

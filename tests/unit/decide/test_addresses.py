@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmbudget.gateway.addresses import ForbiddenAddress, choose
+from llmbudget.decide.addresses import ForbiddenAddress, choose
 
 PUBLIC = "8.8.8.8"
 NOT_GLOBAL = "IANA's registry says it is not globally reachable, but this Python's ipaddress does"
