@@ -5,7 +5,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: help setup demo test simulate check generate golden lock release bench-overrun bench-gateway bench-streams clean
+.PHONY: help setup demo test simulate check generate golden lock release bench-overrun bench-gateway bench-streams bench-operator clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ bench-gateway: setup ## Throughput and latency beside nginx and LiteLLM (needs n
 
 bench-streams: setup ## A thousand open streams: lag, memory, processor time (needs nginx)
 	$(BIN)/python -m bench.gateway.streams
+
+bench-operator: setup ## A thousand budgets on a real API server, beside its raw limit (15 minutes)
+	$(BIN)/python -m bench.operator.run
 
 clean: ## Remove .venv and caches of tools; the cache of built binaries stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

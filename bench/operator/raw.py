@@ -1,0 +1,67 @@
+"""The peer: the same server-side applies by one bare asyncio client, as fast as it can."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import ssl
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import yaml
+
+from llmbudget.clients.kinds import kind_of
+
+Manifest = dict[str, Any]
+AT_ONCE: Final = 32
+_HEADERS: Final = {"content-type": "application/apply-patch+yaml", "accept": "application/json"}
+
+
+class Bare:
+    """A client that does nothing but apply and create."""
+
+    def __init__(self, kubeconfig: Path) -> None:
+        config = yaml.safe_load(kubeconfig.read_text())
+        cluster = config["clusters"][0]["cluster"]
+        self._server = cluster["server"]
+        self._trust = _trust(cluster)
+        self._headers = _HEADERS | {
+            "authorization": f"Bearer {config['users'][0]['user']['token']}"
+        }
+
+    async def apply_all(self, manifests: Iterable[Manifest]) -> tuple[int, float]:
+        """Apply all; return how many, and the seconds that it took.
+
+        Raises:
+            RuntimeError: one was refused.
+        """
+        waiting = iter(manifests)
+        connector = aiohttp.TCPConnector(limit=AT_ONCE, ssl=self._trust)
+        async with aiohttp.ClientSession(connector=connector, headers=self._headers) as session:
+            started = time.monotonic()
+            counts = await asyncio.gather(*(self._work(session, waiting) for _ in range(AT_ONCE)))
+        return sum(counts), time.monotonic() - started
+
+    async def _work(self, session: aiohttp.ClientSession, waiting: Iterator[Manifest]) -> int:
+        count = 0
+        for manifest in waiting:
+            metadata = manifest["metadata"]
+            path = kind_of(manifest).path(metadata.get("namespace"), metadata["name"])
+            url = f"{self._server}{path}?fieldManager=bench&force=true"
+            async with session.patch(url, data=json.dumps(manifest)) as answer:
+                text = await answer.text()
+                if answer.status >= 400:
+                    raise RuntimeError(f"{path}: {text}")
+            count += 1
+        return count
+
+
+def _trust(cluster: Manifest) -> ssl.SSLContext:
+    if "certificate-authority" in cluster:
+        return ssl.create_default_context(cafile=cluster["certificate-authority"])
+    text = base64.b64decode(cluster["certificate-authority-data"]).decode()
+    return ssl.create_default_context(cadata=text)
