@@ -224,3 +224,56 @@ async def test_what_is_anothers_is_left_alone(
     assert (found or {})["data"] == {"a": "b"}
     assert condition(await status(cluster, namespace), "Stalled")["status"] == "True"
     assert await cluster.get(DEPLOYMENTS, namespace, "team-a-gateway") is None
+
+
+async def test_a_poisoned_budget_delays_nobody(
+    stage: Stage,
+    cluster: Cluster,
+    kubectl: Kubectl,
+    namespace: str,
+    operator: asyncio.subprocess.Process,
+) -> None:
+    """One child of each poisoned budget is refused, whatever is tried."""
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "full"},
+        "spec": {"hard": {"persistentvolumeclaims": "0"}},
+    }
+    poisoned, well = f"{namespace}-poisoned", namespace
+    await stage.allow_namespace(poisoned)
+    kubectl("apply", "-n", poisoned, "-f", "-", stdin=json.dumps(quota))
+    await create(cluster, secret(poisoned), provider(poisoned))
+    for number in range(10):
+        await create(cluster, budget(poisoned, f"bad-{number}"))
+    await until_condition(cluster, poisoned, "Ready", "False", "ApiError", name="bad-9")
+    await create(cluster, secret(well), provider(well), budget(well))
+    await until_condition(cluster, well, *WAITING)
+    said = await status(cluster, poisoned, "bad-0")
+    message = condition(said, "Stalled")["message"]
+    assert "exceeded quota" in message
+    assert "It is tried again in" in message
+    kubectl("delete", "resourcequota", "full", "-n", poisoned)
+    # Any event of its own brings it back within seconds, however long its backoff is.
+    kubectl("annotate", "llmbudget", "bad-0", "-n", poisoned, "note=mended")
+    await until_condition(cluster, poisoned, *WAITING, name="bad-0")
+    await cluster.delete(NAMESPACES, None, poisoned)
+
+
+async def test_a_namespace_goes_with_a_changed_target(
+    stage: Stage,
+    cluster: Cluster,
+    kubectl: Kubectl,
+    namespace: str,
+    operator: asyncio.subprocess.Process,
+) -> None:
+    """The finalizer never holds a deletion up: neither a gateway nor the target is there then."""
+    place = f"{namespace}-goes"
+    await stage.allow_namespace(place)
+    await create(cluster, workload(place, f"{place}/team-a"))
+    app = await start_spending(stage, cluster, place, downgrading(place))
+    await app.spend("0.06")
+    await until_model(cluster, place, "medium")
+    kubectl("delete", "namespace", place, "--timeout=45s")
+    await create(cluster, secret(namespace), provider(namespace), budget(namespace))
+    await until_condition(cluster, namespace, *WAITING)

@@ -80,6 +80,12 @@ class ApiProxy:
         """Watches stay open and say nothing more."""
         self.url = ""
         self._session: aiohttp.ClientSession | None = None
+        self._watches: set[aiohttp.ClientResponse] = set()
+
+    def cut(self) -> None:
+        """Break off all watches."""
+        for found in list(self._watches):
+            found.close()
 
     def count(self) -> Counter[tuple[str, str]]:
         """Count calls by method and resource."""
@@ -117,7 +123,8 @@ class ApiProxy:
             request.method,
             self._target + request.raw_path,
             headers=headers,
-            data=await request.read(),
+            data=await request.read() or None,
+            skip_auto_headers=("content-type",),
             timeout=aiohttp.ClientTimeout(total=None),
         ) as found:
             if call.watch:
@@ -140,11 +147,15 @@ class ApiProxy:
             status=found.status, headers={"content-type": "application/json"}
         )
         await answer.prepare(request)
-        with contextlib.suppress(ConnectionError, aiohttp.ClientError):
-            async for line in found.content:
-                if self.mute:
-                    await asyncio.Event().wait()
-                await answer.write(line)
+        self._watches.add(found)
+        try:
+            with contextlib.suppress(ConnectionError, aiohttp.ClientError):
+                async for line in found.content:
+                    if self.mute:
+                        await asyncio.Event().wait()
+                    await answer.write(line)
+        finally:
+            self._watches.discard(found)
         return answer
 
 

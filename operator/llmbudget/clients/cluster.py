@@ -193,8 +193,14 @@ class Cluster:
         try:
             await self._connection.send("DELETE", kind.path(namespace, name), options)
         except ApiError as error:
-            if error.status != 404 and not (error.status == 409 and uid is not None):
-                raise
+            if error.status == 404:
+                return
+            if error.status == 409 and uid is not None:
+                # It may be another's, or only have changed meanwhile.
+                found = await self.get_metadata(kind, namespace, name)
+                if found is None or found["metadata"]["uid"] != uid:
+                    return
+            raise
 
     async def create_token(
         self,

@@ -28,8 +28,9 @@ Load = Callable[[kubernetes_client.Configuration], Awaitable[None]]
 
 WATCH_SECONDS: Final = 240
 """The server ends a watch after this long; it is then resumed where it was."""
-SILENCE_SECONDS: Final = WATCH_SECONDS + 30
-"""A watch that is silent for longer is half-open: it is dropped and made anew."""
+SILENCE_SECONDS: Final = 100
+"""A watch that is silent for longer is half-open: it is dropped and made anew. The server sends a
+bookmark every minute."""
 TOKEN_SECONDS: Final = 60
 """How long a token is used before its file is read again."""
 

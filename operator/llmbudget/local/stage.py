@@ -48,6 +48,8 @@ class Stage:
         self.kubeconfig = kubeconfig
         self.kubectl_program = kubectl
         self.gateways = folder / "gateways"
+        self.health = ""
+        """Where the operator that was started last answers its probe."""
         self._stack = contextlib.AsyncExitStack()
         self._parts: dict[str, asyncio.subprocess.Process] = {}
 
@@ -168,6 +170,8 @@ class Stage:
             for entry in config["clusters"]:
                 entry["cluster"] = {"server": server}
         write_private(kubeconfig, yaml.safe_dump(config))
+        port = free_port()
+        self.health = f"http://127.0.0.1:{port}"
         allowed = [
             argument for host in allow_private for argument in ("--allow-private-host", host)
         ]
@@ -179,7 +183,7 @@ class Stage:
             *("--service-account", f"{OPERATOR_NAMESPACE}/{OPERATOR_ACCOUNT}"),
             *("--gateway-image", GATEWAY_IMAGE),
             *("--local-gateways", self.gateways),
-            *("--health-port", str(free_port())),
+            *("--health-port", str(port)),
             *("--identity", identity),
             *allowed,
         )

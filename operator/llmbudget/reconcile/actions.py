@@ -1,8 +1,14 @@
-"""Crossed thresholds, told: an Event, a notice to people, and only then the acknowledgement."""
+"""Crossed thresholds, told: an Event, a notice to people, and only then the acknowledgement.
+
+The Event's name comes from the action, so that there is one, whoever dies or acts beside us; who
+made it tells people. A notice comes twice only where that one dies between its delivery and the
+acknowledgement: none is lost.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from typing import Final
 
 from llmbudget.api.budget import Action
@@ -25,12 +31,18 @@ class Actions:
     """Carries out what gateways report. What fails is tried again by the queue."""
 
     def __init__(
-        self, cluster: Cluster, store: Store, streams: Streams, recorder: Recorder
+        self,
+        cluster: Cluster,
+        store: Store,
+        streams: Streams,
+        recorder: Recorder,
+        private_hosts: Collection[str],
     ) -> None:
         self._cluster = cluster
         self._store = store
         self._streams = streams
         self._recorder = recorder
+        self._private_hosts = private_hosts
         self._due: dict[str, tuple[str, ActionEvent]] = {}
         self._told: dict[str, set[str]] = {}
         """Actions whose Event is written, and the channels that have taken their notice."""
@@ -41,11 +53,16 @@ class Actions:
         self._due[key] = (root, event)
         return key
 
+    def forget(self, root: str, event: ActionEvent) -> None:
+        """It is acknowledged: whoever told of it, nothing is left to do."""
+        self._due.pop(f"{root}#{event.id}", None)
+        self._told.pop(f"{root}#{event.id}", None)
+
     async def carry_out(self, key: str) -> None:
         """Tell of one action.
 
         Raises:
-            NotDelivered, ApiError, GatewayError: to be tried again.
+            NotDelivered, Claimed, ApiError, GatewayError: to be tried again.
         """
         due = self._due.get(key)
         if due is None:
@@ -54,7 +71,8 @@ class Actions:
         budget = self._store.budgets.get(event.account)
         if budget is not None:
             if key not in self._told:
-                await self._recorder.record(
+                await self._recorder.record_once(
+                    event.id,
                     budget,
                     "ThresholdCrossed",
                     event.action.value,
@@ -82,6 +100,6 @@ class Actions:
             log.warning("there is no notifications Secret", extra={"fields": fields})
             return
         note = notice_of(event)
-        count = await deliver(note, urls_of(secret, note.recipients), done)
+        count = await deliver(note, urls_of(secret, note.recipients), done, self._private_hosts)
         told = {"budget": budget.account, "action": event.action.value, "channels": count}
         log.info("notified", extra={"fields": told})

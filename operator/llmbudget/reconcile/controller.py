@@ -28,7 +28,7 @@ from llmbudget.reconcile.apply import Occupied, OwnerGone, apply_children
 from llmbudget.reconcile.certificates import AuthorityUnusable, Certificates
 from llmbudget.reconcile.gather import gather, keys_for_environment
 from llmbudget.reconcile.live import SELECTOR, Live, account_of
-from llmbudget.reconcile.queue import WorkQueue
+from llmbudget.reconcile.queue import Failure, WorkQueue
 from llmbudget.reconcile.recorder import Recorder
 from llmbudget.reconcile.status import Situation
 from llmbudget.reconcile.statuses import Statuses
@@ -48,12 +48,15 @@ _ROOT_WORKERS: Final = 8
 _STATUS_WORKERS: Final = 8
 _ACTION_WORKERS: Final = 4
 _FIGURES_SECONDS: Final = 1.0
-_FIGURES_SECONDS_MANY: Final = 10.0
-_MANY: Final = 100
-"""Active budgets above which figures may lag by ten seconds."""
+"""How long the figures of a status may be old, at least; transitions are told at once."""
+_FIGURES_A_SECOND: Final = 100
+"""Trees whose figures are written in a second, at most: with 1,000 active ones each waits ten."""
 
 _LASTING: Final = frozenset({400, 401, 403, 404, 405, 413, 422})
 """Refusals that trying again does not mend; conflicts and outages pass by themselves."""
+
+_PATIENCE: Final = 6
+"""Tries that any other refusal may take, before it is told."""
 
 Clock = Callable[[], datetime]
 
@@ -79,9 +82,7 @@ class Controller:
         self._installation = installation
         self._clock = clock
         self.store = Store()
-        self._roots = WorkQueue(
-            "roots", self._reconcile, workers=_ROOT_WORKERS, failed=self._report
-        )
+        self._roots = WorkQueue("roots", self._look, workers=_ROOT_WORKERS, failed=self._report)
         self._status_queue = WorkQueue("statuses", self._write, workers=_STATUS_WORKERS)
         self._live = Live(cluster, self.look_at, self.look_at_all)
         self._streams = Streams(
@@ -89,16 +90,22 @@ class Controller:
         )
         self._certificates = Certificates(cluster, installation.namespace, clock)
         recorder = Recorder(cluster, instance)
-        self._actions = Actions(cluster, self.store, self._streams, recorder)
+        self._actions = Actions(
+            cluster, self.store, self._streams, recorder, installation.private_hosts
+        )
         self._action_queue = WorkQueue("actions", self._actions.carry_out, workers=_ACTION_WORKERS)
         self._statuses = Statuses(cluster, self.store, recorder, clock)
         self._situations: dict[str, tuple[World, tuple[Finding, ...], GatewayConfig | None]] = {}
         self._written_at: dict[str, float] = {}
+        self._unseen: set[str] = set()
+        self._begun = 0.0
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         """One writer of a tree's targets and statuses at a time: both queues may want to."""
 
     async def run(self) -> None:
         """Work until cancelled."""
+        self._unseen = {*self.store.budgets, *self.store.invalid}
+        self._begun = time.monotonic()
         try:
             async with asyncio.TaskGroup() as group:
                 for queue in (self._roots, self._status_queue, self._action_queue):
@@ -115,6 +122,17 @@ class Controller:
         """Something that every budget depends on may have changed."""
         for root in self.store.forest.trees:
             self._roots.add(root)
+
+    async def _look(self, account: str) -> None:
+        """Reconcile, and say when every budget that was there at the start has had its turn."""
+        try:
+            await self._reconcile(account)
+        finally:
+            if account in self._unseen:
+                self._unseen.discard(account)
+                if not self._unseen:
+                    seconds = round(time.monotonic() - self._begun, 1)
+                    log.info("all looked at", extra={"fields": {"seconds": seconds}})
 
     async def _reconcile(self, account: str) -> None:
         store = self.store
@@ -232,8 +250,7 @@ class Controller:
         if transition:
             self._status_queue.add(root)
             return
-        many = len(self._situations) > _MANY
-        interval = _FIGURES_SECONDS_MANY if many else _FIGURES_SECONDS
+        interval = max(_FIGURES_SECONDS, len(self._situations) / _FIGURES_A_SECOND)
         since = time.monotonic() - self._written_at.get(root, 0.0)
         self._status_queue.add(root, max(0.0, interval - since))
 
@@ -242,24 +259,19 @@ class Controller:
             fields = {"budget": root, "account": event.account}
             log.warning("a gateway speaks for another's account", extra={"fields": fields})
             return
-        self._action_queue.add(self._actions.take(root, event))
+        if event.acknowledged:
+            self._actions.forget(root, event)
+        else:
+            self._action_queue.add(self._actions.take(root, event))
 
-    async def _report(self, account: str, error: Exception) -> None:
-        """Show in the status what keeps a budget from being reconciled."""
-        raw = self.store.raw.get(("LLMBudget", account))
-        if isinstance(error, Occupied):
-            await self._statuses.reject(account, Reason.NAME_TAKEN, str(error))
-        elif isinstance(error, AuthorityUnusable):
-            await self._statuses.reject(account, Reason.CERTIFICATE_MISSING, str(error))
-        elif isinstance(error, ApiError) and error.status in _LASTING and raw is not None:
-            message = f"The Kubernetes API refused: {error}."
-            if error.status == 403:
-                namespace = raw["metadata"]["namespace"]
-                message += (
-                    " Let the operator manage this namespace:"
-                    f" kubectl apply -n {namespace} -k manifests/namespace"
-                )
-            await self._statuses.reject(account, Reason.API_ERROR, message)
+    async def _report(self, account: str, failure: Failure) -> None:
+        """Show in the status what keeps a budget from being reconciled, and when it is tried
+        again."""
+        said = _explained(account, failure)
+        if said is not None:
+            pause = max(1, round(failure.pause))
+            again = f"It is tried again in {pause} s (attempt {failure.tries + 1})."
+            await self._statuses.reject(account, said[0], f"{said[1]} {again}")
 
     def put(self, kind: str, raw: dict[str, Any]) -> None:
         """A budget or a provider is, or has become, like this."""
@@ -304,3 +316,26 @@ class Controller:
         # Those that it leaves without a path to a root have to be told.
         for key in (*affected, *self.store.forest.rejected):
             self._roots.add(key)
+
+
+def _explained(account: str, failure: Failure) -> tuple[Reason, str] | None:
+    """Say what a failure is; None: it may pass by itself."""
+    error = failure.error
+    if isinstance(error, Occupied):
+        return Reason.NAME_TAKEN, str(error)
+    if isinstance(error, AuthorityUnusable):
+        return Reason.CERTIFICATE_MISSING, str(error)
+    if not isinstance(error, ApiError):
+        kind = type(error).__name__
+        return Reason.API_ERROR, f"The operator failed ({kind}): its log says more."
+    lasting = error.status in _LASTING or failure.tries >= _PATIENCE
+    if not error.status or not lasting:
+        return None
+    message = f"The Kubernetes API refused: {error}."
+    if error.status == 403 and " cannot " in error.message:
+        namespace, _, _ = account.partition("/")
+        message += (
+            " Let the operator manage this namespace:"
+            f" kubectl apply -n {namespace} -k manifests/namespace."
+        )
+    return Reason.API_ERROR, message

@@ -23,7 +23,9 @@ from llmbudget.reconcile.wiring import Watches
 log = logging.getLogger(__name__)
 
 _SETTLE_SECONDS: Final = 1.0
-_RETRY_SECONDS: Final = 10.0
+_RETRY_SECONDS: Final = 5.0
+_LASTING: Final = frozenset({403, 404})
+"""The operator's rights, or the CRDs, are missing."""
 
 
 class OperatorEnded(Exception):
@@ -83,13 +85,31 @@ async def _lead(cluster: Cluster, options: Options, health: Health, stop: asynci
         local_gateways=options.local_gateways,
         instance=f"{socket.gethostname()}-{os.getpid()}",
     )
-    await controller.relist()
+    await _list_all(controller)
     found = {"budgets": len(controller.store.budgets), "providers": len(controller.store.providers)}
     log.info("listed", extra={"fields": found})
-    await controller.find_leftovers()
     watches = Watches(controller, health, stop)
     works = (controller.run(), watches.run(), keep_listing(controller, watches.relisted))
     await _first_end(*works)
+
+
+async def _list_all(controller: Controller) -> None:
+    """Know all resources before the first is reconciled; an outage is waited out.
+
+    Raises:
+        ApiError: what no waiting mends.
+    """
+    while True:
+        try:
+            await controller.relist()
+            await controller.find_leftovers()
+        except ApiError as error:
+            if error.status in _LASTING:
+                raise
+            log.warning("listing: %s", error)
+            await asyncio.sleep(_RETRY_SECONDS)
+        else:
+            return
 
 
 async def keep_listing(controller: Controller, relisted: asyncio.Event) -> None:
@@ -135,4 +155,6 @@ async def _first_end(*works: Awaitable[None]) -> None:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     for task in ended:
-        task.result()
+        # Kopf takes every task along when it ends.
+        if not task.cancelled():
+            task.result()

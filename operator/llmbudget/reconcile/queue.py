@@ -11,6 +11,7 @@ import heapq
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Final
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,20 @@ _IMPATIENCE_SECONDS: Final = 2.0
 """How long an event must wait at most for a key whose work has failed."""
 
 Work = Callable[[str], Awaitable[None]]
-Failed = Callable[[str, Exception], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What became of the work on a key."""
+
+    error: Exception
+    tries: int
+    """How often it was tried in a row."""
+    pause: float
+    """Seconds until the next try."""
+
+
+Failed = Callable[[str, Failure], Awaitable[None]]
 
 
 class WorkQueue:
@@ -114,7 +128,7 @@ class WorkQueue:
         log.warning("failed: %s", error, extra={"fields": fields}, exc_info=_unexpected(error))
         if self._failed is not None:
             try:
-                await self._failed(key, error)
+                await self._failed(key, Failure(error, count + 1, pause))
             except Exception as other:
                 log.warning("failure not reported: %s", other, extra={"fields": fields})
         self._not_before[key] = asyncio.get_running_loop().time() + pause

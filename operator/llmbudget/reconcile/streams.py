@@ -164,8 +164,7 @@ class Streams:
         elif isinstance(event, ActionEvent):
             transition = event.id not in state.actions
             state.actions[event.id] = event
-            if not event.acknowledged:
-                self._acted(root, event)
+            self._acted(root, event)
         else:
             missing = {name: event.reasons.get(name, "") for name in event.missing}
             transition = state.missing_keys != missing

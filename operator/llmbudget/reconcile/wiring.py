@@ -7,11 +7,13 @@ them would be logged and dropped, so they do nothing but pass on what they saw.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import os
 import signal
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import kopf
@@ -27,6 +29,9 @@ _LEASES: Final = ("coordination.k8s.io", "v1", "leases")
 _WATCH_SECONDS: Final = 240
 _START_SECONDS: Final = 20.0
 """How long kopf may take to begin its watches."""
+_LOGIN_SECONDS: Final = 5.0
+"""Between logins, at least."""
+_LOGIN_LASTS: Final = timedelta(days=1)
 _BACKOFF: Final = (1, 2, 4, 8, 15)
 """Seconds between tries of a list or a watch: the last for ever, for a watch must not give up."""
 
@@ -49,6 +54,7 @@ class Watches:
         self._stop = stop
         """Set by the signals that end the process."""
         self._started = 0.0
+        self._next_login = 0.0
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -69,7 +75,7 @@ class Watches:
     def _registry(self) -> kopf.OperatorRegistry:
         handlers = kopf.OperatorRegistry()
         kopf.on.startup(registry=handlers, id="listen")(self._listen)
-        kopf.on.login(registry=handlers, id="login")(_log_in)
+        kopf.on.login(registry=handlers, id="login")(self._log_in)
         for plural in _KINDS:
             kopf.on.event(GROUP, VERSION, plural, registry=handlers, id=plural)(self._resource)
         kopf.on.event(
@@ -80,6 +86,22 @@ class Watches:
         )(self._target)
         kopf.on.event(*_LEASES, registry=handlers, id="heartbeat")(self._heartbeat)
         return handlers
+
+    async def _log_in(self, **event: Any) -> kopf.ConnectionInfo | None:  # noqa: ANN401
+        """Log in as the rest of the operator: by $KUBECONFIG, else as a pod. Kopf asks again when
+        the API server refuses a token."""
+        pause = self._next_login - time.monotonic()
+        await asyncio.sleep(max(0.0, pause))
+        self._next_login = time.monotonic() + _LOGIN_SECONDS
+        if os.environ.get("KUBECONFIG"):
+            found = kopf.login_with_kubeconfig(**event)
+        else:
+            found = kopf.login_with_service_account(**event)
+        if found is None:
+            return None
+        # Kopf ends when it is given what was refused before, though the API server may have been
+        # unable to tell: let it look new.
+        return dataclasses.replace(found, expiration=datetime.now(UTC) + _LOGIN_LASTS)
 
     async def _listen(self, **_: Any) -> None:  # noqa: ANN401
         # Kopf has taken the signals over by now, and would wait for tasks that it did not start.
@@ -107,14 +129,6 @@ class Watches:
 
     async def _heartbeat(self, **_: Any) -> None:  # noqa: ANN401
         self._health.seen()
-
-
-def _log_in(**event: Any) -> kopf.ConnectionInfo | None:  # noqa: ANN401
-    """Log in as the rest of the operator: by $KUBECONFIG, else as a pod. Kopf asks again when the
-    API server refuses a token."""
-    if os.environ.get("KUBECONFIG"):
-        return kopf.login_with_kubeconfig(**event)
-    return kopf.login_with_service_account(**event)
 
 
 def _settings() -> kopf.OperatorSettings:

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 from tests.unit.reconcile.queue_helpers import Bench, on_bench
 
-from llmbudget.reconcile.queue import WorkQueue
+from llmbudget.reconcile.queue import Failure, WorkQueue
 
 
 def test_a_key_that_is_added_often_is_worked_on_once() -> None:
@@ -215,11 +215,14 @@ def test_events_of_a_failing_run_itself_do_not_bring_it_back_sooner() -> None:
 
 
 def test_whoever_asked_is_told_of_each_failure() -> None:
-    told: list[tuple[str, str]] = []
+    told: list[tuple[str, str, int]] = []
+    pauses: list[float] = []
 
     async def scenario(bench: Bench) -> None:
-        async def failed(key: str, error: Exception) -> None:
-            told.append((key, str(error)))
+        async def failed(key: str, failure: Failure) -> None:
+            told.append((key, str(failure.error), failure.tries))
+            if key == "a":
+                pauses.append(failure.pause)
 
         bench.make(2, failed)
         bench.failing.update({"a": 2, "b": 1})
@@ -228,12 +231,17 @@ def test_whoever_asked_is_told_of_each_failure() -> None:
         await bench.work_for(100)
 
     on_bench(scenario)
-    assert Counter(told) == {("a", "a is poisoned"): 2, ("b", "b is poisoned"): 1}
+    assert sorted(told) == [
+        ("a", "a is poisoned", 1),
+        ("a", "a is poisoned", 2),
+        ("b", "b is poisoned", 1),
+    ]
+    assert 0 < pauses[0] < pauses[1]
 
 
 def test_a_failure_that_cannot_be_told_is_tried_again_all_the_same() -> None:
     async def scenario(bench: Bench) -> None:
-        async def failed(key: str, error: Exception) -> None:
+        async def failed(key: str, failure: Failure) -> None:
             raise RuntimeError("nobody listens")
 
         bench.make(1, failed)

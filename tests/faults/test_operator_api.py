@@ -1,0 +1,246 @@
+"""The API server refuses, hangs, breaks off, tells old news or nothing: the operator goes on, asks
+no more often than is decent, and ends up right (I5)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from aiohttp import web
+from tests.support.api_proxy import ApiProxy, Call, Fault, gone, none, refusal
+from tests.support.operator_stage import (
+    GATEWAY,
+    budget,
+    create,
+    deployment,
+    provider,
+    secret,
+    until,
+    until_condition,
+)
+
+from llmbudget.clients.cluster import Cluster
+from llmbudget.clients.kinds import BUDGETS, CLUSTER_ROLE_BINDINGS, CONFIG_MAPS
+from llmbudget.local.stage import Stage
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+TROUBLE_SECONDS = 8.0
+DECENT = 40
+"""Requests a second, in all, while everything fails: 17 watches and two budgets try again."""
+WAITING = ("Ready", "False", "GatewayUnreachable")
+
+
+@pytest.fixture
+async def proxy(stage: Stage) -> AsyncIterator[ApiProxy]:
+    async with ApiProxy(stage.kubeconfig).running() as made:
+        yield made
+
+
+@pytest.fixture
+async def operator(stage: Stage, proxy: ApiProxy) -> asyncio.subprocess.Process:
+    return await stage.operator(allow_private=["127.0.0.1"], server=proxy.url)
+
+
+async def probe(stage: Stage) -> tuple[int, str]:
+    """Ask as the kubelet does; status 0: nobody answers yet."""
+    async with httpx.AsyncClient(trust_env=False) as client:
+        try:
+            answer = await client.get(f"{stage.health}/healthz")
+        except httpx.ConnectError:
+            return 0, ""
+    return answer.status_code, answer.text
+
+
+def cap_of(found: dict[str, Any] | None) -> int:
+    """Read a gateway's cap, in nano-USD; 0: there is none."""
+    if found is None:
+        return 0
+    cap: int = json.loads(found["data"]["gateway.json"])["accounts"][0]["capNano"]
+    return cap
+
+
+async def carry_out(cluster: Cluster, namespace: str, step: int) -> None:
+    """Change a budget's cap, make another budget, delete the one before."""
+    cap = {"monthlyCap": f"{step + 1}.00"}
+    await create(cluster, budget(namespace, budget=cap), budget(namespace, f"extra-{step}"))
+    if step:
+        await cluster.delete(BUDGETS, namespace, f"extra-{step - 1}")
+
+
+async def carried_out(cluster: Cluster, namespace: str, step: int) -> None:
+    async def right() -> bool:
+        cap = cap_of(await cluster.get(CONFIG_MAPS, namespace, GATEWAY))
+        made = await deployment(cluster, namespace, f"extra-{step}-gateway")
+        before = f"llmbudget:{namespace}:extra-{step - 1}"
+        left = await cluster.get(CLUSTER_ROLE_BINDINGS, None, before)
+        return cap == (step + 1) * 10**9 and made is not None and left is None
+
+    await until(f"step {step} is carried out", right, 60)
+    await until_condition(cluster, namespace, *WAITING, name=f"extra-{step}")
+
+
+def refusing(status: int, reason: str, **headers: str) -> Fault:
+    """Refuse everything but the Lease."""
+
+    async def fault(call: Call) -> web.StreamResponse | None:
+        return None if call.resource == "leases" else refusal(status, reason, **headers)
+
+    return fault
+
+
+async def conflicting(call: Call) -> web.StreamResponse | None:
+    """Say of each write that someone was faster."""
+    reads = call.method == "GET" or call.resource == "leases"
+    return None if reads else refusal(409, "Conflict")
+
+
+async def expired(call: Call) -> web.StreamResponse | None:
+    """End each watch at once: its version is too old."""
+    return gone() if call.watch and call.resource != "leases" else None
+
+
+async def silent(call: Call) -> web.StreamResponse | None:
+    """Answer nothing, and then break off."""
+    if call.resource == "leases":
+        return None
+    await asyncio.sleep(TROUBLE_SECONDS)
+    raise ConnectionResetError
+
+
+async def half_done(call: Call) -> web.StreamResponse | None:
+    """Carry a write out, and say that it went wrong."""
+    return refusal(500, "InternalError") if call.method not in ("GET", "OPTIONS") else None
+
+
+TROUBLES = {
+    "409": conflicting,
+    "429": refusing(429, "TooManyRequests", **{"Retry-After": "1"}),
+    "500": refusing(500, "InternalError"),
+    "503": refusing(503, "ServiceUnavailable"),
+    "401": refusing(401, "Unauthorized"),
+    "410": expired,
+    "silence": silent,
+    "half done": half_done,
+}
+
+
+async def test_whatever_the_api_server_answers(
+    cluster: Cluster,
+    namespace: str,
+    proxy: ApiProxy,
+    operator: asyncio.subprocess.Process,
+) -> None:
+    await create(cluster, secret(namespace), provider(namespace))
+    await carry_out(cluster, namespace, 0)
+    await carried_out(cluster, namespace, 0)
+    for step, (name, trouble) in enumerate(TROUBLES.items(), 1):
+        if trouble is half_done:
+            proxy.after = trouble
+        else:
+            proxy.fault = trouble
+        before = len(proxy.calls)
+        await carry_out(cluster, namespace, step)
+        await asyncio.sleep(TROUBLE_SECONDS)
+        asked = len(proxy.calls) - before
+        proxy.fault = proxy.after = none
+        assert asked < DECENT * TROUBLE_SECONDS, f"{name}: {asked} requests"
+        try:
+            await carried_out(cluster, namespace, step)
+        except AssertionError as error:
+            raise AssertionError(f"after {name}: {error}") from None
+        assert operator.returncode is None, name
+
+
+async def test_an_old_list_brings_nothing_back(
+    cluster: Cluster, namespace: str, proxy: ApiProxy, operator: asyncio.subprocess.Process
+) -> None:
+    """A list from a replica that lags, after the watch has told more."""
+    await create(cluster, secret(namespace), provider(namespace))
+    await carry_out(cluster, namespace, 0)
+    await carried_out(cluster, namespace, 0)
+    items, version = await cluster.list(BUDGETS)
+    body = {
+        "apiVersion": "llmbudget.io/v1alpha1",
+        "kind": "LLMBudgetList",
+        "metadata": {"resourceVersion": version},
+        "items": items,
+    }
+    old = json.dumps(body).encode()
+    await carry_out(cluster, namespace, 1)
+    await carried_out(cluster, namespace, 1)
+
+    async def stale(call: Call) -> web.StreamResponse | None:
+        if call.resource != "llmbudgets" or call.method != "GET":
+            return None
+        if call.watch:
+            return gone()
+        single = call.path.rsplit("/", 1)[1] != "llmbudgets"
+        return None if single else web.Response(body=old, content_type="application/json")
+
+    proxy.fault = stale
+    proxy.cut()
+    await asyncio.sleep(5)
+    assert cap_of(await cluster.get(CONFIG_MAPS, namespace, GATEWAY)) == 2 * 10**9
+    binding = f"llmbudget:{namespace}:extra-0"
+    assert await cluster.get(CLUSTER_ROLE_BINDINGS, None, binding) is None
+    proxy.fault = none
+    await carry_out(cluster, namespace, 2)
+    await carried_out(cluster, namespace, 2)
+    assert operator.returncode is None
+
+
+async def test_watches_that_fall_silent_fail_the_probe_and_mend(
+    stage: Stage,
+    cluster: Cluster,
+    namespace: str,
+    proxy: ApiProxy,
+    operator: asyncio.subprocess.Process,
+) -> None:
+    await create(cluster, secret(namespace), provider(namespace))
+    await carry_out(cluster, namespace, 0)
+    await carried_out(cluster, namespace, 0)
+
+    assert (await probe(stage))[0] == 200
+    proxy.mute = True
+    await carry_out(cluster, namespace, 1)
+
+    async def failing() -> bool:
+        return (await probe(stage))[0] == 503
+
+    await until("the probe fails", failing, 60)
+    proxy.mute = False
+    await carried_out(cluster, namespace, 1)
+
+    async def well() -> bool:
+        return (await probe(stage))[0] == 200
+
+    await until("the probe is well again", well, 60)
+
+
+async def test_a_watch_that_dies_fails_the_probe(
+    stage: Stage,
+    cluster: Cluster,
+    namespace: str,
+    proxy: ApiProxy,
+    operator: asyncio.subprocess.Process,
+) -> None:
+    """Kopf takes an error that it does not know as the end of that watch, and goes on without."""
+
+    async def kill(call: Call) -> web.StreamResponse | None:
+        if call.watch and call.resource == "llmproviders":
+            status = {"kind": "Status", "code": 418, "message": "no more"}
+            return web.Response(text=json.dumps({"type": "ERROR", "object": status}) + "\n")
+        return None
+
+    proxy.fault = kill
+
+    async def told() -> str | None:
+        status, text = await probe(stage)
+        return text if status == 503 else None
+
+    said = await until("the probe fails", told, 90)
+    assert said == "no longer watched: llmproviders\n"
