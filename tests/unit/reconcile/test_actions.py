@@ -66,7 +66,7 @@ class Gateways:
     def __init__(self) -> None:
         self.acknowledged: list[str] = []
 
-    async def acknowledge(self, root: str, action: str, service: str, *, tls: bool) -> None:
+    async def acknowledge(self, root: str, action: str) -> None:
         self.acknowledged.append(action)
 
 
