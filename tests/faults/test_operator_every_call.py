@@ -258,5 +258,5 @@ async def test_it_may_die_after_any_write(stage: Stage, cluster: Cluster, namesp
             last += AT_ONCE
             assert last < MOST
         assert last > LEAST
-        # Two for each; who dies between delivery and acknowledgement may tell again, and loses none.
+        # Two for each: who dies between delivery and acknowledgement may tell again, loses none.
         assert 2 * last <= scene.notices <= 4 * last

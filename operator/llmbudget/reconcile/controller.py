@@ -244,6 +244,10 @@ class Controller:
             if self.store.budgets.get(root) is None or self.store.budgets[root].deleting:
                 return
             await self._statuses.write_tree(Situation(world, found, config, gateway))
+        for budget in world.budgets:
+            if self.store.forest.roots.get(budget.account) != root:
+                # It left the tree meanwhile: what was written of it may be old.
+                self._roots.add(budget.account)
 
     def _heard(self, root: str, transition: bool) -> None:
         """A gateway said something: transitions are told at once, figures now and then."""

@@ -64,7 +64,7 @@ class Statuses:
                 await self.release(budget.account)
                 continue
             now = self._store.budgets.get(budget.account)
-            if now is None or now.uid != budget.uid:
+            if now is None or now.uid != budget.uid or not self._belongs(budget, situation.world):
                 # It has gone since it was gathered: what was put back must stay.
                 continue
             try:
@@ -133,6 +133,9 @@ class Statuses:
             for orphan in sorted(orphans):
                 for refusal in await put_back(self._cluster, account, *orphan):
                     log.warning("not put back: %s", refusal, extra={"fields": {"budget": account}})
+
+    def _belongs(self, budget: Budget, world: World) -> bool:
+        return self._store.forest.roots.get(budget.account) == world.root.account
 
     def _is_deleting(self, account: str) -> bool:
         raw = self._store.raw.get(("LLMBudget", account))

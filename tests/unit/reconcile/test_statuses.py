@@ -39,6 +39,7 @@ class Api(Cluster):
         super().__init__(Connection.in_cluster(Path("/nowhere")))
         self.budget: Manifest | None = budget
         self.workload = workload
+        self.written: list[str] = []
         self._version = 5
 
     def version(self) -> str:
@@ -76,6 +77,7 @@ class Api(Cluster):
         return copy.deepcopy(self.budget)
 
     async def apply_status(self, manifest: Manifest) -> Manifest:
+        self.written.append(manifest["metadata"]["name"])
         return copy.deepcopy(self.budget or manifest)
 
     async def create(self, manifest: Manifest) -> Manifest:
@@ -105,7 +107,12 @@ class Scene:
             | metadata,
             "spec": {"parentRef": {"namespace": "llm-platform", "name": "org"}} | spec,
         }
+        self.root: Manifest = self.raw | {
+            "metadata": {"namespace": "llm-platform", "name": "org", "uid": "root"},
+            "spec": {"allowedChildren": {"namespaces": ["llm-teams"]}},
+        }
         self.store = Store()
+        self.store.put_budget(copy.deepcopy(self.root))
         self.store.put_budget(copy.deepcopy(self.raw))
         self.api = Api(copy.deepcopy(self.raw), deployment([DEAR], annotations=CONSENT))
         self.api.workload["metadata"]["namespace"] = "llm-teams"
@@ -144,6 +151,14 @@ async def test_a_tree_gathered_before_a_deletion_moves_nothing_after_it() -> Non
     await scene.statuses.release(CHILD)
     scene.store.drop("LLMBudget", scene.raw)
     await scene.statuses.write_tree(scene.gathered)
+    assert scene.env == [DEAR]
+
+
+async def test_nothing_is_said_of_a_budget_that_has_left_its_tree() -> None:
+    scene = Scene()
+    scene.store.drop("LLMBudget", scene.root)
+    await scene.statuses.write_tree(scene.gathered)
+    assert "agents" not in scene.api.written
     assert scene.env == [DEAR]
 
 
