@@ -17,6 +17,7 @@ class Committed:
 
     balances: Mapping[str, Balance]
     actions: Sequence[ActionRow]
+    epoch: int
     generation: int
     reconfigured: bool
     """All accounts are among the balances: those that are not are gone."""
@@ -35,6 +36,7 @@ class Committed:
         return cls(
             balances={name: book.balance(name) for name in names},
             actions=[*(fresh or ()), *changes.actions.values()],
+            epoch=book.header.epoch,
             generation=book.header.generation,
             reconfigured=everything,
         )
@@ -47,7 +49,7 @@ class Feed:
     across restarts too.
     """
 
-    def __init__(self, epoch: int) -> None:
+    def __init__(self, epoch: int = 0) -> None:
         self._seq = epoch << 32
         self._generation = 0
         self._balances: dict[str, Balance] = {}
@@ -61,6 +63,7 @@ class Feed:
 
     def take(self, committed: Committed) -> None:
         """Take over what a transaction changed."""
+        self._seq = max(self._seq, committed.epoch << 32)
         if committed.reconfigured:
             self.replace(committed.balances, generation=committed.generation)
         else:

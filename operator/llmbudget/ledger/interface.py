@@ -200,6 +200,10 @@ class ActionRow:
 class Ledger(Protocol):
     """The interface of an engine. Every method may raise LedgerUnavailable."""
 
+    @property
+    def problem(self) -> str | None:
+        """Why money can't be counted now, as far as is known; None: it can."""
+
     async def configure(
         self, accounts: Sequence[AccountConfig], *, time_zone: str, generation: int
     ) -> None:

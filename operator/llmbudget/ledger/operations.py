@@ -64,6 +64,11 @@ class Operations(ABC):
         self._feed = feed
         self._closed = False
 
+    @property
+    @abstractmethod
+    def problem(self) -> str | None:
+        """See `Ledger.problem`."""
+
     @abstractmethod
     def _submit(
         self, run: Callable[[Book], Result], *, durable: bool = True, about: Subject = NOTHING

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import re
 import time
 
@@ -24,7 +25,7 @@ from llmbudget.ledger.interface import (
     RepeatedCall,
     Settlement,
 )
-from llmbudget.ledger.postgres import store
+from llmbudget.ledger.postgres import PostgresLedger, store
 from llmbudget.ledger.postgres.owners import Watch
 
 HALF = ((50, Action.DOWNGRADE_MODELS),)
@@ -212,12 +213,14 @@ async def test_backends_that_are_ended_and_transactions_that_must_be_repeated(en
             await ledger.settle(f"{caller}-{n}", Settlement(Nano(7)))
 
     spending = asyncio.gather(*(spend(caller) for caller in range(10)))
-    while not spending.done():
+    for pause in itertools.cycle((0.05, 0.05, 0.05, 0.5)):
+        if spending.done():
+            break
         postgres.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
             f"WHERE usename = '{engine.name}' AND application_name = 'llmbudget'"
         )
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(pause)
     await spending
     assert engine.query("SELECT spent, held FROM account_periods") == [(1400, 0)]
     assert engine.count("entries") == 200
@@ -273,6 +276,23 @@ async def test_connection_strings_that_lead_nowhere(engine, change, message):
         await engine.open()
     assert str(engine.file) in str(refused.value)
     assert PASSWORD not in str(refused.value)
+
+
+async def test_a_database_that_comes_later_is_taken_when_it_is_there(engine):
+    url = engine.file.read_text()
+    engine.file.write_text(re.sub(r":\d+/", ":1/", url))
+    ledger = PostgresLedger(engine.file, "llm/gateway", lambda _: engine.clock.now)
+    await until(lambda: "Connection refused" in (ledger.problem or ""))
+    with pytest.raises(LedgerUnavailable, match="Connection refused"):
+        await ledger.configure([account()], time_zone="UTC", generation=1)
+    assert ledger.balances() == {}
+    engine.file.write_text(url)
+    await until(lambda: ledger.problem is None)
+    await ledger.configure([account()], time_zone="UTC", generation=1)
+    assert (await ledger.hold(ask("1"))).remaining == 90
+    engine.file.write_text("nothing")
+    await ledger.close()
+    assert engine.count("owners") == 0, "an open connection needs no file"
 
 
 async def test_no_file_with_a_connection_string(engine):

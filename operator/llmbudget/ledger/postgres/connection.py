@@ -106,8 +106,9 @@ class Database:
 def passing(error: psycopg.Error, connection: Connection | None) -> bool:
     """Tell whether the same may succeed on another try: something was in the way, or the
     connection was lost."""
+    # What the server did not say, the driver did: it lost its thread together with the connection.
     lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and (
-        connection is None or connection.closed
+        connection is None or connection.closed or error.sqlstate is None
     )
     return lost or isinstance(error, _AGAIN)
 

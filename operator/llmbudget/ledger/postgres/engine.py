@@ -14,11 +14,10 @@ from typing import Self, TypeVar
 import psycopg
 
 from llmbudget.ledger.book import Book
-from llmbudget.ledger.feed import Committed, Feed
+from llmbudget.ledger.feed import Feed
 from llmbudget.ledger.interface import LedgerUnavailable
 from llmbudget.ledger.operations import NOTHING, Operations, Reading, Subject
 from llmbudget.ledger.postgres.connection import Connection, Database, passing
-from llmbudget.ledger.postgres.migrations import migrate
 from llmbudget.ledger.postgres.owners import LEASE_SECONDS
 from llmbudget.ledger.postgres.rows import Rows
 from llmbudget.ledger.postgres.store import Clock, Store
@@ -28,16 +27,26 @@ Result = TypeVar("Result")
 
 
 class PostgresLedger(Operations):
-    """A `Ledger` in a database. Make it with `open`; it belongs to the event loop that opened
-    it."""
+    """A `Ledger` in a database; it belongs to the event loop that made it.
 
-    def __init__(self, database: Database, store: Store, start: Committed | None) -> None:
-        super().__init__(Feed(store.epoch))
-        self._database = database
+    It is one at once, whether or not the database can be used: until it can, every operation
+    raises LedgerUnavailable, and `problem` says why. `name` says whose ledger it is: gateways of
+    the same budget share it, others can't. The file holds the connection string. An owner that
+    stands still for `lease_seconds` is taken for dead.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        name: str,
+        clock: Clock = lambda now: now,
+        lease_seconds: float = LEASE_SECONDS,
+    ) -> None:
+        super().__init__(Feed())
+        self._database = Database(file)
         self._reader: Connection | None = None
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="ledger-reader")
-        if start is not None:
-            self._feed.take(start)
+        store = Store(self._database, name, clock, lease_seconds)
         self._writer = Writer(store, asyncio.get_running_loop(), self._feed.take)
         self._writer.start()
 
@@ -49,32 +58,24 @@ class PostgresLedger(Operations):
         clock: Clock = lambda now: now,
         lease_seconds: float = LEASE_SECONDS,
     ) -> Self:
-        """Open the database whose connection string is in a file, making the tables where there
-        are none.
-
-        `name` says whose ledger it is: gateways of the same budget share it, others can't.
-        An owner that stands still for `lease_seconds` is taken for dead.
+        """Make one whose database can be used.
 
         Raises:
             LedgerUnavailable: the database can't be used, is a standby, belongs to another budget,
                 or a newer version made its tables.
         """
-        database = Database(file)
-        store = Store(database, name, clock, lease_seconds)
-
-        def begin() -> Committed | None:
-            try:
-                migrate(database)
-            except psycopg.Error as error:
-                raise database.unavailable(error) from error
-            return store.transact(lambda book: None).news
-
+        ledger = cls(file, name, clock, lease_seconds)
         try:
-            start = await asyncio.to_thread(begin)
+            await ledger.tick()
         except BaseException:
-            store.close()
+            await ledger.close()
             raise
-        return cls(database, store, start)
+        return ledger
+
+    @property
+    def problem(self) -> str | None:
+        """See `Ledger.problem`."""
+        return self._writer.problem
 
     @property
     def commits(self) -> int:

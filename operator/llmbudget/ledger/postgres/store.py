@@ -27,7 +27,7 @@ from llmbudget.ledger.feed import Committed
 from llmbudget.ledger.interface import ActionRow, LedgerUnavailable
 from llmbudget.ledger.operations import Subject
 from llmbudget.ledger.postgres.connection import Connection, Database, passing
-from llmbudget.ledger.postgres.migrations import refuse_newer
+from llmbudget.ledger.postgres.migrations import migrate, refuse_newer
 from llmbudget.ledger.postgres.owners import LEASE_SECONDS, LOOK_SECONDS, Watch
 from llmbudget.ledger.postgres.rows import KEYS, KNOWN, NEWS, Fetched, Rows, figures_of
 from llmbudget.ledger.postgres.writing import write
@@ -111,6 +111,7 @@ class Store:
         self._told: dict[str, bool] = {}
         self._partitions: set[str] = set()
         self._down = False
+        self._migrated = False
 
     def transact(
         self, run: Callable[[Book], Result], about: Sequence[Subject] = ()
@@ -166,12 +167,13 @@ class Store:
         return header.period is not None and period_at(now, header.time_zone).name > header.period
 
     def leave(self) -> None:
-        """Give up: what is still held is charged, since nobody will settle it."""
+        """Give up, before `close`: what is still held is charged, since nobody will settle it."""
         with contextlib.suppress(LedgerUnavailable, psycopg.Error):
+            if not self.epoch:
+                return
             self.transact(lambda book: book.sweep(list(book.holds.values())))
             if self._connection is not None:
                 self._connection.execute("DELETE FROM owners WHERE epoch = %s", (self.epoch,))
-        self.close()
 
     def close(self) -> None:
         """Let go of the connection."""
@@ -182,7 +184,19 @@ class Store:
 
     # One attempt
 
+    def _prepare(self) -> None:
+        """Bring the tables to this program's schema, once. What is wrong at the start is told at
+        once: it may be the connection string."""
+        if self._migrated:
+            return
+        try:
+            migrate(self._database)
+        except psycopg.Error as error:
+            raise self._database.unavailable(error) from error
+        self._migrated = True
+
     def _attempt(self, run: Callable[[Book], Result], about: Sequence[Subject]) -> Done[Result]:
+        self._prepare()
         connection = self._connected()
         found, book, fresh = self._begin(connection, about)
         if self._doubt is not None:

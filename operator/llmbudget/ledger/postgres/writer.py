@@ -54,6 +54,8 @@ class Writer(Thread):
         super().__init__(name="ledger", daemon=True)
         self.commits = 0
         """Groups so far."""
+        self.problem: str | None = "the database was not asked yet"
+        """Why the last transaction could not be made; None: it was."""
         self._store = store
         self._loop = loop
         self._publish = publish
@@ -70,6 +72,7 @@ class Writer(Thread):
     def run(self) -> None:
         """Commit group after group until told to stop."""
         going = True
+        self._look()
         while going:
             group, going = self._gather()
             if group:
@@ -77,6 +80,7 @@ class Writer(Thread):
             elif going:
                 self._look()
         self._store.leave()
+        self._store.close()
 
     def _gather(self) -> tuple[list[Operation], bool]:
         """Wait for work, and take what else is there; an empty group when nobody asked for
@@ -109,6 +113,7 @@ class Writer(Thread):
                 lambda book: _run(group, book), [operation.about for operation in group]
             ).news
             self.commits += 1
+            self.problem = None
         except Exception as error:
             # The edge of the thread: a fault in one group must not end the ledger.
             if len(group) > 1 and not isinstance(error, LedgerUnavailable):
@@ -117,6 +122,7 @@ class Writer(Thread):
             if not isinstance(error, LedgerUnavailable):
                 logger.exception("an operation failed")
                 error = LedgerUnavailable(f"the ledger could not do it: {error!r}")
+            self.problem = str(error)
             for operation in group:
                 operation.error = error
         if not self._loop.is_closed():

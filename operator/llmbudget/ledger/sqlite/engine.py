@@ -66,6 +66,11 @@ class SqliteLedger(Operations):
         return cls(path, store, ownership, start)
 
     @property
+    def problem(self) -> str | None:
+        """See `Ledger.problem`. The one owner of a file can do no more than try."""
+        return None
+
+    @property
     def commits(self) -> int:
         """Transactions since it was opened."""
         return self._writer.commits
