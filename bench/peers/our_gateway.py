@@ -165,6 +165,7 @@ async def running(
                 PROGRAM,
                 "gateway",
                 f"--config-map={NAMESPACE}/{GATEWAY}",
+                f"--budget={NAMESPACE}/{GATEWAY}",
                 f"--keys={folder / 'keys'}",
                 f"--ca={folder / 'ca'}",
                 f"--ledger={folder / 'ledger'}",

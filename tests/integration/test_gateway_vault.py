@@ -12,7 +12,6 @@ import pytest
 from tests.support.canary import assert_nowhere, take_down
 from tests.support.gateway_process import (
     KEY,
-    OPERATOR,
     USD,
     GatewayProcess,
     Simulator,
@@ -27,7 +26,6 @@ from tests.support.gateway_process import (
 from tests.support.vault_peer import Role, VaultPeer
 from tests.support.watched import watched
 
-from llmbudget.api.meta import operator_audience
 from llmbudget.api.provider import VaultAuthMethod
 from llmbudget.clients.cluster import Cluster
 from llmbudget.contract.config import ProviderConfig, VaultConfig
@@ -115,18 +113,7 @@ async def reconfigure(
 
 async def problem(process: GatewayProcess) -> str:
     """Ask the gateway, as the operator does, why it lacks the key."""
-    namespace, _, name = OPERATOR.partition("/")
-    audience = operator_audience(f"{process.namespace}/team-a")
-    for manifest in (
-        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}},
-        {
-            "apiVersion": "v1",
-            "kind": "ServiceAccount",
-            "metadata": {"name": name, "namespace": namespace},
-        },
-    ):
-        await process.cluster.apply(manifest)
-    token, _ = await process.cluster.create_token(namespace, name, audience, 3600)
+    token = await process.operators_token()
     async for event, data in events(process, token):
         if event == "keys" and data["missing"]:
             return str(data["reasons"]["sim"])

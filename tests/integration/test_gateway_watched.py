@@ -16,7 +16,6 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.support.gateway_process import (
-    OPERATOR,
     USD,
     GatewayProcess,
     Simulator,
@@ -56,21 +55,6 @@ async def statuses(
                 for _ in range(count)
             ]
         )
-
-
-async def operators_token(cluster: Cluster, namespace: str) -> str:
-    """Make the token that the operator shows to this gateway."""
-    where, _, name = OPERATOR.partition("/")
-    await cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": where}})
-    await cluster.apply(
-        {
-            "apiVersion": "v1",
-            "kind": "ServiceAccount",
-            "metadata": {"name": name, "namespace": where},
-        }
-    )
-    token, _ = await cluster.create_token(where, name, f"llmbudget:{namespace}/team-a", 3600)
-    return token
 
 
 async def test_health_is_open_sixty_times_a_minute(gateway: GatewayProcess) -> None:
@@ -149,12 +133,13 @@ async def test_the_operators_stream(
         namespace, "researcher", f"llmbudget:{namespace}/team-a", 600
     )
     assert (await get(gateway, "/ledger/v1/balances", stranger)).status_code == 403
-    token = await operators_token(cluster, namespace)
+    token = await gateway.operators_token()
     stream = events(gateway, token)
-    seen = [await anext(stream) for _ in range(3)]
-    assert [name for name, _ in seen] == ["keys", "balance", "snapshot"]
-    assert seen[0][1] == {"missing": [], "reasons": {}}
-    balance = seen[1][1]
+    seen = [await anext(stream) for _ in range(4)]
+    assert [name for name, _ in seen] == ["ledger", "keys", "balance", "snapshot"]
+    assert seen[0][1] == {"problem": None}
+    assert seen[1][1] == {"missing": [], "reasons": {}}
+    balance = seen[2][1]
     assert (balance["capNano"], balance["spentNano"], balance["configGeneration"]) == (
         "1000000",
         "0",

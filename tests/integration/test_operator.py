@@ -100,8 +100,17 @@ async def test_high_availability_and_regions(
         provider(namespace),
         budget(namespace, profile="enterprise", **POSTGRES),
     )
-    unsupported = ("LedgerAvailable", "False", "LedgerEngineUnsupported")
-    await until_condition(cluster, namespace, *unsupported)
+    await until_condition(cluster, namespace, "Stalled", "True", "SecretNotFound", says="Secret db")
+    await create(
+        cluster,
+        secret(
+            namespace,
+            "db",
+            labels={"llmbudget.io/ledger": "true"},
+            annotations={"llmbudget.io/allowed-host": "db.databases.svc"},
+        ),
+    )
+    await until_condition(cluster, namespace, "LedgerAvailable", "Unknown", "GatewayUnreachable")
     found = await children(cluster, namespace)
     assert f"HorizontalPodAutoscaler/{GATEWAY}" in found
     assert f"PodDisruptionBudget/{GATEWAY}" in found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import copy
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from typing import Any
 import httpx
 import yaml
 
+from llmbudget.api.meta import operator_audience
 from llmbudget.api.provider import KeyHeader, Protocol, ProviderSpec
 from llmbudget.clients.cluster import Cluster
 from llmbudget.contract.config import (
@@ -184,6 +186,9 @@ class GatewayProcess:
         self.trust: ssl.SSLContext | bool = True
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "gateway.log"
+        self.postgres: Path | None = None
+        """File with the connection string of the shared ledger; None: a file of its own."""
+        self.drain_seconds = 0.0
         self._kubeconfig = kubeconfig
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -201,6 +206,14 @@ class GatewayProcess:
         self.tls, self.url = folder, f"https://127.0.0.1:{self.port}"
         self.trust = ssl.create_default_context(cafile=folder / "ca.crt")
         return folder / "ca.crt"
+
+    def beside(self) -> GatewayProcess:
+        """Make another gateway of the same budget."""
+        other = copy.copy(self)
+        other.port, other.process = free_port(), None
+        other.url = f"http://127.0.0.1:{other.port}"
+        other.log = self.folder / f"gateway-{other.port}.log"
+        return other
 
     async def prepare(self) -> None:
         """Create what the operator and the kubelet would have created."""
@@ -275,9 +288,14 @@ class GatewayProcess:
                     *COMMAND,
                     "gateway",
                     f"--config-map={self.namespace}/team-a-gateway",
+                    f"--budget={self.namespace}/team-a",
                     *(f"--keys={folder / 'keys'}", f"--vault={folder / 'vault'}"),
                     f"--ca={folder / 'ca'}",
-                    *(f"--ledger={folder / 'ledger'}", f"--service-account={folder / 'sa'}"),
+                    f"--ledger={folder / 'ledger'}"
+                    if self.postgres is None
+                    else f"--postgres={self.postgres}",
+                    f"--drain={self.drain_seconds}",
+                    f"--service-account={folder / 'sa'}",
                     f"--posthog-key={folder / 'posthog'}",
                     f"--listen=127.0.0.1:{self.port}",
                     *([f"--tls={self.tls}"] if self.tls else ["--plain-http"]),
@@ -339,6 +357,19 @@ class GatewayProcess:
         # A test may have used up what this address may ask in a minute.
         assert answer.status_code in (200, 429), answer.text
         return answer.text
+
+    async def operators_token(self) -> str:
+        """Make the token that the operator shows to this gateway."""
+        where, _, name = OPERATOR.partition("/")
+        metadata = {"name": name, "namespace": where}
+        for manifest in (
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": where}},
+            {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata},
+        ):
+            await self.cluster.apply(manifest)
+        audience = operator_audience(f"{self.namespace}/team-a")
+        token, _ = await self.cluster.create_token(where, name, audience, 3600)
+        return token
 
     async def token(self, name: str = "researcher", audience: str | None = "llmbudget") -> str:
         token, _ = await self.cluster.create_token(self.namespace, name, audience, 3600)

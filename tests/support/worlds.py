@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from llmbudget.api.meta import ANNOTATION_ALLOWED_HOST, LABEL_PROVIDER_KEY
+from llmbudget.api.meta import ANNOTATION_ALLOWED_HOST, LABEL_LEDGER, LABEL_PROVIDER_KEY
 from llmbudget.decide.world import Installation, SecretFacts, World
 from llmbudget.reconcile.store import Store
 from llmbudget.render.certificate import PLAIN_HTTP, Pair, Serving
@@ -80,6 +80,7 @@ def _secrets(documents: Iterable[Manifest], namespace: str) -> Mapping[str, Secr
             allowed_host=(document["metadata"].get("annotations") or {}).get(
                 ANNOTATION_ALLOWED_HOST
             ),
+            is_ledger=(document["metadata"].get("labels") or {}).get(LABEL_LEDGER) == "true",
         )
         for document in documents
         if document["kind"] == "Secret" and document["metadata"]["namespace"] == namespace

@@ -176,7 +176,10 @@ class PostgresRef(Model):
     """A PostgreSQL database, or one that speaks its protocol."""
 
     secret_key_ref: SecretKeyRef
-    """Secret of the same namespace with the connection URI."""
+    """Secret of the same namespace with the connection URI, and the authority of the server's
+    certificate under ca.crt. It consents by the label llmbudget.io/ledger: "true", and its
+    annotation llmbudget.io/allowed-host names the database's servers: HOST or HOST:PORT, separated
+    by commas."""
 
 
 class Region(Model):

@@ -27,6 +27,9 @@ LABEL_PROVIDER_KEY: Final = f"{GROUP}/provider-key"
 """On a Secret, value "true": it consents to being mounted as a provider key."""
 ANNOTATION_ALLOWED_HOST: Final = f"{GROUP}/allowed-host"
 """On the same Secret: the one host that its key may be sent to."""
+LABEL_LEDGER: Final = f"{GROUP}/ledger"
+"""On a Secret, value "true": it consents to being a ledger's connection string. The annotation
+above then names the database's servers, HOST or HOST:PORT, separated by commas."""
 
 ANNOTATION_ALLOW_BUDGET: Final = f"{GROUP}/allow-budget"
 """On a target Deployment: NAMESPACE/NAME of the budget that may change its model."""

@@ -27,12 +27,15 @@ _PATH = click.Path(path_type=Path)
 @click.option("--keys", type=_PATH, default=KEYS_DIRECTORY, help="One file a provider.")
 @click.option("--vault", type=_PATH, default=VAULT_DIRECTORY, help="Logins to Vault.")
 @click.option("--ca", type=_PATH, default=CA_DIRECTORY, help="CA bundles of providers.")
-@click.option("--ledger", type=_PATH, help="Folder of the embedded ledger; none: no calls.")
+@click.option("--budget", required=True, metavar="NS/NAME", help="Root budget: its ledger's name.")
+@click.option("--ledger", type=_PATH, help="Folder of the embedded ledger.")
+@click.option("--postgres", type=_PATH, help="File with the shared ledger's connection string.")
 @click.option("--service-account", type=_PATH, default=TOKEN_DIRECTORY, help="Own token and CA.")
 @click.option("--posthog-key", type=_PATH, default=POSTHOG_KEY_FILE, help="PostHog's project key.")
 @click.option("--tls", type=_PATH, help="Folder with tls.crt and tls.key, read again on change.")
 @click.option("--plain-http", is_flag=True, help="Serve without TLS.")
 @click.option("--listen", default=f"0.0.0.0:{GATEWAY_PORT}", show_default=True)
+@click.option("--drain", default=0.0, show_default=True, help="Seconds to send callers elsewhere.")
 @click.option("--grace", default=25.0, show_default=True, help="Seconds for calls to end.")
 @click.option("--log-level", default="INFO", show_default=True)
 def command(
@@ -40,12 +43,15 @@ def command(
     keys: Path,
     vault: Path,
     ca: Path,
+    budget: str,
     ledger: Path | None,
+    postgres: Path | None,
     service_account: Path,
     posthog_key: Path,
     tls: Path | None,
     plain_http: bool,
     listen: str,
+    drain: float,
     grace: float,
     log_level: str,
 ) -> None:
@@ -58,6 +64,8 @@ def command(
         raise click.BadParameter("write HOST:PORT", param_hint="--listen")
     if (tls is None) is not plain_http:
         raise click.UsageError("choose one of --tls DIR and --plain-http")
+    if (ledger is None) is (postgres is None):
+        raise click.UsageError("name one ledger: --ledger or --postgres")
     logs.set_up(log_level)
     settings = Settings(
         namespace=namespace,
@@ -66,12 +74,15 @@ def command(
         vault=vault,
         ca=ca,
         ledger=ledger,
+        postgres=postgres,
+        budget=budget,
         service_account=service_account,
         posthog_key=posthog_key,
         tls=tls,
         host=host,
         port=int(port),
         grace_seconds=grace,
+        drain_seconds=drain,
     )
     try:
         uvloop.run(run(settings))

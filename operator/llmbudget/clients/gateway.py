@@ -21,6 +21,7 @@ from llmbudget.contract.events import (
     BALANCES_PATH,
     HEARTBEAT_SECONDS,
     ActionEvent,
+    AvailabilityEvent,
     BalanceEvent,
     EventName,
     KeysEvent,
@@ -34,6 +35,7 @@ _MODELS: Final[dict[str, type[StreamEvent]]] = {
     EventName.BALANCE: BalanceEvent,
     EventName.ACTION: ActionEvent,
     EventName.KEYS: KeysEvent,
+    EventName.LEDGER: AvailabilityEvent,
     EventName.SNAPSHOT: SnapshotEvent,
 }
 _CONNECT_SECONDS: Final = 5.0

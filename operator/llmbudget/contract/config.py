@@ -29,6 +29,8 @@ or `role_id` and `secret_id` (AppRole), and VAULT_CA_FILE where there is a CA bu
 VAULT_CA_FILE: Final = "ca.pem"
 LEDGER_DIRECTORY: Final = "/var/lib/llmbudget"
 """Mount of the SQLite ledger's volume."""
+POSTGRES_FILE: Final = "/var/run/llmbudget/database/uri"
+"""Connection string of the shared ledger; the authority of its server is in ca.crt beside it."""
 TLS_DIRECTORY: Final = "/var/run/llmbudget/tls"
 """Mount of the serving certificate: tls.crt and tls.key."""
 CA_BUNDLE_KEY: Final = "ca.crt"

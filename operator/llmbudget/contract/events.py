@@ -34,6 +34,7 @@ class EventName(StrEnum):
     BALANCE = "balance"
     ACTION = "action"
     KEYS = "keys"
+    LEDGER = "ledger"
     SNAPSHOT = "snapshot"
 
 
@@ -88,7 +89,14 @@ class KeysEvent(Wire):
     """Why, by provider."""
 
 
+class AvailabilityEvent(Wire):
+    """Whether the gateway can count money."""
+
+    problem: str | None
+    """Why it can't, for the people who run it; None: it can."""
+
+
 LedgerEvent = BalanceEvent | ActionEvent | SnapshotEvent
 """What a ledger tells of itself."""
-StreamEvent = LedgerEvent | KeysEvent
+StreamEvent = LedgerEvent | KeysEvent | AvailabilityEvent
 """What a gateway sends."""

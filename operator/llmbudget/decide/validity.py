@@ -14,10 +14,11 @@ from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from llmbudget.api.conditions import Reason
-from llmbudget.api.gateway_spec import PostHog, SecretDelivery
-from llmbudget.api.meta import ANNOTATION_ALLOWED_HOST, LABEL_PROVIDER_KEY
+from llmbudget.api.gateway_spec import LedgerMode, PostHog, SecretDelivery
+from llmbudget.api.meta import ANNOTATION_ALLOWED_HOST, LABEL_LEDGER, LABEL_PROVIDER_KEY
 from llmbudget.api.provider import VaultAuthMethod
 from llmbudget.contract.config import key_variable
+from llmbudget.decide.databases import database_hosts
 from llmbudget.decide.prices import resolve_prices
 from llmbudget.decide.world import Budget, Provider, World
 
@@ -159,6 +160,53 @@ def _consent(world: World, name: str, content: str, url: str) -> tuple[Reason, s
     return None
 
 
+def ledger_consents(world: World) -> Iterator[Finding]:
+    """The Secret with the database's connection string consents, and names its servers: who may
+    write a budget must not be able to have tables made in any database."""
+    postgres = world.root.spec.ledger.postgres
+    if postgres is None:
+        return
+    ref = postgres.secret_key_ref
+    facts = world.secrets.get(ref.name)
+    where = f"Secret {ref.name} in namespace {world.root.namespace}"
+    problem = None
+    if facts is None:
+        reason, problem = (
+            Reason.SECRET_NOT_FOUND,
+            f"{where} does not exist: create it with the connection string under {ref.key}.",
+        )
+    elif not facts.is_ledger:
+        reason, problem = (
+            Reason.SECRET_NOT_CONSENTING,
+            f'{where} does not consent to be a ledger: label it {LABEL_LEDGER}="true".',
+        )
+    else:
+        try:
+            database_hosts(facts)
+        except ValueError:
+            reason, problem = (
+                Reason.SECRET_NOT_CONSENTING,
+                f"{where} does not say where its database is: annotate it"
+                f" {ANNOTATION_ALLOWED_HOST}=HOST[:PORT], several separated by commas.",
+            )
+    if problem is not None:
+        yield Finding(reason, problem, account=world.root.account, fatal=True)
+
+
+def ledger_engine_kept(world: World) -> Iterator[Finding]:
+    """A budget that was made again with another engine does not leave its month's spend behind."""
+    if world.root.spec.ledger.postgres is None or not world.embedded_ledger:
+        return
+    claim = f"PersistentVolumeClaim {world.root.name}-ledger"
+    yield Finding(
+        Reason.LEDGER_ENGINE_CHANGED,
+        f"The ledger of this budget is in {claim}: keep the embedded ledger, or delete the claim to"
+        " begin with an empty one.",
+        account=world.root.account,
+        fatal=True,
+    )
+
+
 def image_allowed(world: World) -> Iterator[Finding]:
     """The gateway's image is one that this installation allows: it sees the keys."""
     image = world.root.spec.deployment.image
@@ -261,6 +309,10 @@ def features_supported(world: World) -> Iterator[Finding]:
         asked = {
             "budget.rollover": spec.budget.rollover is not None,
             "budget.borrowing": spec.budget.borrowing is not None,
+            "ledger.mode Slices": spec.ledger.mode is LedgerMode.SLICES,
+            "globalDistribution.regions[].postgres": any(
+                region.postgres is not None for region in spec.global_distribution.regions
+            ),
             "monitoring.datadog": spec.monitoring.datadog.api_key_secret_ref is not None,
             "monitoring.distributedTracing": spec.monitoring.distributed_tracing.enabled,
         }
@@ -318,6 +370,8 @@ CHAIN: Final[tuple[Check, ...]] = (
     providers_readable,
     secrets_consent,
     posthog_consents,
+    ledger_consents,
+    ledger_engine_kept,
     image_allowed,
     priority_allowed,
     vault_logins_complete,

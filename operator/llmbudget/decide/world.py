@@ -56,6 +56,8 @@ class SecretFacts:
     consents: bool
     """It carries the label that lets it be a provider key."""
     allowed_host: str | None
+    is_ledger: bool = False
+    """It carries the label that lets it be a ledger's connection string."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,8 @@ class World:
     previous_config: str | None
     """The gateway's configuration as rendered last."""
     now: datetime
+    embedded_ledger: bool = False
+    """Whether there is a volume of an embedded ledger, of now or of before."""
 
     @property
     def budgets(self) -> tuple[Budget, ...]:

@@ -1,8 +1,8 @@
 """Money for calls: holds that wait their turn, and resolutions that are never forgotten.
 
 Where only other calls' holds are in the way, a call waits in the line of the account that has no
-room: the oldest of each line tries again when a hold is resolved. Where what is spent leaves no
-room, nobody waits.
+room: the oldest of each line tries again when a hold is resolved, here or by another gateway. Where
+what is spent leaves no room, nobody waits.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from llmbudget.ledger.interface import (
 
 WAIT_SECONDS: Final = 5.0
 """How long a call waits for others' holds."""
+_LOOK_SECONDS: Final = 0.5
+"""How often the first in a line tries again though nothing was resolved here."""
 _RETRY_SECONDS: Final = (0.1, 5.0)
 
 log = logging.getLogger(__name__)
@@ -103,7 +105,8 @@ class Admission:
             self._wake_first(first_of)
 
     async def _turn(self, account: str, deadline: float, was_first: bool) -> bool:
-        """Wait in an account's line until a hold is resolved; False: the time is up."""
+        """Wait in an account's line until a hold is resolved; its head only for a moment, since
+        other gateways resolve holds too. False: the time is up."""
         loop = asyncio.get_running_loop()
         turn = loop.create_future()
         line = self._lines.setdefault(account, deque())
@@ -112,17 +115,16 @@ class Admission:
         else:
             line.append(turn)
         try:
-            async with asyncio.timeout_at(deadline):
-                await turn
-        except TimeoutError:
+            while (left := deadline - loop.time()) > 0:
+                await asyncio.wait([turn], timeout=min(left, _LOOK_SECONDS))
+                if turn.done() or line[0] is turn:
+                    return True
             return False
         finally:
-            if not turn.done() or turn.cancelled():
-                with contextlib.suppress(ValueError):
-                    line.remove(turn)
+            if not turn.done():
+                line.remove(turn)
             if not line and self._lines.get(account) is line:
                 del self._lines[account]
-        return True
 
     def _wake_first(self, account: str | None) -> None:
         line = self._lines.get(account, deque()) if account is not None else deque()

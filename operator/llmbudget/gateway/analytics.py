@@ -59,6 +59,8 @@ class Analytics:
         if routes is None or routes.config.posthog is None:
             return False
         wanted = routes.config.posthog
+        if not await self._ledger.leads():
+            return False
         sender = self._connect(wanted)
         if sender is None:
             return False

@@ -30,7 +30,7 @@ from llmbudget.gateway.protocols.models import models_body
 from llmbudget.gateway.protocols.operation import Operation
 from llmbudget.gateway.protocols.operations import OPERATIONS
 from llmbudget.gateway.routes import Routes
-from llmbudget.gateway.wire import Exchange, Request, Scope
+from llmbudget.gateway.wire import Exchange, Leaving, Request, Scope
 from llmbudget.ledger.interface import Ledger, LedgerError
 from llmbudget.telemetry import metrics
 
@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[Request, Exchange], Awaitable[None]]
 _BUDGET_HEADER: Final = "x-llmbudget-budget"
+_LEAVING: Final = "The gateway is shutting down."
 
 
 class App:
@@ -55,6 +56,7 @@ class App:
         monitoring: Monitoring,
         limits: ConsumerLimits,
         clock: TrustedClock,
+        engine: str,
     ) -> None:
         self._configuration = configuration
         self._ledger = ledger
@@ -65,6 +67,9 @@ class App:
         self._monitoring = monitoring
         self._limits = limits
         self._clock = clock
+        self._engine = engine
+        self.draining = False
+        """Calls are still taken, but whoever asks is told to come back by another connection."""
         self.stopping = False
         """No new calls are taken."""
         self.finished = False
@@ -84,6 +89,8 @@ class App:
 
     async def __rsgi__(self, scope: Scope, exchange: Exchange) -> None:
         """Answer one request of the server."""
+        if self.draining:
+            exchange = Leaving(exchange)
         try:
             await self._answer(scope, exchange)
         except Refusal as refusal:
@@ -173,7 +180,7 @@ class App:
         exchange.response_bytes(200, JSON, b'{"status":"ok"}')
 
     async def _readyz(self, request: Request, exchange: Exchange) -> None:
-        reason = self._not_serving()
+        reason = _LEAVING if self.draining else self._not_serving()
         body = json.dumps({"status": "ok"} if reason is None else {"status": reason}).encode()
         exchange.response_bytes(200 if reason is None else 503, JSON, body)
 
@@ -187,20 +194,22 @@ class App:
         exchange.response_bytes(200, headers, body)
 
     def _configured(self) -> GatewayConfig | None:
-        routes = self._configuration.routes
-        return routes.config if routes is not None else None
+        return self._configuration.document
 
     def _not_serving(self) -> str | None:
         """Tell why no call is taken; None: calls are."""
         routes = self._configuration.routes
         if self.stopping:
-            return "The gateway is shutting down."
+            return _LEAVING
+        if self._ledger.problem is not None:
+            # What it is exactly names hosts and users: it is for the log and the operator.
+            return "The gateway can't count money now: its ledger is away."
         if routes is None:
             return "The gateway has no configuration yet."
         if self._clock.wrong:
             return "The gateway's clock is off by more than a minute."
-        if routes.config.ledger != "sqlite":
-            return "This gateway has only the embedded ledger, and its budget asks for PostgreSQL."
+        if routes.config.ledger != self._engine:
+            return f"This gateway counts in {self._engine}, its budget in {routes.config.ledger}."
         return None
 
     def _serving(self) -> Routes:

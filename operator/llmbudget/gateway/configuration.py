@@ -46,8 +46,10 @@ class Configuration:
         self._namespace = namespace
         self._name = name
         self._ca_directory = ca_directory
+        self.document: GatewayConfig | None = None
+        """As read last; it is in force once the ledger has taken it over."""
         self.routes: Routes | None = None
-        """None: there was none yet, and no call may go anywhere."""
+        """In force. None: there was none yet, and no call may go anywhere."""
 
     async def follow(self) -> None:
         """Watch until cancelled."""
@@ -71,6 +73,7 @@ class Configuration:
             return
         if self.routes is not None and config.generation < self.routes.config.generation:
             return
+        self.document = config
         while True:
             try:
                 await self._ledger.configure(

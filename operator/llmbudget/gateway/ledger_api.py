@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from llmbudget.api.money import format_usd
-from llmbudget.contract.config import GatewayConfig
+from llmbudget.contract.config import GatewayConfig, Wire
 from llmbudget.contract.events import (
     HEARTBEAT_SECONDS,
+    AvailabilityEvent,
     BalanceEvent,
     EventName,
     KeysEvent,
@@ -26,8 +27,8 @@ STREAM_HEADERS: Final[Headers] = [
     ("content-type", "text/event-stream; charset=utf-8"),
     ("cache-control", "no-store"),
 ]
-_KEYS_SECONDS: Final = 1.0
-"""How often the keys are looked at while a stream is open."""
+_LOOK_SECONDS: Final = 1.0
+"""How often it is looked how the gateway itself is, while a stream is open."""
 
 Configured = Callable[[], GatewayConfig | None]
 
@@ -43,23 +44,20 @@ async def stream_balances(
     transport = exchange.response_stream(200, STREAM_HEADERS)
     queue: asyncio.Queue[LedgerEvent | None] = asyncio.Queue(1)
     feeder = asyncio.create_task(_feed(ledger, queue))
-    seq, missing, silent = 0, None, 0.0
+    seq, silent = 0, 0.0
+    told: dict[EventName, Wire] = {}
     # The server raises a RuntimeError when the reader is gone.
     with contextlib.suppress(RuntimeError):
         try:
             while not ended():
-                found = _missing(keys, configured())
-                if found != missing:
-                    missing = found
-                    reasons = found or {}
-                    event = KeysEvent(missing=tuple(reasons), reasons=reasons).model_dump_json(
-                        by_alias=True
-                    )
-                    await transport.send_bytes(_event(EventName.KEYS, seq, event))
+                for name, event in _itself(ledger, keys, configured()):
+                    if told.get(name) != event:
+                        told[name] = event
+                        await transport.send_bytes(_event(name, seq, event))
                 try:
-                    item = await asyncio.wait_for(queue.get(), _KEYS_SECONDS)
+                    item = await asyncio.wait_for(queue.get(), _LOOK_SECONDS)
                 except TimeoutError:
-                    silent += _KEYS_SECONDS
+                    silent += _LOOK_SECONDS
                     if silent >= HEARTBEAT_SECONDS:
                         silent = 0.0
                         await transport.send_bytes(b": heartbeat\n\n")
@@ -67,8 +65,7 @@ async def stream_balances(
                 if item is None:
                     return
                 seq = item.seq
-                document = item.model_dump_json(by_alias=True)
-                await transport.send_bytes(_event(_name(item), seq, document))
+                await transport.send_bytes(_event(_name(item), seq, item))
         finally:
             feeder.cancel()
 
@@ -89,11 +86,18 @@ def _name(event: LedgerEvent) -> EventName:
     return EventName.SNAPSHOT if isinstance(event, SnapshotEvent) else EventName.ACTION
 
 
-def _missing(keys: Keys, config: GatewayConfig | None) -> Mapping[str, str] | None:
-    return None if config is None else keys.missing(config.providers)
+def _itself(
+    ledger: Ledger, keys: Keys, config: GatewayConfig | None
+) -> Iterator[tuple[EventName, Wire]]:
+    """Tell how the gateway itself is: whether it can count, and which keys it lacks."""
+    yield EventName.LEDGER, AvailabilityEvent(problem=ledger.problem)
+    if config is not None:
+        reasons = keys.missing(config.providers)
+        yield EventName.KEYS, KeysEvent(missing=tuple(reasons), reasons=reasons)
 
 
-def _event(name: EventName, seq: int, data: str) -> bytes:
+def _event(name: EventName, seq: int, event: Wire) -> bytes:
+    data = event.model_dump_json(by_alias=True)
     return f"event: {name}\nid: {seq}\ndata: {data}\n\n".encode()
 
 

@@ -53,6 +53,8 @@ class Retention:
         balances = self._ledger.balances()
         if months is None or routes is None or routes.config.root not in balances:
             return 0
+        if not await self._ledger.leads():
+            return 0
         before = months_before(balances[routes.config.root].period.name, months)
         dropped = 0
         while found := await self._ledger.forget(before, BATCH):

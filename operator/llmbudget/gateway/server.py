@@ -29,8 +29,8 @@ from llmbudget.gateway.probes import Monitoring
 from llmbudget.gateway.retention import Retention
 from llmbudget.gateway.serving import renew, server
 from llmbudget.ledger.interface import Ledger
+from llmbudget.ledger.postgres import PostgresLedger
 from llmbudget.ledger.sqlite import SqliteLedger
-from llmbudget.ledger.unavailable import UnavailableLedger
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,11 @@ class Settings:
     vault: Path
     ca: Path
     ledger: Path | None
-    """Folder of the embedded ledger; None: the budget asks for another engine."""
+    """Folder of the embedded ledger; None: it is shared, in `postgres`."""
+    postgres: Path | None
+    """File with the connection string of the shared ledger."""
+    budget: str
+    """Root budget `namespace/name`, whose ledger it is."""
     service_account: Path
     posthog_key: Path
     tls: Path | None
@@ -61,6 +65,10 @@ class Settings:
     host: str
     port: int
     grace_seconds: float
+    """For calls to end."""
+    drain_seconds: float
+    """How long calls are still taken when the process is told to stop: other gateways serve, and
+    whoever sends calls has to learn of them."""
 
 
 async def run(settings: Settings) -> None:
@@ -93,7 +101,7 @@ async def run(settings: Settings) -> None:
         if serving.done():
             serving.result()
             raise OSError(f"the server on port {settings.port} ended by itself")
-        await _finish(app, settings.grace_seconds)
+        await _finish(app, settings)
         made.stop()
         await serving
 
@@ -101,9 +109,11 @@ async def run(settings: Settings) -> None:
 @contextlib.asynccontextmanager
 async def _opened(settings: Settings, clock: TrustedClock) -> AsyncIterator[Ledger]:
     ledger: Ledger
-    if settings.ledger is None:
-        ledger = UnavailableLedger("this gateway was given no ledger")
+    if settings.postgres is not None:
+        # It need not be there yet: the process waits for it, and says so.
+        ledger = PostgresLedger(settings.postgres, settings.budget)
     else:
+        assert settings.ledger is not None
         ledger = await SqliteLedger.open(settings.ledger / LEDGER_FILE, clock)
     try:
         yield ledger
@@ -146,6 +156,7 @@ def _assemble(
         monitoring=Monitoring(cluster, ledger),
         limits=ConsumerLimits(asyncio.get_running_loop().time),
         clock=clock,
+        engine="sqlite" if settings.postgres is None else "postgres",
     )
 
 
@@ -173,12 +184,16 @@ def _end_with(task: asyncio.Task[None]) -> None:
         signal.raise_signal(signal.SIGTERM)
 
 
-async def _finish(app: App, grace_seconds: float) -> None:
-    """Take no new calls, and let those under way end."""
-    app.stopping = True
+async def _finish(app: App, settings: Settings) -> None:
+    """Send callers to other gateways, then take no new calls, and let those under way end."""
     log.info("stopping", extra={"fields": {"calls": app.calls_running}})
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + grace_seconds
+    if settings.drain_seconds:
+        app.draining = True
+        await asyncio.sleep(settings.drain_seconds)
+    deadline = loop.time() + settings.grace_seconds
+    # With other gateways beside, a late caller is served while there is time anyhow.
+    app.stopping = not app.draining
     while app.calls_running and loop.time() < deadline:
         await asyncio.sleep(_POLL_SECONDS)
-    app.finished = True
+    app.stopping = app.finished = True

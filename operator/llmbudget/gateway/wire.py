@@ -22,6 +22,7 @@ _ONCE: Final = frozenset(
 """Headers that mean something here, so that two of them mean nothing."""
 
 Headers = list[tuple[str, str]]
+_CLOSE: Final = ("connection", "close")
 
 
 class RawHeaders(Protocol):
@@ -82,6 +83,33 @@ class Exchange(Protocol):
 
     def response_stream(self, status: int, headers: Headers) -> Transport:
         """Answer bit by bit."""
+
+
+class Leaving:
+    """An exchange whose answer tells the caller to use another connection from now on."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    async def __call__(self) -> bytes:
+        """See `Exchange`."""
+        return await self._exchange()
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """See `Exchange`."""
+        return self._exchange.__aiter__()
+
+    async def client_disconnect(self) -> None:
+        """See `Exchange`."""
+        await self._exchange.client_disconnect()
+
+    def response_bytes(self, status: int, headers: Headers, body: bytes) -> None:
+        """See `Exchange`."""
+        self._exchange.response_bytes(status, [*headers, _CLOSE], body)
+
+    def response_stream(self, status: int, headers: Headers) -> Transport:
+        """See `Exchange`."""
+        return self._exchange.response_stream(status, [*headers, _CLOSE])
 
 
 class Request:

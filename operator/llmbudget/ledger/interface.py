@@ -238,6 +238,10 @@ class Ledger(Protocol):
     async def entries(self, after: int = 0, limit: int = 1000) -> Sequence[Entry]:
         """Read rows in the order of their `seq`, from the first one above `after`."""
 
+    async def leads(self) -> bool:
+        """Tell whether it is this owner that does what only one should do: the longest-living one.
+        Two may believe it for a moment."""
+
     async def cursor(self, name: str) -> int:
         """Read how far a consumer of the rows (such as the PostHog sender) has come."""
 

@@ -80,6 +80,10 @@ class Operations(ABC):
         """Read rows beside what runs."""
 
     @abstractmethod
+    async def leads(self) -> bool:
+        """See `Ledger.leads`."""
+
+    @abstractmethod
     async def close(self) -> None:
         """See `Ledger.close`."""
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from llmbudget.api.gateway_spec import SecretDelivery
-from llmbudget.api.meta import ANNOTATION_ALLOWED_HOST, LABEL_PROVIDER_KEY
+from llmbudget.api.meta import ANNOTATION_ALLOWED_HOST, LABEL_LEDGER, LABEL_PROVIDER_KEY
 from llmbudget.api.model import LocalRef, SecretKeyRef
 from llmbudget.clients.cluster import Cluster
 from llmbudget.clients.kinds import SECRETS
@@ -32,13 +33,12 @@ async def gather(
     await live.ready(namespace)
     providers = store.providers_in(namespace)
     chosen = [providers[ref.name] for ref in members[0].spec.providers if ref.name in providers]
-    config_map = live.get(
-        {
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": {"namespace": namespace, "name": names.gateway(members[0])},
-        }
-    )
+
+    def known(kind: str, name: str) -> dict[str, Any] | None:
+        metadata = {"namespace": namespace, "name": name}
+        return live.get({"apiVersion": "v1", "kind": kind, "metadata": metadata})
+
+    config_map = known("ConfigMap", names.gateway(members[0]))
     return World(
         root=members[0],
         children=members[1:],
@@ -48,6 +48,7 @@ async def gather(
         installation=installation,
         previous_config=((config_map or {}).get("data") or {}).get(CONFIG_KEY),
         now=now,
+        embedded_ledger=known("PersistentVolumeClaim", names.ledger_claim(members[0])) is not None,
     )
 
 
@@ -79,6 +80,8 @@ def _secret_names(root: Budget, providers: list[Provider]) -> list[str]:
     refs: list[SecretKeyRef | LocalRef | None] = [each.secret_key_ref for each in sources]
     refs += [each.vault.app_role_secret_ref for each in sources if each.vault is not None]
     refs.append(root.spec.monitoring.posthog.api_key_secret_ref)
+    if root.spec.ledger.postgres is not None:
+        refs.append(root.spec.ledger.postgres.secret_key_ref)
     return sorted({ref.name for ref in refs if ref is not None})
 
 
@@ -95,5 +98,6 @@ async def _secrets(cluster: Cluster, namespace: str, wanted: list[str]) -> dict[
             facts[name] = SecretFacts(
                 consents=labels.get(LABEL_PROVIDER_KEY) == "true",
                 allowed_host=annotations.get(ANNOTATION_ALLOWED_HOST),
+                is_ledger=labels.get(LABEL_LEDGER) == "true",
             )
     return facts

@@ -181,9 +181,6 @@ def _conditions(
     if problem is not None:
         found.append(_condition(ConditionType.READY, "False", *problem, generation))
         found.append(_condition(ConditionType.STALLED, "True", *problem, generation))
-    elif ledger[0] == "False" and ledger[1] is Reason.LEDGER_ENGINE_UNSUPPORTED:
-        found.append(_condition(ConditionType.READY, "False", ledger[1], ledger[2], generation))
-        found.append(_condition(ConditionType.STALLED, "True", ledger[1], ledger[2], generation))
     elif waiting is not None:
         found.append(_condition(ConditionType.READY, "False", *waiting, generation))
         found.append(_condition(ConditionType.RECONCILING, "True", *waiting, generation))
@@ -231,6 +228,8 @@ def _waiting(situation: Situation) -> tuple[Reason, str] | None:
     if not gateway.connected:
         message = f"Waiting for the gateway: {gateway.problem}."
         return Reason.GATEWAY_UNREACHABLE, message
+    if gateway.ledger_problem is not None:
+        return Reason.LEDGER_UNAVAILABLE, f"Calls are refused: {gateway.ledger_problem}."
     if situation.config is None:
         message = f"The root budget {situation.world.root.account} can't be carried out: see there."
         return Reason.CONFIG_NOT_ACKNOWLEDGED, message
@@ -242,14 +241,11 @@ def _waiting(situation: Situation) -> tuple[Reason, str] | None:
 
 
 def _ledger(situation: Situation) -> tuple[Truth, Reason, str]:
-    if situation.world.root.spec.ledger.postgres is not None:
-        message = (
-            "This version of the gateway has only the embedded ledger: calls are refused until"
-            " ledger.postgres is served."
-        )
-        return "False", Reason.LEDGER_ENGINE_UNSUPPORTED, message
-    if not situation.gateway.connected:
-        return "Unknown", Reason.GATEWAY_UNREACHABLE, situation.gateway.problem
+    gateway = situation.gateway
+    if not gateway.connected:
+        return "Unknown", Reason.GATEWAY_UNREACHABLE, gateway.problem
+    if gateway.ledger_problem is not None:
+        return "False", Reason.LEDGER_UNAVAILABLE, gateway.ledger_problem
     return "True", Reason.LEDGER_CONNECTED, ""
 
 
@@ -288,6 +284,8 @@ def _phase(
     stalled = any(c.type == ConditionType.STALLED for c in conditions)
     serving = situation.gateway.connected and situation.config is not None
     if stalled and not serving:
+        return Phase.FAILED
+    if serving and situation.gateway.ledger_problem is not None:
         return Phase.FAILED
     if balance is None or not serving:
         return Phase.PENDING

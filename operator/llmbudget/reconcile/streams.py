@@ -15,7 +15,13 @@ from llmbudget.api.meta import operator_audience
 from llmbudget.clients.cluster import ApiError, Cluster
 from llmbudget.clients.gateway import GatewayClient, GatewayError
 from llmbudget.contract.config import GATEWAY_PORT
-from llmbudget.contract.events import ActionEvent, BalanceEvent, SnapshotEvent, StreamEvent
+from llmbudget.contract.events import (
+    ActionEvent,
+    AvailabilityEvent,
+    BalanceEvent,
+    SnapshotEvent,
+    StreamEvent,
+)
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +42,8 @@ class GatewayState:
     """The configuration that it has acknowledged."""
     balances: dict[str, BalanceEvent] = field(default_factory=dict)
     actions: dict[str, ActionEvent] = field(default_factory=dict)
+    ledger_problem: str | None = None
+    """Why it can't count money; None: it can."""
     missing_keys: Mapping[str, str] = field(default_factory=dict)
     """Why the gateway lacks a key, by provider."""
 
@@ -165,6 +173,9 @@ class Streams:
             transition = event.id not in state.actions
             state.actions[event.id] = event
             self._acted(root, event)
+        elif isinstance(event, AvailabilityEvent):
+            transition = state.ledger_problem != event.problem
+            state.ledger_problem = event.problem
         else:
             missing = {name: event.reasons.get(name, "") for name in event.missing}
             transition = state.missing_keys != missing

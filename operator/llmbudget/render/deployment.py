@@ -10,6 +10,7 @@ from llmbudget.contract.config import (
     GATEWAY_PORT,
     KEYS_DIRECTORY,
     LEDGER_DIRECTORY,
+    POSTGRES_FILE,
     POSTHOG_KEY_FILE,
     TLS_DIRECTORY,
     TOKEN_DIRECTORY,
@@ -25,6 +26,8 @@ REGION: Final = "topology.kubernetes.io/region"
 _ZONE: Final = "topology.kubernetes.io/zone"
 _HOST: Final = "kubernetes.io/hostname"
 GRACE_SECONDS: Final = 30
+DRAIN_SECONDS: Final = 5
+"""For all nodes to learn that a pod is leaving, so that no call comes to it any more."""
 _USER: Final = 1000
 _GROUP: Final = 2000
 
@@ -154,22 +157,25 @@ def _container(world: World, mounts: list[Manifest]) -> Manifest:
 def _arguments(world: World) -> list[str]:
     """Every path is said, so that nothing depends on a default of the image."""
     root = world.root
-    arguments = [
+    shared = root.spec.ledger.postgres is not None
+    drain = DRAIN_SECONDS if shared else 0
+    plain = root.spec.deployment.tls.plain_http
+    return [
         "gateway",
         f"--config-map={root.namespace}/{gateway(root)}",
+        f"--budget={root.account}",
         f"--keys={KEYS_DIRECTORY}",
         f"--vault={VAULT_DIRECTORY}",
         f"--ca={CA_DIRECTORY}",
         f"--service-account={TOKEN_DIRECTORY}",
         f"--posthog-key={POSTHOG_KEY_FILE}",
         f"--listen=0.0.0.0:{GATEWAY_PORT}",
-        f"--grace={GRACE_SECONDS - 5}",
+        f"--drain={drain}",
+        # The last seconds are for the ledger.
+        f"--grace={GRACE_SECONDS - drain - 5}",
+        f"--postgres={POSTGRES_FILE}" if shared else f"--ledger={LEDGER_DIRECTORY}",
+        "--plain-http" if plain else f"--tls={TLS_DIRECTORY}",
     ]
-    if root.spec.ledger.postgres is None:
-        arguments.append(f"--ledger={LEDGER_DIRECTORY}")
-    plain = root.spec.deployment.tls.plain_http
-    arguments.append("--plain-http" if plain else f"--tls={TLS_DIRECTORY}")
-    return arguments
 
 
 def _resources(world: World) -> Manifest:

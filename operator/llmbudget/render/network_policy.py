@@ -13,13 +13,13 @@ from urllib.parse import urlsplit
 
 from llmbudget.api.gateway_spec import Egress
 from llmbudget.contract.config import GATEWAY_PORT
+from llmbudget.decide.databases import ledger_hosts
 from llmbudget.decide.validity import Finding, callable_providers, private_urls
 from llmbudget.decide.world import World
 from llmbudget.render.names import Manifest, gateway, metadata, selector
 
 _NAME: Final = "kubernetes.io/metadata.name"
 _HTTPS: Final = 443
-_POSTGRES: Final = 5432
 _PRIVATE_V4: Final = (
     *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"),
     *("172.16.0.0/12", "192.0.0.0/24", "192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/3"),
@@ -62,11 +62,14 @@ def _egress(world: World, found: tuple[Finding, ...]) -> list[Manifest]:
     rules += _api_servers(world)
     for host, port in _internal_endpoints(world, found):
         rules.append({"to": _peers(host), "ports": [_port(port)]})
-    if world.root.spec.ledger.postgres is not None:
-        anywhere = [{"namespaceSelector": {}}, *(_block(cidr) for cidr in _INTERNAL)]
-        rules.append({"to": anywhere, "ports": [_port(_POSTGRES)]})
+    public = [_block("0.0.0.0/0", _PRIVATE_V4), _block("::/0", _PRIVATE_V6)]
+    for server in ledger_hosts(world):
+        peers = _peers(server.host)
+        if peers == _ANY_INTERNAL and network.egress is Egress.PUBLIC:
+            # A managed database may have a public address.
+            peers = [*peers, *public]
+        rules.append({"to": peers, "ports": [_port(server.port)]})
     if network.egress is Egress.PUBLIC:
-        public = [_block("0.0.0.0/0", _PRIVATE_V4), _block("::/0", _PRIVATE_V6)]
         ports = sorted({_HTTPS, *_public_vaults(world, found)})
         rules.append({"to": public, "ports": [_port(port) for port in ports]})
     return [rule for rule in rules if rule["to"]]
@@ -114,7 +117,7 @@ def _peers(host: str) -> list[Manifest]:
     labels = host.removesuffix(".cluster.local").removesuffix(".svc").split(".")
     if len(labels) == 2:
         return [_namespace(labels[1])]
-    return [_block(cidr) for cidr in _INTERNAL]
+    return _ANY_INTERNAL
 
 
 def _single(address: str) -> str:
@@ -138,6 +141,9 @@ def _namespace(name: str) -> Manifest:
 def _block(cidr: str, but: tuple[str, ...] = ()) -> Manifest:
     block: Manifest = {"cidr": cidr}
     return {"ipBlock": block | {"except": list(but)} if but else block}
+
+
+_ANY_INTERNAL: Final = [_block(cidr) for cidr in _INTERNAL]
 
 
 def _port(port: int, protocol: str = "TCP") -> Manifest:

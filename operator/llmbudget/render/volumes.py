@@ -9,6 +9,7 @@ from llmbudget.contract.config import (
     CA_DIRECTORY,
     KEYS_DIRECTORY,
     LEDGER_DIRECTORY,
+    POSTGRES_FILE,
     POSTHOG_KEY_FILE,
     TLS_DIRECTORY,
     TOKEN_DIRECTORY,
@@ -19,6 +20,8 @@ from llmbudget.decide.validity import Finding, callable_providers, posthog_of
 from llmbudget.decide.world import World
 from llmbudget.render.names import Manifest, ledger_claim, serving_secret
 
+CA_KEY: Final = "ca.crt"
+"""Key of a Secret: authority of the database's certificate."""
 _TOKEN_SECONDS: Final = 3607
 _READ_ONLY_MODE: Final = 0o440
 
@@ -100,8 +103,14 @@ def _ca_bundles(world: World, found: tuple[Finding, ...]) -> list[tuple[Manifest
 
 
 def _ledger(world: World) -> list[tuple[Manifest, Manifest]]:
-    if world.root.spec.ledger.postgres is not None:
-        return []
+    postgres = world.root.spec.ledger.postgres
+    if postgres is not None:
+        ref = postgres.secret_key_ref
+        directory, _, file = POSTGRES_FILE.rpartition("/")
+        # Optional: a gateway that lacks it says so, and one that is made anew needs no restart.
+        items = [{"key": ref.key, "path": file}, {"key": CA_KEY, "path": CA_KEY}]
+        source = {"secret": {"name": ref.name, "optional": True, "items": items}}
+        return [_projected("database", [source], directory)]
     claim = {"claimName": ledger_claim(world.root)}
     volume = {"name": "ledger", "persistentVolumeClaim": claim}
     return [(volume, _mount("ledger", LEDGER_DIRECTORY, False))]

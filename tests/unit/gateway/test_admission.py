@@ -48,6 +48,15 @@ async def spend(money: Admission, number: int, amount: int, cost: int) -> bool:
     return True
 
 
+async def test_what_another_gateway_gives_back_is_found(money: Admission) -> None:
+    other = Admission(money._ledger)
+    async with other.held(request(1)) as held:
+        waiting = asyncio.create_task(spend(money, 2, CAP, 1))
+        await asyncio.sleep(0.05)
+        await held.release()
+        assert await asyncio.wait_for(waiting, 10)
+
+
 async def outcomes(money: Admission, amount: int, cost: int) -> list[bool]:
     calls = (spend(money, number, amount, cost) for number in range(WAITERS))
     return await asyncio.wait_for(asyncio.gather(*calls), 60)

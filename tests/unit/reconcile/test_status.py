@@ -58,6 +58,7 @@ FAULT = Finding(Reason.SECRET_NOT_CONSENTING, "label it", provider="openrouter")
         (SPENT, {"root": FATAL}, "Failed"),
         ({}, {"root": STALLING, "gateway": AWAY}, "Failed"),
         (SPENT, {"root": STALLING}, "Exceeded"),
+        (SPENT, {"gateway": {"ledger_problem": "Connection refused"}}, "Failed"),
     ],
 )
 def test_the_phase_is_what_matters_most(
@@ -79,7 +80,7 @@ SILENT = {"gateway": AWAY}
 BEHIND = {"gateway": {"config_generation": 1}}
 UNHEARD = {"gateway": {"config_generation": None}}
 KEYLESS = {"gateway": {"missing_keys": {"requesty": "ask Vault", "unused": "no file"}}}
-ELSEWHERE = {"root": {"ledger": {"postgres": {"secretKeyRef": {"name": "db", "key": "uri"}}}}}
+OUTAGE = {"gateway": {"ledger_problem": "Connection refused"}}
 WAITING = SPENT | {"awaiting_approval": True}
 
 
@@ -106,8 +107,9 @@ WAITING = SPENT | {"awaiting_approval": True}
         ({}, {"root": STALLING}, "Ready", "False NotSupported", "remove it"),
         ({}, {"root": STALLING}, "Stalled", "True NotSupported", "remove it"),
         ({}, {"root": FATAL}, "Stalled", "True InvalidSpec", "write an IANA name"),
-        ({}, ELSEWHERE, "Stalled", "True LedgerEngineUnsupported", "calls are refused"),
-        ({}, ELSEWHERE, "LedgerAvailable", "False LedgerEngineUnsupported", "ledger.postgres"),
+        ({}, OUTAGE, "Ready", "False LedgerUnavailable", "Calls are refused: Connection refused."),
+        ({}, OUTAGE, "Reconciling", "True LedgerUnavailable", "Connection refused"),
+        ({}, OUTAGE, "LedgerAvailable", "False LedgerUnavailable", "Connection refused"),
     ],
 )
 def test_a_condition_has_its_reason_and_says_what_to_do(

@@ -46,8 +46,8 @@ class PostgresLedger(Operations):
         self._database = Database(file)
         self._reader: Connection | None = None
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="ledger-reader")
-        store = Store(self._database, name, clock, lease_seconds)
-        self._writer = Writer(store, asyncio.get_running_loop(), self._feed.take)
+        self._store = Store(self._database, name, clock, lease_seconds)
+        self._writer = Writer(self._store, asyncio.get_running_loop(), self._feed.take)
         self._writer.start()
 
     @classmethod
@@ -82,6 +82,11 @@ class PostgresLedger(Operations):
         """Groups of operations that were committed since it was opened."""
         return self._writer.commits
 
+    async def leads(self) -> bool:
+        """See `Ledger.leads`."""
+        epochs = await self._look(lambda rows: rows.owners())
+        return min(epochs, default=0) == self._store.epoch
+
     async def close(self) -> None:
         """See `Ledger.close`."""
         if self._closed:
@@ -105,6 +110,9 @@ class PostgresLedger(Operations):
         return future
 
     async def _read(self, read: Callable[[Reading], Result]) -> Result:
+        return await self._look(read)
+
+    async def _look(self, read: Callable[[Rows], Result]) -> Result:
         if self._closed:
             raise LedgerUnavailable(f"PostgreSQL of {self._database.file}: closed")
 

@@ -75,6 +75,10 @@ class SqliteLedger(Operations):
         """Transactions since it was opened."""
         return self._writer.commits
 
+    async def leads(self) -> bool:
+        """See `Ledger.leads`."""
+        return True
+
     async def close(self) -> None:
         """See `Ledger.close`."""
         if self._closed:

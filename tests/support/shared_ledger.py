@@ -1,0 +1,61 @@
+"""Several gateways of one budget on one PostgreSQL database, and the books that they leave."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from tests.support.gateway_process import GatewayProcess
+from tests.support.postgres_server import PostgresServer
+
+from llmbudget.ledger.interface import Entry
+from llmbudget.ledger.postgres.rows import Rows
+
+
+class SharedLedger:
+    """A schema of a server, as one budget's ledger, and the file with its connection string."""
+
+    def __init__(self, server: PostgresServer, folder: Path) -> None:
+        self.server = server
+        self.name = f"l{secrets.token_hex(6)}"
+        self.file = folder / "database" / "uri"
+        server.make_role(self.name)
+        self.url = server.url(user=self.name, schema=self.name)
+        self.file.parent.mkdir()
+        self.file.write_text(self.url)
+
+    def query(self, statement: str) -> list[tuple[Any, ...]]:
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            cursor = connection.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+
+    async def entries(self, seconds: float = 60) -> list[Entry]:
+        """Read all rows once no hold is left."""
+        deadline = time.monotonic() + seconds
+        while self.query("SELECT count(*) FROM holds") != [(0,)]:
+            assert time.monotonic() < deadline, "a hold is never resolved"
+            await asyncio.sleep(0.2)
+        with psycopg.connect(self.url) as connection:
+            return Rows(connection).entries(0, 10**7)
+
+    def check_sums(self) -> None:
+        """Every account's sums are those of its entries, and nothing is held."""
+        wrong = self.query(
+            "SELECT p.account, p.period, p.spent + p.overage, p.held, sums.cost "
+            "FROM account_periods p LEFT JOIN (SELECT unnest(path) AS account, period, "
+            "sum(cost) AS cost FROM entries GROUP BY 1, 2) sums USING (account, period) "
+            "WHERE p.held <> 0 OR p.spent + p.overage <> coalesce(sums.cost, 0)"
+        )
+        assert wrong == []
+
+
+async def start_all(gateways: list[GatewayProcess], seconds: float = 60) -> None:
+    """Start gateways, all at once."""
+    for gateway in gateways:
+        gateway.start()
+    for gateway in gateways:
+        await gateway.ready(seconds)
