@@ -110,7 +110,7 @@ async def test_high_availability_and_regions(
             annotations={"llmbudget.io/allowed-host": "db.databases.svc"},
         ),
     )
-    await until_condition(cluster, namespace, "LedgerAvailable", "Unknown", "GatewayUnreachable")
+    await until_condition(cluster, namespace, "Ready", "False", "GatewayUnreachable")
     found = await children(cluster, namespace)
     assert f"HorizontalPodAutoscaler/{GATEWAY}" in found
     assert f"PodDisruptionBudget/{GATEWAY}" in found
