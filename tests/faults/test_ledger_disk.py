@@ -7,6 +7,7 @@ from pathlib import Path
 
 import apsw
 import pytest
+from tests.support.audits import assert_sound
 
 from llmbudget.api.money import Nano
 from llmbudget.contract.config import AccountConfig
@@ -56,6 +57,7 @@ async def test_full_disk_refuses_and_nothing_is_half_granted(small_disk):
     assert str(path) in str(refused[0])
     assert "full" in str(refused[0])
     assert ledger.balance("llm/org").held == 10 * len(granted)
+    assert_sound(path)
     remount = ["mount", "-o", "remount,size=16m", str(small_disk)]
     await asyncio.to_thread(subprocess.run, remount, check=True)
     assert isinstance(await ledger.hold(ask("after")), Hold)
@@ -65,6 +67,7 @@ async def test_full_disk_refuses_and_nothing_is_half_granted(small_disk):
     assert ledger.balance("llm/org").spent == 3 * (len(granted) + 1)
     assert ledger.balance("llm/org").held == 0
     await ledger.close()
+    assert_sound(path)
 
 
 class FailingFile(apsw.VFSFile):

@@ -106,10 +106,11 @@ class Database:
             finally:
                 book.header.epoch = newest
             return Committed(
-                balances={name: book.balance(name) for name in sorted(book.active_accounts())},
+                balances=book.balances(sorted(book.active_accounts())),
                 actions=list(book.changes.actions.values()),
                 generation=book.header.generation,
                 reconfigured=True,
+                envelopes=len(book.envelopes),
             )
 
     def _sweep(self, book: Book) -> None:

@@ -16,7 +16,6 @@ from tests.simulation.database import Broken
 from llmbudget.api.money import Nano
 from llmbudget.decide.prices import Usage
 from llmbudget.gateway.attempt import Attempt
-from llmbudget.ledger import book
 from llmbudget.ledger.book import Book
 from llmbudget.ledger.interface import Entry, Outcome
 from llmbudget.ledger.records import Account, OpenHold
@@ -89,18 +88,22 @@ def test_holds_of_the_dead_that_are_given_back_are_noticed(
 
 
 def test_a_check_without_other_calls_holds_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fits(account: Account, spent: int, held: int, amount: int) -> bool:
-        return account.cap is None or spent + amount <= account.cap
+    fits = Book._fits
 
-    monkeypatch.setattr(book, "_fits", fits)
+    def blind(self: Book, account: Account, amount: int, *, held: bool = True) -> bool:
+        return fits(self, account, amount, held=False)
+
+    monkeypatch.setattr(Book, "_fits", blind)
     assert "I1" in breaks()
 
 
 def test_a_refusal_while_there_is_room_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fits(account: Account, spent: int, held: int, amount: int) -> bool:
-        return account.cap is None or spent + held + 2 * amount <= account.cap
+    fits = Book._fits
 
-    monkeypatch.setattr(book, "_fits", fits)
+    def mean(self: Book, account: Account, amount: int, *, held: bool = True) -> bool:
+        return fits(self, account, 2 * amount, held=held)
+
+    monkeypatch.setattr(Book, "_fits", mean)
     assert "402 though" in breaks()
 
 

@@ -20,12 +20,14 @@ from llmbudget.api.gateway_spec import (
 from llmbudget.api.model import (
     SET,
     EnvName,
+    Instant,
     LabelName,
     LocalRef,
     Model,
     ModelName,
     ObjectName,
     Usd,
+    UsdAboveZero,
     keyed_by,
     rules,
 )
@@ -106,19 +108,45 @@ class AlertThreshold(Model):
 
 
 class Rollover(Model):
-    """Carry unused money into the next period."""
+    """Carry unused money into the next period. Top-ups are not carried."""
 
     maximum: Usd
-    """Most that is carried, in USD."""
+    """Most that is carried, in USD, what came from earlier periods among it."""
 
 
 class Borrowing(Model):
-    """Borrow idle money of siblings, within the parent's cap."""
+    """Borrow idle money of siblings that have `borrowing` too, within the parent's cap. A lender
+    gets back at once what is neither spent nor held."""
 
     limit: Usd
-    """Most that this budget borrows, in USD."""
+    """Most that this budget borrows, in USD; 0: it only lends."""
     lending_limit: Usd | None = None
     """Most that this budget lends, in USD; default: all that is idle."""
+
+
+class TopUp(Model):
+    """Money beyond the cap, granted once: for the period in which the gateway takes it over."""
+
+    model_config = {
+        "json_schema_extra": rules(
+            ("self.amount.matches('[1-9]')", "the amount of a top-up is above 0"),
+            (
+                "self == oldSelf",
+                "a top-up can't be changed: remove it, or add another one with another id",
+            ),
+        )
+    }
+
+    id: LabelName
+    """Identifies it for good: the ledger takes an id over once."""
+    amount: UsdAboveZero
+    """USD, above 0."""
+    by: Annotated[str, Field(min_length=1, max_length=128)]
+    """Who granted it."""
+    reason: Annotated[str, Field(min_length=1, max_length=256)]
+    """Why."""
+    expires: Instant
+    """When it ends, RFC 3339; at the latest with its period."""
 
 
 class Money(Model):
@@ -141,6 +169,8 @@ class Money(Model):
     """Carry unused money into the next period."""
     borrowing: Borrowing | None = None
     """Borrow from and lend to siblings."""
+    top_ups: Annotated[list[TopUp], Field(max_length=32, json_schema_extra=keyed_by("id"))] = []
+    """Money beyond the cap in this period. The ledger keeps a trace of each."""
 
 
 class Routing(Model):
@@ -180,6 +210,15 @@ class RateLimits(Model):
     """Calls under way at once."""
 
 
+class EnvelopeLimits(Model):
+    """What a ServiceAccount may set aside for its tasks."""
+
+    maximum: Usd
+    """Most USD that its open envelopes hold together."""
+    count: Annotated[int, Field(ge=1, le=1000)]
+    """Most envelopes that it has open at once."""
+
+
 class Consumer(Model):
     """Who may spend: the ServiceAccounts of a namespace, proved by their token."""
 
@@ -197,6 +236,8 @@ class Consumer(Model):
     """Name that is written in the ledger's rows; default: the ServiceAccount's."""
     rate_limits: RateLimits | None = None
     """Limits for each ServiceAccount of this entry."""
+    envelopes: EnvelopeLimits | None = None
+    """Envelopes that each ServiceAccount of this entry may open for its tasks; default: none."""
 
 
 class LabelSelector(Model):
@@ -345,13 +386,22 @@ class BudgetStatus(Model):
     period: Period | None = None
     """The month that the figures are of."""
     cap: _AMOUNT | None = None
-    """USD that may be spent in this period; absent where only the ancestors' caps hold."""
+    """USD that may be spent in this period, with `rolledOver` and `toppedUp`; absent where only the
+    ancestors' caps hold."""
     spent: _AMOUNT | None = None
     """USD spent."""
     held: _AMOUNT | None = None
     """USD reserved for calls under way."""
+    lent: _AMOUNT | None = None
+    """USD set aside in envelopes for tasks, or lent to siblings."""
+    borrowed: _AMOUNT | None = None
+    """USD of siblings that are spent, held or set aside here."""
+    topped_up: _AMOUNT | None = None
+    """USD that top-ups add to the cap now."""
+    rolled_over: _AMOUNT | None = None
+    """USD that the period before left."""
     remaining: _AMOUNT | None = None
-    """USD left: cap - spent - held, not below 0."""
+    """USD that calls may still hold here, what siblings would lend among it, not below 0."""
     spent_percentage: Annotated[str, Field(max_length=16)] | None = None
     """Percent of the cap that is spent, rounded down to one decimal."""
     active_model: ModelName | None = None

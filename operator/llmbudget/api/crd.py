@@ -69,6 +69,10 @@ KINDS: Final = (
             Column("Phase", ".status.phase"),
             Column("Ready", _READY),
             Column("Age", ".metadata.creationTimestamp", "date"),
+            Column("Parent", ".spec.parentRef.name", priority=1),
+            Column("Remaining", ".status.remaining", priority=1),
+            Column("Lent", ".status.lent", priority=1),
+            Column("Borrowed", ".status.borrowed", priority=1),
         ),
         root_rules=rules(
             (

@@ -7,13 +7,14 @@ resolves the effective value from what the user wrote, the profile, and then the
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 from pydantic.config import JsonDict
 
-from llmbudget.api.money import CAP_PATTERN, PRICE_PATTERN
+from llmbudget.api.money import CAP_PATTERN, PRICE_PATTERN, parse_usd
 
 DNS_LABEL: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 DNS_SUBDOMAIN: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
@@ -47,7 +48,29 @@ def keyed_by(field: str) -> JsonDict:
     return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [field]}
 
 
+def _above_zero(amount: str) -> str:
+    if not parse_usd(amount):
+        raise ValueError("must be above 0")
+    return amount
+
+
+def _rfc_3339(instant: str) -> str:
+    datetime.fromisoformat(instant)
+    return instant
+
+
 Usd = Annotated[str, Field(pattern=CAP_PATTERN, max_length=20)]
+UsdAboveZero = Annotated[Usd, AfterValidator(_above_zero)]
+"""Its field's model has a rule in CEL that says the same."""
+Instant = Annotated[
+    str,
+    Field(
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]{8,15}(Z|[+-][0-9]{2}:[0-9]{2})$",
+        max_length=40,
+        json_schema_extra={"format": "date-time"},
+    ),
+    AfterValidator(_rfc_3339),
+]
 Price = Annotated[str, Field(pattern=PRICE_PATTERN, max_length=20)]
 Fraction = Annotated[str, Field(pattern=r"^(0(\.[0-9]{1,6})?|1(\.0{1,6})?)$", max_length=8)]
 Duration = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5}(ms|s|m|h)$", max_length=8)]

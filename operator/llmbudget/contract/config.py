@@ -8,6 +8,7 @@ providers in the 371OS guide's form.
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Final, Literal
 
@@ -162,6 +163,14 @@ class Limits(Wire):
     concurrent: int | None = None
 
 
+class EnvelopeLimits(Wire):
+    """What one ServiceAccount may set aside at once in envelopes for its tasks."""
+
+    maximum_nano: int
+    """Of all that are open, together."""
+    count: int
+
+
 class ConsumerConfig(Wire):
     """Who may spend from an account; `service_accounts` None: all of the namespace."""
 
@@ -169,6 +178,26 @@ class ConsumerConfig(Wire):
     service_accounts: tuple[str, ...] | None = None
     agent: str | None = None
     limits: Limits = Limits()
+    envelopes: EnvelopeLimits | None = None
+    """None: it opens none."""
+
+
+class BorrowingConfig(Wire):
+    """What an account borrows of and lends to its siblings, in nano-USD."""
+
+    limit_nano: int
+    lending_limit_nano: int | None = None
+    """None: all that is idle."""
+
+
+class TopUpConfig(Wire):
+    """Money beyond the cap, for the month in which the ledger takes it over."""
+
+    id: str
+    amount_nano: Annotated[int, Field(gt=0)]
+    by: str
+    reason: str
+    expires: datetime
 
 
 class AccountConfig(Wire):
@@ -178,6 +207,11 @@ class AccountConfig(Wire):
     parent: str | None = None
     cap_nano: int | None
     """None: only the ancestors' caps hold."""
+    rollover_nano: int = 0
+    """Most of what is unused that is carried into the next period."""
+    borrowing: BorrowingConfig | None = None
+    """None: it neither borrows nor lends."""
+    top_ups: tuple[TopUpConfig, ...] = ()
     on_exceeded: OnExceeded = OnExceeded.BLOCK
     thresholds: tuple[Threshold, ...] = ()
     ladder: tuple[str, ...] = ()

@@ -23,6 +23,9 @@ from llmbudget.contract.config import Wire
 BALANCES_PATH: Final = "/ledger/v1/balances"
 ACTIONS_PATH: Final = "/ledger/v1/actions"
 CALLS_PATH: Final = "/ledger/v1/calls"
+ENVELOPES_PATH: Final = "/ledger/v1/envelopes"
+ENVELOPE_HEADER: Final = "x-llmbudget-envelope"
+"""Names the envelope that a call is paid from."""
 HEARTBEAT_SECONDS: Final = 5
 
 StringInt = Annotated[int, BeforeValidator(int), PlainSerializer(str, return_type=str)]
@@ -47,10 +50,17 @@ class BalanceEvent(Wire):
     period_end: str
     """First instant of the next period, RFC 3339, in the root's time zone."""
     cap_nano: StringInt | None
+    """With what the last period left and top-ups add."""
     spent_nano: StringInt
     """Spent, overage and what the last period left as debit."""
     held_nano: StringInt
     lent_nano: StringInt
+    """Set aside in envelopes, or lent to siblings."""
+    borrowed_nano: StringInt = 0
+    topped_up_nano: StringInt = 0
+    rolled_over_nano: StringInt = 0
+    remaining_nano: StringInt | None = None
+    """What a call may still hold here, borrowed money included; None without a cap."""
     level: int
     """Step of the ladder that is the ceiling; 0: none."""
     awaiting_approval: bool

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from llmbudget.contract.config import AccountConfig, ConsumerConfig, Limits
+from llmbudget.contract.config import AccountConfig, ConsumerConfig, EnvelopeLimits, Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,8 @@ class Consumer:
     agent: str
     """Name in the ledger: the entry's, else the ServiceAccount's."""
     limits: Limits
+    envelopes: EnvelopeLimits | None = None
+    """What it may set aside for its tasks; None: nothing."""
 
     @property
     def name(self) -> str:
@@ -72,7 +74,12 @@ class Consumers:
             )
         account, entry = named[0]
         return Consumer(
-            namespace, service_account, account, entry.agent or service_account, entry.limits
+            namespace,
+            service_account,
+            account,
+            entry.agent or service_account,
+            entry.limits,
+            entry.envelopes,
         )
 
     def _matches(

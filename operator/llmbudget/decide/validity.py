@@ -307,8 +307,6 @@ def features_supported(world: World) -> Iterator[Finding]:
     for budget in world.budgets:
         spec = budget.spec
         asked = {
-            "budget.rollover": spec.budget.rollover is not None,
-            "budget.borrowing": spec.budget.borrowing is not None,
             "ledger.mode Slices": spec.ledger.mode is LedgerMode.SLICES,
             "globalDistribution.regions[].postgres": any(
                 region.postgres is not None for region in spec.global_distribution.regions
@@ -323,6 +321,25 @@ def features_supported(world: World) -> Iterator[Finding]:
                     f"spec.{field} is not supported yet: remove it.",
                     account=budget.account,
                 )
+
+
+def caps_given(world: World) -> Iterator[Finding]:
+    """What raises a cap, or lends of it, has one to raise or lend of."""
+    for budget in world.budgets:
+        money = budget.spec.budget
+        asked = {
+            "rollover": money.rollover is not None,
+            "borrowing": money.borrowing is not None,
+            "topUps": bool(money.top_ups),
+        }
+        without = [field for field, wanted in asked.items() if wanted]
+        if without and money.monthly_cap is None:
+            yield Finding(
+                Reason.INVALID_SPEC,
+                f"spec.budget.{without[0]} does nothing without a cap: set spec.budget.monthlyCap,"
+                " or remove it.",
+                account=budget.account,
+            )
 
 
 def models_priced(world: World) -> Iterator[Finding]:
@@ -379,6 +396,7 @@ CHAIN: Final[tuple[Check, ...]] = (
     private_hosts_allowed,
     key_variables_differ,
     features_supported,
+    caps_given,
     models_priced,
     ladders_known,
 )

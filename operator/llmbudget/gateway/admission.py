@@ -171,5 +171,5 @@ class Admission:
     def left_beside_spent(self, accounts: tuple[str, ...]) -> Nano | None:
         """Tell what is left on the tightest account of a path when all holds are let go."""
         balances = [self._ledger.balance(account) for account in accounts]
-        lefts = [b.cap - b.spent for b in balances if b.cap is not None]
-        return Nano(max(0, min(lefts))) if lefts else None
+        lefts = [b.beside_holds for b in balances if b.beside_holds is not None]
+        return min(lefts) if lefts else None

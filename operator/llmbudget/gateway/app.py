@@ -13,14 +13,21 @@ from llmbudget.api.meta import AUDIENCE
 from llmbudget.api.provider import Protocol
 from llmbudget.clients.cluster import TokenIdentity
 from llmbudget.contract.config import GatewayConfig
-from llmbudget.contract.events import ACTIONS_PATH, BALANCES_PATH, CALLS_PATH
+from llmbudget.contract.events import (
+    ACTIONS_PATH,
+    BALANCES_PATH,
+    CALLS_PATH,
+    ENVELOPE_HEADER,
+    ENVELOPES_PATH,
+)
 from llmbudget.decide.consumers import Consumer, NoBudget
+from llmbudget.gateway import envelopes
 from llmbudget.gateway.call import Calls, refusal_of
 from llmbudget.gateway.clock import TrustedClock
 from llmbudget.gateway.configuration import Configuration
 from llmbudget.gateway.identity import Identify, Identities
 from llmbudget.gateway.keys import Keys
-from llmbudget.gateway.ledger_api import entry_document, stream_balances
+from llmbudget.gateway.ledger_api import entry_document, envelope_document, stream_balances
 from llmbudget.gateway.limits import ConsumerLimits
 from llmbudget.gateway.probes import JSON, Monitoring
 from llmbudget.gateway.protocols import errors
@@ -31,7 +38,7 @@ from llmbudget.gateway.protocols.operation import Operation
 from llmbudget.gateway.protocols.operations import OPERATIONS
 from llmbudget.gateway.routes import Routes
 from llmbudget.gateway.wire import Exchange, Leaving, Request, Scope
-from llmbudget.ledger.interface import Ledger, LedgerError
+from llmbudget.ledger.interface import Envelope, Ledger, LedgerError
 from llmbudget.telemetry import metrics
 
 log = logging.getLogger(__name__)
@@ -79,6 +86,7 @@ class App:
         self._handlers: Mapping[tuple[str, str], Handler] = {
             **{("POST", operation.path): self._calling(operation) for operation in OPERATIONS},
             ("GET", "/v1/models"): self._models,
+            ("POST", ENVELOPES_PATH): self._open_envelope,
             ("GET", BALANCES_PATH): self._balances,
             ("GET", "/livez"): self._livez,
             ("GET", "/readyz"): self._readyz,
@@ -125,6 +133,11 @@ class App:
             return self._call
         if method == "POST" and path.startswith(f"{ACTIONS_PATH}/") and path.endswith("/ack"):
             return self._acknowledge
+        if path.startswith(f"{ENVELOPES_PATH}/"):
+            if method == "GET":
+                return self._envelope
+            if method == "DELETE" or (method == "POST" and path.endswith("/close")):
+                return self._close_envelope
         allowed = self._methods.get(path)
         if allowed is not None:
             message = f"{path} takes {allowed} only."
@@ -134,12 +147,12 @@ class App:
     def _calling(self, operation: Operation) -> Handler:
         async def call(request: Request, exchange: Exchange) -> None:
             routes = self._serving()
-            consumer = await self._consumer(request, routes)
+            consumer, envelope = await self._payer(request, routes)
             async with self._limits.admitted(consumer) as count_tokens:
                 self.calls_running += 1
                 try:
                     await self._calls.serve(
-                        operation, routes, consumer, request, exchange, count_tokens
+                        operation, routes, consumer, request, exchange, count_tokens, envelope
                     )
                 finally:
                     self.calls_running -= 1
@@ -163,6 +176,31 @@ class App:
         if entry is None or entry.account != consumer.account.name:
             raise Refusal(404, "not_found", "No call of yours has this id, or it is under way.")
         exchange.response_bytes(200, JSON, entry_document(entry))
+
+    async def _open_envelope(self, request: Request, exchange: Exchange) -> None:
+        routes = self._serving()
+        consumer = await self._consumer(request, routes)
+        async with self._limits.admitted(consumer):
+            asked = envelopes.opening(
+                await request.body(), consumer, routes.consumers, request.headers
+            )
+            envelope = await self._ledger.open_envelope(asked)
+        exchange.response_bytes(201, JSON, envelope_document(envelope))
+
+    async def _envelope(self, request: Request, exchange: Exchange) -> None:
+        self._serving()
+        caller = "/".join(await self._service_account(request))
+        envelope = await self._ledger.envelope(request.path.removeprefix(f"{ENVELOPES_PATH}/"))
+        if envelope is None or caller not in envelope.users:
+            raise errors.no_envelope()
+        exchange.response_bytes(200, JSON, envelope_document(envelope))
+
+    async def _close_envelope(self, request: Request, exchange: Exchange) -> None:
+        self._serving()
+        caller = "/".join(await self._service_account(request))
+        envelope_id = request.path.removeprefix(f"{ENVELOPES_PATH}/").removesuffix("/close")
+        envelope = await self._ledger.close_envelope(envelope_id, caller)
+        exchange.response_bytes(200, JSON, envelope_document(envelope))
 
     async def _balances(self, request: Request, exchange: Exchange) -> None:
         await self._operator(request)
@@ -190,7 +228,7 @@ class App:
 
     async def _metrics(self, request: Request, exchange: Exchange) -> None:
         await self._monitoring.admit(request, self._configured())
-        headers, body = self._monitoring.metrics()
+        headers, body = self._monitoring.metrics(self._configured())
         exchange.response_bytes(200, headers, body)
 
     def _configured(self) -> GatewayConfig | None:
@@ -220,15 +258,26 @@ class App:
         return routes
 
     async def _consumer(self, request: Request, routes: Routes) -> Consumer:
-        identify = self._consumers[routes.config.identity_mode]
+        account = await self._service_account(request)
+        return _match(routes, account, request.headers.get(_BUDGET_HEADER))
+
+    async def _payer(self, request: Request, routes: Routes) -> tuple[Consumer, Envelope | None]:
+        """Find whose money a call takes: that of an envelope, where it names one."""
+        wanted = request.headers.get(ENVELOPE_HEADER)
+        if wanted is None:
+            return await self._consumer(request, routes), None
+        account = await self._service_account(request)
+        envelope = await self._ledger.envelope(wanted)
+        if envelope is None or "/".join(account) not in envelope.users:
+            raise errors.no_envelope()
+        return _match(routes, account, envelope.account), envelope
+
+    async def _service_account(self, request: Request) -> tuple[str, str]:
+        identify = self._consumers[self._serving().config.identity_mode]
         identity = await identify(request.token, request.client)
-        account = identity.service_account
-        if account is None:
+        if identity.service_account is None:
             raise errors.unidentified(f"The token's audience is {AUDIENCE}, but not its owner's.")
-        try:
-            return routes.consumers.match(*account, request.headers.get(_BUDGET_HEADER))
-        except NoBudget as error:
-            raise errors.no_budget(error) from None
+        return identity.service_account
 
     async def _operator(self, request: Request) -> TokenIdentity:
         config = self._configured()
@@ -239,3 +288,10 @@ class App:
         if account is None or "/".join(account) != config.operator:
             raise errors.forbidden("Only the operator may read this.", "forbidden")
         return identity
+
+
+def _match(routes: Routes, account: tuple[str, str], budget: str | None) -> Consumer:
+    try:
+        return routes.consumers.match(*account, budget)
+    except NoBudget as error:
+        raise errors.no_budget(error) from None

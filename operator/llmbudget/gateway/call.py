@@ -42,11 +42,16 @@ from llmbudget.gateway.wire import Exchange, Headers, Request
 from llmbudget.ledger.interface import (
     AwaitingApproval,
     BudgetExceeded,
+    Envelope,
+    EnvelopeClosed,
+    EnvelopeExceeded,
+    EnvelopeLimit,
     HoldRequest,
     Ledger,
     LedgerError,
     RepeatedCall,
     Status,
+    UnknownEnvelope,
 )
 
 _DOUBTFUL_STATUSES: Final = frozenset({408, 499, 502, 504, *range(520, 528)})
@@ -81,6 +86,8 @@ class Call:
     upstreams: Mapping[str, Upstream]
     exchange: Exchange
     count_tokens: Callable[[int], None]
+    envelope: Envelope | None
+    """What it is paid from; None: the budget itself."""
     task_id: str | None
     idempotency_key: str | None
     fingerprint: str | None
@@ -117,6 +124,7 @@ class Calls:
         request: Request,
         exchange: Exchange,
         count_tokens: Callable[[int], None],
+        envelope: Envelope | None = None,
     ) -> None:
         """Answer one call; `count_tokens` is told what it used.
 
@@ -125,7 +133,7 @@ class Calls:
         """
         arrived = time.monotonic()
         body = await request.body()
-        key, task_id = _checked_headers(request)
+        key, task_id = checked_headers(request.headers)
         betas = request.headers.get("anthropic-beta")
         check_betas(betas)
         call = Call(
@@ -136,7 +144,8 @@ class Calls:
             upstreams=routes.upstreams,
             exchange=exchange,
             count_tokens=count_tokens,
-            task_id=task_id,
+            envelope=envelope,
+            task_id=task_id if task_id is not None or envelope is None else envelope.task_id,
             idempotency_key=key,
             fingerprint=hashlib.sha256(body).hexdigest() if key is not None else None,
             betas=betas,
@@ -208,7 +217,7 @@ class Calls:
         if offer.prices is None:
             raise AssertionError("routing leaves out what has no price")
         demand = call.asked.demand
-        left = self._admission.left_beside_spent(call.path)
+        left = self._left_beside_spent(call)
         # A limit that doesn't fit is refused by the ledger, which knows whose cap it is.
         try:
             limit = affordable_limit(demand, offer.model, offer.prices, left) or default_limit(
@@ -265,23 +274,34 @@ class Calls:
         if usage is not None:
             call.count_tokens(usage.tokens_in + usage.tokens_out)
         attempt.record.end(attempt.status, charged, usage, None if usage else "no usage")
-        headers = attempt.headers + self._left(call, attempt)
+        headers = attempt.headers + self._left(call, attempt, charged)
         headers += [("x-llmbudget-cost-usd", format_usd(charged))]
         headers += [("content-type", _content_type(answer))]
         call.exchange.response_bytes(200, headers, mask(body, attempt.key))
         return None
 
-    def _left(self, call: Call, attempt: Attempt) -> Headers:
-        """Tell what is left on the path, in dollars and in tokens of the model."""
-        try:
-            balances = [self._ledger.balance(account) for account in call.path]
-        except LedgerError:
-            # The budget was removed meanwhile: its last call is answered all the same.
-            return []
-        lefts = [left for left in (balance.remaining for balance in balances) if left is not None]
-        if not lefts:
-            return []
-        left = min(lefts)
+    def _left_beside_spent(self, call: Call) -> Nano | None:
+        if call.envelope is None:
+            return self._admission.left_beside_spent(call.path)
+        return Nano(call.envelope.left + call.envelope.held)
+
+    def _left(self, call: Call, attempt: Attempt, charged: Nano | None = None) -> Headers:
+        """Tell what is left in the envelope or on the path, in dollars and in tokens of the
+        model."""
+        if call.envelope is not None:
+            hold = attempt.held.hold
+            given_back = 0 if charged is None else max(0, hold.amount - charged)
+            left = Nano((hold.remaining or 0) + given_back)
+        else:
+            try:
+                balances = [self._ledger.balance(account) for account in call.path]
+            except LedgerError:
+                # The budget was removed meanwhile: its last call is answered all the same.
+                return []
+            lefts = [found.remaining for found in balances if found.remaining is not None]
+            if not lefts:
+                return []
+            left = min(lefts)
         headers = [("x-llmbudget-remaining-usd", format_usd(left))]
         rate = max(attempt.prices.input, attempt.prices.output)
         if rate:
@@ -327,9 +347,15 @@ async def _doubt(attempt: Attempt, why: str, error: str) -> Failed:
 def refusal_of(error: LedgerError) -> Refusal:
     """Say in HTTP what the ledger refused."""
     if isinstance(error, BudgetExceeded):
+        inside = isinstance(error, EnvelopeExceeded)
         if error.only_held:
-            message = f"Budget {error.account}: calls under way hold what is left."
+            what = "Envelope" if inside else "Budget"
+            message = f"{what} {error.account}: calls under way hold what is left."
             return errors.rate_limited(message, 2)
+        if inside:
+            return errors.envelope_exceeded(
+                envelope=error.account, asked=error.asked, left=error.left, cap=error.cap
+            )
         return errors.budget_exceeded(
             account=error.account,
             asked=error.asked,
@@ -345,6 +371,12 @@ def refusal_of(error: LedgerError) -> Refusal:
         if error.same_request:
             return errors.repeated(error.entry_id, error.cost)
         return errors.reused_key(error.entry_id)
+    if isinstance(error, UnknownEnvelope):
+        return errors.no_envelope()
+    if isinstance(error, EnvelopeClosed):
+        return errors.forbidden("The envelope is closed, or has expired.", "envelope_closed")
+    if isinstance(error, EnvelopeLimit):
+        return errors.forbidden(f"Budget {error.account}: {error.message}.", "envelope_limit")
     return errors.unavailable("The ledger can't count money now.")
 
 
@@ -375,12 +407,17 @@ def _hold_request(call: Call, offer: Offer, amount: Nano) -> HoldRequest:
         consumer=consumer.name,
         idempotency_key=call.idempotency_key,
         fingerprint=call.fingerprint,
+        envelope=None if call.envelope is None else call.envelope.id,
     )
 
 
-def _checked_headers(request: Request) -> tuple[str | None, str | None]:
-    """Read the caller's idempotency key and task id."""
-    values = [request.headers.get(name) for name in ("idempotency-key", "x-llmbudget-task-id")]
+def checked_headers(headers: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """Read the caller's idempotency key and task id.
+
+    Raises:
+        Refusal: 400.
+    """
+    values = [headers.get(name) for name in ("idempotency-key", "x-llmbudget-task-id")]
     for name, value in zip(("Idempotency-Key", "x-llmbudget-task-id"), values, strict=True):
         if value is not None and not 0 < len(value) <= _MOST_HEADER:
             raise errors.malformed(f"{name} must have 1 to {_MOST_HEADER} characters.")

@@ -21,7 +21,7 @@ from llmbudget.contract.events import (
 )
 from llmbudget.gateway.keys import Keys
 from llmbudget.gateway.wire import Exchange, Headers
-from llmbudget.ledger.interface import Entry, Ledger
+from llmbudget.ledger.interface import Entry, Envelope, Ledger
 
 STREAM_HEADERS: Final[Headers] = [
     ("content-type", "text/event-stream; charset=utf-8"),
@@ -118,5 +118,27 @@ def entry_document(entry: Entry) -> bytes:
         "agent": entry.agent,
         "status": entry.status,
         "outcome": entry.outcome.value,
+        "envelope": entry.envelope,
+    }
+    return json.dumps(document).encode()
+
+
+def envelope_document(envelope: Envelope) -> bytes:
+    """Write an envelope for those who may use it."""
+    document = {
+        "id": envelope.id,
+        "budget": envelope.account,
+        "period": envelope.period,
+        "state": "closed" if envelope.closed else "open",
+        "cap_usd": format_usd(envelope.cap),
+        "spent_usd": format_usd(envelope.spent),
+        "held_usd": format_usd(envelope.held),
+        "left_usd": format_usd(envelope.left),
+        "opened_by": envelope.consumer,
+        "service_accounts": envelope.users,
+        "task_id": envelope.task_id,
+        "opened_at": envelope.opened.isoformat(),
+        "expires_at": envelope.expires.isoformat(),
+        "closed_at": envelope.closed.isoformat() if envelope.closed else None,
     }
     return json.dumps(document).encode()

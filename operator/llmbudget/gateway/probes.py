@@ -60,14 +60,17 @@ class Monitoring:
             message = f"{identity.user} may not get {request.path} (a nonResourceURL in RBAC)."
             raise forbidden(message, "forbidden")
 
-    def metrics(self) -> tuple[Headers, bytes]:
+    def metrics(self, config: GatewayConfig | None) -> tuple[Headers, bytes]:
         """Write all metrics, balances as they are now."""
         for name, balance in self._ledger.balances().items():
             metrics.SPENT.labels(name).set(balance.spent / NANO_PER_USD)
             metrics.HELD.labels(name).set(balance.held / NANO_PER_USD)
+            metrics.LENT.labels(name).set(balance.lent / NANO_PER_USD)
             metrics.LEVEL.labels(name).set(balance.level)
             if balance.cap is not None:
                 metrics.CAP.labels(name).set(balance.cap / NANO_PER_USD)
+        if config is not None:
+            metrics.ENVELOPES.labels(config.root).set(self._ledger.open_envelopes())
         return [("content-type", CONTENT_TYPE_LATEST)], generate_latest(metrics.REGISTRY)
 
 

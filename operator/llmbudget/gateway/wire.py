@@ -17,7 +17,8 @@ _MAX_DRAIN: Final = 8 * MAX_BODY
 would see a broken connection instead of the answer."""
 _ONCE: Final = frozenset(
     {"authorization", "x-api-key", "content-length", "content-type", "host", "idempotency-key"}
-    | {"transfer-encoding", "x-llmbudget-budget", "x-llmbudget-task-id"}
+    | {"transfer-encoding", "x-llmbudget-budget", "x-llmbudget-envelope"}
+    | {"x-llmbudget-task-id"}
 )
 """Headers that mean something here, so that two of them mean nothing."""
 

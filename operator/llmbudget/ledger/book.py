@@ -12,15 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC
+from typing import Final
 from zoneinfo import ZoneInfoNotFoundError
 
 from llmbudget.api.money import Nano
 from llmbudget.contract.config import AccountConfig
 from llmbudget.decide.periods import period_at
-from llmbudget.decide.thresholds import awaiting_approval, crossed
+from llmbudget.ledger.envelopes import Envelopes
 from llmbudget.ledger.interface import (
-    AwaitingApproval,
-    BudgetExceeded,
     Entry,
     Hold,
     HoldRequest,
@@ -30,18 +29,22 @@ from llmbudget.ledger.interface import (
     Settlement,
     Status,
 )
-from llmbudget.ledger.pages import Pages
 from llmbudget.ledger.records import (
-    LIMIT,
     Account,
     EntryRow,
     KeyRow,
     OpenHold,
+    TopUp,
+    Transfer,
+    TransferKind,
     checked,
 )
 
+FORGOTTEN: Final = "rows forgotten before"
+"""Cursor: the month, as 202611, before which single rows may be missing."""
 
-class Book(Pages):
+
+class Book(Envelopes):
     """What can be done to a ledger, within one transaction."""
 
     # Configuration
@@ -60,11 +63,17 @@ class Book(Pages):
             period = period_at(self._clock(), time_zone)
         except (ZoneInfoNotFoundError, ValueError) as error:
             raise ValueError(f"unknown time zone {time_zone!r}") from error
+        current = self.header.period or period.name
+        granted: list[Transfer] = []
         accounts = {
-            config.name: Account.configured(config, checked(generation, "generation"))
+            config.name: Account.configured(
+                config, checked(generation, "generation"), self._top_ups(config, current, granted)
+            )
             for config in configs
         }
         _check_tree(accounts)
+        for transfer in granted:
+            self._post(transfer)
         if self.header.period is None:
             self.header.period, self.header.time_zone = period.name, time_zone
         self.header.next_time_zone = time_zone
@@ -75,12 +84,41 @@ class Book(Pages):
                 self._put(replace(account, active=False))
         for account in accounts.values():
             self._put(account)
+        self.end_moved()
+        self._set_alarm()
         self._evaluate(accounts)
         return True
 
-    def _put(self, account: Account) -> None:
-        self.accounts[account.name] = account
-        self.changes.accounts[account.name] = account
+    def _top_ups(
+        self, config: AccountConfig, current: str, granted: list[Transfer]
+    ) -> tuple[TopUp, ...]:
+        """Find an account's top-ups as the ledger took them over, each once and for good."""
+        now = self._clock()
+        found: list[TopUp] = []
+        for written in config.top_ups:
+            key = f"{TransferKind.TOP_UP}/{config.name}/{written.id}"
+            known = self._transfer(key)
+            if known is None:
+                if written.expires <= now:
+                    continue
+                amount = checked(written.amount_nano, f"top-up {written.id}")
+                if not amount:
+                    raise ValueError(f"{config.name}: top-up {written.id} must be above 0")
+                known = Transfer(
+                    id=key,
+                    ts=now.astimezone(UTC),
+                    kind=TransferKind.TOP_UP,
+                    account=config.name,
+                    period=current,
+                    amount=amount,
+                    by=written.by,
+                    reason=written.reason,
+                    expires=written.expires.astimezone(UTC),
+                )
+                granted.append(known)
+            expires = min(known.expires or written.expires, written.expires)
+            found.append(TopUp(written.id, known.amount, known.period, expires.astimezone(UTC)))
+        return tuple(found)
 
     # Money
 
@@ -97,7 +135,10 @@ class Book(Pages):
             return self._granted(again)
         self._refuse_repeated(request)
         self._refuse_unapproved(path)
-        self._refuse_exceeding(path, amount)
+        if request.envelope is None:
+            self._refuse_exceeding(path, amount)
+        else:
+            self._opening(request, amount)
         hold = OpenHold(
             id=request.id,
             path=tuple(account.name for account in path),
@@ -110,9 +151,13 @@ class Book(Pages):
             epoch=self.header.epoch,
             consumer=request.consumer,
             idempotency_key=request.idempotency_key,
+            envelope=request.envelope,
         )
-        for name in hold.path:
-            self._changing(name, hold.period).held += amount
+        if hold.envelope is None:
+            for name in hold.path:
+                self._changing(name, hold.period).held += amount
+        else:
+            self._draw(hold.envelope, spent=0, held=amount)
         self.holds[hold.id] = hold
         self.changes.opened[hold.id] = hold
         key = KeyRow.of(request, hold.period)
@@ -121,12 +166,11 @@ class Book(Pages):
         return self._granted(hold)
 
     def _granted(self, hold: OpenHold) -> Hold:
-        left = [
-            account.cap - figures.total - figures.held
-            for account, figures in self._standing(hold.path, hold.period)
-            if account.cap is not None
-        ]
-        remaining = Nano(max(0, min(left))) if left else None
+        if hold.envelope is not None:
+            envelope = self._envelope(hold.envelope)
+            remaining = None if envelope is None else Nano(envelope.left)
+        else:
+            remaining = self._left([self.accounts[name] for name in hold.path])
         return Hold(hold.id, hold.path[0], Nano(hold.amount), hold.period, remaining)
 
     def _refuse_repeated(self, request: HoldRequest) -> None:
@@ -134,10 +178,7 @@ class Book(Pages):
             raise LedgerError(f"entry {request.id} is already resolved")
         if request.idempotency_key is None:
             return
-        name = (request.consumer or "", request.idempotency_key)
-        used = self.changes.keys.get(name)
-        if used is None and name not in self.changes.freed:
-            used = self._shelf.key(*name)
+        used = self._key(request.consumer or "", request.idempotency_key)
         if used is not None:
             first = self._entry(used.entry)
             raise RepeatedCall(
@@ -145,37 +186,6 @@ class Book(Pages):
                 None if first is None else first.entry.cost,
                 same_request=used.fingerprint == request.fingerprint,
             )
-
-    def _refuse_unapproved(self, path: Sequence[Account]) -> None:
-        for account in path:
-            if not account.thresholds:
-                continue
-            reached = crossed(account.thresholds, self._now(account.name).total, account.cap)
-            if awaiting_approval(reached, account.approved_period, self.period):
-                raise AwaitingApproval(account.name, self._current())
-
-    def _refuse_exceeding(self, path: Sequence[Account], amount: int) -> None:
-        """Hold against every cap of the path; where several have no room, one that waiting does
-        not help goes first."""
-        refusals: list[BudgetExceeded] = []
-        for account in path:
-            figures = self._now(account.name)
-            if figures.total + figures.held + amount >= LIMIT:
-                raise ValueError("amount is beyond what the ledger counts")
-            if account.cap is None or _fits(account, figures.total, figures.held, amount):
-                continue
-            refusals.append(
-                BudgetExceeded(
-                    account.name,
-                    asked=Nano(amount),
-                    left=Nano(max(0, account.cap - figures.total - figures.held)),
-                    cap=Nano(account.cap),
-                    period=self._current(),
-                    only_held=_fits(account, figures.total, 0, amount),
-                )
-            )
-        if refusals:
-            raise min(refusals, key=lambda refusal: refusal.only_held)
 
     def settle(self, hold_id: str, settlement: Settlement) -> Entry:
         """Charge a hold; see `Ledger.settle`.
@@ -205,7 +215,9 @@ class Book(Pages):
         if found.outcome is not Outcome.UNKNOWN or cost is None or cost <= found.cost:
             return found
         self._check_room(row.path, found.period, cost - found.cost)
-        self._charge(row.path, found.period, spent=0, overage=cost - found.cost, held=0)
+        beyond = cost - found.cost
+        lent = self._draw(found.envelope, spent=beyond, held=0) if found.envelope else 0
+        self._charge(row.path, found.period, spent=0, overage=beyond, held=0, lent=lent)
         entry = replace(
             found,
             tokens_in=settlement.tokens_in,
@@ -259,8 +271,13 @@ class Book(Pages):
         if self.changes.opened.pop(hold.id, None) is None:
             self.changes.closed.append(hold.id)
         entry = self._write(hold, cost, outcome, settlement)
+        held, lent = -hold.amount, 0
+        if hold.envelope is not None:
+            held, lent = 0, self._draw(hold.envelope, spent=cost, held=held)
         within = min(cost, hold.amount)
-        self._charge(hold.path, hold.period, spent=within, overage=cost - within, held=-hold.amount)
+        self._charge(
+            hold.path, hold.period, spent=within, overage=cost - within, held=held, lent=lent
+        )
         return entry
 
     def _write(self, hold: OpenHold, cost: int, outcome: Outcome, settlement: Settlement) -> Entry:
@@ -281,6 +298,7 @@ class Book(Pages):
             agent=hold.agent,
             status=settlement.status,
             outcome=outcome,
+            envelope=hold.envelope,
         )
         self.changes.entries[entry.id] = EntryRow(entry, hold.path)
         return entry
@@ -294,23 +312,17 @@ class Book(Pages):
     def forget(self, before: str, limit: int) -> int:
         """Drop single rows of periods before one, which is not later than the current; the sums of
         their months stay. Tell how many went."""
-        found = self._shelf.older(min(before, self.period), limit)
+        before = min(before, self.period)
+        found = self._shelf.older(before, limit)
         self.changes.forgotten += found
+        if found:
+            month = int(before.replace("-", ""))
+            self.advance(FORGOTTEN, max(month, self.cursor(FORGOTTEN)))
         return len(found)
 
     def advance(self, name: str, seq: int) -> None:
         """Store how far a consumer of the rows has come."""
         self.changes.cursors[name] = checked(seq, "seq")
-
-
-def _fits(account: Account, spent: int, held: int, amount: int) -> bool:
-    """Tell whether a call's bound has room. A free call has none where the cap is reached, unless
-    the account lets free calls go on."""
-    if account.cap is None:
-        return True
-    if amount == 0 and not account.blocks:
-        return True
-    return spent + held + amount <= account.cap and (amount > 0 or spent < account.cap)
 
 
 def _check_tree(accounts: dict[str, Account]) -> None:

@@ -21,6 +21,8 @@ class Committed:
     generation: int
     reconfigured: bool
     """All accounts are among the balances: those that are not are gone."""
+    envelopes: int
+    """How many are open."""
 
     @classmethod
     def by(cls, book: Book, fresh: Sequence[ActionRow] | None = None) -> Committed | None:
@@ -34,11 +36,12 @@ class Committed:
         if not (names or changes.actions or everything):
             return None
         return cls(
-            balances={name: book.balance(name) for name in names},
+            balances=book.balances(names),
             actions=[*(fresh or ()), *changes.actions.values()],
             epoch=book.header.epoch,
             generation=book.header.generation,
             reconfigured=everything,
+            envelopes=len(book.envelopes),
         )
 
 
@@ -52,6 +55,8 @@ class Feed:
     def __init__(self, epoch: int = 0) -> None:
         self._seq = epoch << 32
         self._generation = 0
+        self.envelopes = 0
+        """How many are open."""
         self._balances: dict[str, Balance] = {}
         self._actions: dict[str, ActionRow] = {}
         self._readers: set[_Reader] = set()
@@ -64,6 +69,7 @@ class Feed:
     def take(self, committed: Committed) -> None:
         """Take over what a transaction changed."""
         self._seq = max(self._seq, committed.epoch << 32)
+        self.envelopes = committed.envelopes
         if committed.reconfigured:
             self.replace(committed.balances, generation=committed.generation)
         else:
@@ -130,7 +136,11 @@ class Feed:
             cap_nano=balance.cap,
             spent_nano=balance.spent,
             held_nano=balance.held,
-            lent_nano=0,
+            lent_nano=balance.lent,
+            borrowed_nano=balance.borrowed,
+            topped_up_nano=balance.topped_up,
+            rolled_over_nano=balance.rolled_over,
+            remaining_nano=balance.remaining,
             level=balance.level,
             awaiting_approval=balance.awaiting_approval,
             config_generation=self._generation,

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Protocol
 
@@ -64,6 +64,62 @@ class HoldRequest:
     idempotency_key: str | None = None
     fingerprint: str | None = None
     """Hash of the request, to tell a repetition from a reuse of the key."""
+    envelope: str | None = None
+    """The one that the money is taken from; None: the account itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnvelopeRequest:
+    """Ask for money to be set aside for one task."""
+
+    id: str
+    """Unique, and nobody can guess it."""
+    account: str
+    amount: Nano
+    consumer: str
+    """ServiceAccount `namespace/name` that opens it."""
+    users: tuple[str, ...]
+    """ServiceAccounts `namespace/name` that may spend from it."""
+    lifetime: timedelta
+    """It ends after this, and with its month at the latest."""
+    most_amount: Nano
+    """What the open ones of this consumer may hold together."""
+    most_open: int
+    task_id: str | None = None
+    idempotency_key: str | None = None
+    fingerprint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """Money that was set aside for one task, on the whole path of its budget."""
+
+    id: str
+    account: str
+    path: tuple[str, ...]
+    """Accounts, child to root, that the money is set aside on."""
+    period: str
+    cap: int
+    consumer: str
+    users: tuple[str, ...]
+    task_id: str | None
+    opened: datetime
+    expires: datetime
+    """At the latest when the month ends."""
+    closed: datetime | None = None
+    spent: int = 0
+    """Charged, what providers charged beyond holds among it."""
+    held: int = 0
+
+    @property
+    def left(self) -> int:
+        """What a call may still hold."""
+        return 0 if self.closed else max(0, self.cap - self.spent - self.held)
+
+    @property
+    def reserved(self) -> int:
+        """What is set aside on its path: what is left and held; once it is closed, what is held."""
+        return self.held if self.closed else max(self.held, self.cap - self.spent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +131,8 @@ class Hold:
     amount: Nano
     period: str
     remaining: Nano | None
-    """What is left on the tightest account of the path after this hold; None: no cap anywhere."""
+    """What is left in the envelope, or else on the tightest account of the path, after this hold;
+    None: no cap anywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +166,8 @@ class Entry:
     status: str | None
     """A `Status`, or whatever the 371OS guide's interface was given."""
     outcome: Outcome
+    envelope: str | None = None
+    """The one that it was paid from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,15 +177,22 @@ class Balance:
     account: str
     period: Period
     cap: Nano | None
+    """With what the month before left and top-ups add."""
     spent: Nano
     held: Nano
     level: int
     awaiting_approval: bool
-
-    @property
-    def remaining(self) -> Nano | None:
-        """Cap less spent and held, not below 0; None without a cap."""
-        return None if self.cap is None else Nano(max(0, self.cap - self.spent - self.held))
+    remaining: Nano | None
+    """What a call may still hold here, borrowed money included; None without a cap."""
+    beside_holds: Nano | None
+    """The same if all holds were let go."""
+    lent: Nano
+    """Set aside in envelopes, or lent to siblings."""
+    borrowed: Nano
+    topped_up: Nano
+    """By how much top-ups raise the cap now."""
+    rolled_over: Nano
+    """What the month before left."""
 
 
 class LedgerError(Exception):
@@ -160,6 +226,27 @@ class BudgetExceeded(LedgerError):
         self.period = period
         self.only_held = only_held
         """Whether there is room beside what is spent: only holds are in the way; waiting helps."""
+
+
+class UnknownEnvelope(LedgerError):
+    """There is no envelope with this id for this consumer."""
+
+
+class EnvelopeClosed(LedgerError):
+    """The envelope was closed, has expired, or its budget was moved."""
+
+
+class EnvelopeLimit(LedgerError):
+    """The consumer has as much set aside, or as many envelopes open, as it may."""
+
+    def __init__(self, account: str, message: str) -> None:
+        super().__init__(f"{account}: {message}")
+        self.account = account
+        self.message = message
+
+
+class EnvelopeExceeded(BudgetExceeded):
+    """An envelope has no room; `account` is its id."""
 
 
 class AwaitingApproval(LedgerError):
@@ -215,7 +302,8 @@ class Ledger(Protocol):
         """Reserve money on the whole path, durably, or raise.
 
         Raises:
-            UnknownAccount, BudgetExceeded, AwaitingApproval, RepeatedCall, LedgerUnavailable.
+            UnknownAccount, BudgetExceeded, AwaitingApproval, RepeatedCall, UnknownEnvelope,
+            EnvelopeClosed, EnvelopeExceeded, LedgerUnavailable.
         """
 
     async def settle(self, hold_id: str, settlement: Settlement) -> Entry:
@@ -231,6 +319,29 @@ class Ledger(Protocol):
         Raises:
             UnknownHold, LedgerUnavailable.
         """
+
+    async def open_envelope(self, request: EnvelopeRequest) -> Envelope:
+        """Set money aside on the whole path, durably, or raise. Again with the same key: the one
+        that it opened.
+
+        Raises:
+            UnknownAccount, BudgetExceeded, AwaitingApproval, RepeatedCall (the key was used for
+            another request), EnvelopeLimit, LedgerUnavailable.
+        """
+
+    async def close_envelope(self, envelope_id: str, consumer: str) -> Envelope:
+        """Give back what is left; what is held stays set aside until it is resolved. Again: the
+        envelope as it stands.
+
+        Raises:
+            UnknownEnvelope: the consumer opened none with this id.
+        """
+
+    async def envelope(self, envelope_id: str) -> Envelope | None:
+        """Find an envelope, open or closed."""
+
+    def open_envelopes(self) -> int:
+        """Count the open ones, from memory."""
 
     async def entry(self, entry_id: str) -> Entry | None:
         """Find a terminal row by its id; None while the call is under way or unknown."""

@@ -14,10 +14,13 @@ from typing import Final, Protocol, TypeVar
 from llmbudget.contract.config import AccountConfig
 from llmbudget.contract.events import LedgerEvent
 from llmbudget.ledger.book import Book
+from llmbudget.ledger.envelopes import envelope_key
 from llmbudget.ledger.feed import Feed
 from llmbudget.ledger.interface import (
     Balance,
     Entry,
+    Envelope,
+    EnvelopeRequest,
     Hold,
     HoldRequest,
     Settlement,
@@ -52,6 +55,9 @@ class Reading(Protocol):
 
     def entries(self, after: int, limit: int) -> list[Entry]:
         """Read entries in the order of their `seq`."""
+
+    def envelope(self, envelope_id: str) -> Envelope | None:
+        """Find an envelope, open or closed."""
 
     def cursor(self, name: str) -> int:
         """Read a cursor; 0 where it was never stored."""
@@ -139,6 +145,28 @@ class Operations(ABC):
         return await self._submit(
             lambda book: book.release(hold_id, status), durable=False, about=Subject(hold_id)
         )
+
+    async def open_envelope(self, request: EnvelopeRequest) -> Envelope:
+        """See `Ledger.open_envelope`.
+
+        Raises:
+            ValueError: the amount is not above 0 or beyond what the ledger counts.
+        """
+        return await self._submit(
+            lambda book: book.open_envelope(request), about=Subject(key=envelope_key(request))
+        )
+
+    async def close_envelope(self, envelope_id: str, consumer: str) -> Envelope:
+        """See `Ledger.close_envelope`."""
+        return await self._submit(lambda book: book.close_envelope(envelope_id, consumer))
+
+    async def envelope(self, envelope_id: str) -> Envelope | None:
+        """See `Ledger.envelope`."""
+        return await self._read(lambda rows: rows.envelope(envelope_id))
+
+    def open_envelopes(self) -> int:
+        """See `Ledger.open_envelopes`."""
+        return self._feed.envelopes
 
     async def acknowledge(self, action_id: str) -> None:
         """See `Ledger.acknowledge`."""

@@ -1,27 +1,14 @@
-"""The pages of a book: what is known in memory, how months end, which thresholds are crossed.
-
-Periods. The current one is the clock's, in the time zone in force, and never goes back. When it
-turns, each account's period is closed with its cap at that time; what of its overage exceeds that
-cap is posted to the new period as its debit. A late settle that makes it more posts the
-difference, always to the current period: in one that is over, a debit would hold nobody back.
-
-Thresholds are evaluated for the current period only: a late settle of a closed month may make it
-cross one, but nobody can act on that any more.
-"""
+"""The pages of a book: what is known in memory, read from the shelf and marked as changed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Protocol
-from uuid import NAMESPACE_URL, uuid5
+from typing import Final, Protocol
 
-from llmbudget.api.money import Nano
-from llmbudget.decide.periods import Period, period_at, period_named
-from llmbudget.decide.thresholds import awaiting_approval, crossed, downgrade_level
-from llmbudget.ledger.interface import ActionRow, Balance, UnknownAccount, UnknownHold
+from llmbudget.decide.periods import Period, period_named
+from llmbudget.ledger.interface import ActionRow, Envelope, UnknownAccount, UnknownHold
 from llmbudget.ledger.records import (
-    LIMIT,
     Account,
     Changes,
     EntryRow,
@@ -29,9 +16,12 @@ from llmbudget.ledger.records import (
     Header,
     KeyRow,
     OpenHold,
+    Transfer,
 )
 
 Clock = Callable[[], datetime]
+
+NEVER: Final = datetime.max.replace(tzinfo=UTC)
 
 
 class Shelf(Protocol):
@@ -49,6 +39,12 @@ class Shelf(Protocol):
     def action(self, action_id: str) -> ActionRow | None:
         """Find a crossed threshold."""
 
+    def envelope(self, envelope_id: str) -> Envelope | None:
+        """Find an envelope, open or closed."""
+
+    def transfer(self, transfer_id: str) -> Transfer | None:
+        """Find a transfer."""
+
     def cursor(self, name: str) -> int:
         """Read how far a consumer of the rows has come."""
 
@@ -63,7 +59,7 @@ class Shelf(Protocol):
 
 
 class Pages:
-    """Accounts, their sums and the open holds, as the running transaction sees them."""
+    """Accounts, their sums, the open holds and envelopes, as the running transaction sees them."""
 
     def __init__(
         self,
@@ -72,11 +68,14 @@ class Pages:
         header: Header,
         accounts: Iterable[Account],
         holds: Iterable[OpenHold],
+        envelopes: Iterable[Envelope],
         last_seq: int,
     ) -> None:
         self.header = header
         self.accounts = {account.name: account for account in accounts}
         self.holds = {hold.id: hold for hold in holds}
+        self.envelopes = {envelope.id: envelope for envelope in envelopes}
+        """The open ones."""
         self.changes = Changes()
         self._shelf = shelf
         self._clock = clock
@@ -84,12 +83,26 @@ class Pages:
         self._figures: dict[tuple[str, str], Figures] = {}
         self._actions: dict[str, ActionRow] = {}
         self._news: set[str] = set()
+        self._cohorts: dict[str, list[Account]] = {}
+        self.alarm = NEVER
+        """When the next envelope or top-up expires."""
+        self._set_alarm()
+
+    def begin(self) -> None:
+        """Begin a transaction on what is known."""
+        self.changes = Changes()
+        self._news = set()
 
     def catch_up(
-        self, header: Header, last_seq: int, figures: Iterable[tuple[str, str, Figures]]
+        self,
+        header: Header,
+        last_seq: int,
+        figures: Iterable[tuple[str, str, Figures]],
+        envelopes: Iterable[Envelope] = (),
     ) -> None:
-        """Take over what other owners committed in the current period. Sums of other periods are
-        read anew when they are asked for."""
+        """Begin a transaction, and take over what other owners committed in the current period.
+        Sums of other periods are read anew when they are asked for."""
+        self.begin()
         self.header, self._last_seq = header, last_seq
         self._figures = {
             key: kept for key, kept in self._figures.items() if key[1] == header.period
@@ -97,7 +110,8 @@ class Pages:
         news = {(account, period): found for account, period, found in figures}
         self._figures.update(news)
         self._news = {account for account, _ in news}
-        self.changes = Changes()
+        for envelope in envelopes:
+            self._know(envelope)
 
     def shelve(self, shelf: Shelf) -> None:
         """Find rows elsewhere from now on."""
@@ -107,8 +121,6 @@ class Pages:
     def last_seq(self) -> int:
         """The highest `seq` of an entry so far."""
         return self._last_seq
-
-    # Periods
 
     @property
     def period(self) -> str:
@@ -121,122 +133,20 @@ class Pages:
             raise UnknownAccount("the ledger is not configured yet")
         return self.header.period
 
-    def turn(self) -> None:
-        """Go on to the clock's period if it is a later one."""
-        current = self.header.period
-        if current is None:
-            return
-        now = self._clock()
-        # Only where the zone in force has left the month does the next zone have a say, and then
-        # the later month of the two: otherwise a zone to the west would turn back.
-        reached = period_at(now, self.header.time_zone).name
-        if reached <= current:
-            return
-        reached = max(reached, period_at(now, self.header.next_time_zone).name)
-        self.header.period = reached
-        self.header.time_zone = self.header.next_time_zone
-        self.changes.header = True
-        self.changes.keys_before = current
-        for name in self._shelf.accounts_in(current):
-            self._close(name, current)
-        self._evaluate(self.accounts)
-
-    def _close(self, name: str, period: str) -> None:
-        figures = self._changing(name, period)
-        account = self.accounts.get(name)
-        figures.closed = True
-        figures.closing_cap = None if account is None else account.cap
-        self._carry(name, figures)
-
-    def _carry(self, name: str, figures: Figures) -> None:
-        due = figures.due
-        if due:
-            figures.carried += due
-            self._changing(name, self.period).debit += due
-
-    # Charges
-
-    def _charge(
-        self, path: Sequence[str], period: str, *, spent: int, overage: int, held: int
-    ) -> None:
-        for name in path:
-            figures = self._changing(name, period)
-            figures.spent += spent
-            figures.overage += overage
-            figures.held += held
-            if figures.closed:
-                self._carry(name, figures)
-        self._evaluate(path)
-
-    def _check_room(self, path: Sequence[str], period: str, cost: int) -> None:
-        for name in path:
-            self._check_cost(cost, self._read(name, period))
-
-    @staticmethod
-    def _check_cost(cost: int, figures: Figures) -> None:
-        if figures.total + cost >= LIMIT:
-            raise ValueError("cost is beyond what the ledger counts")
-
-    # Thresholds
-
-    def _evaluate(self, names: Iterable[str]) -> None:
-        """Write the actions of thresholds that are crossed in the current period."""
-        for name in names:
-            account = self.accounts.get(name)
-            if account is None or not account.active or not account.thresholds:
-                continue
-            spent = self._now(name).total
-            for threshold in crossed(account.thresholds, spent, account.cap):
-                key = f"{name} {self.period} {threshold.percentage}"
-                action_id = uuid5(NAMESPACE_URL, key).hex
-                if self._action(action_id) is None:
-                    self._record(
-                        ActionRow(
-                            id=action_id,
-                            account=name,
-                            period=self.period,
-                            percentage=threshold.percentage,
-                            action=threshold.action,
-                            spent=Nano(spent),
-                            cap=Nano(account.cap or 0),
-                            fired_at=self._clock().astimezone(UTC),
-                            acknowledged=False,
-                        )
-                    )
-
-    def _record(self, row: ActionRow) -> None:
-        self._actions[row.id] = row
-        self.changes.actions[row.id] = row
-
-    # Reading
-
-    def balance(self, name: str) -> Balance:
-        """Tell where a configured account stands in the current period."""
-        account, figures = self.accounts[name], self._now(name)
-        reached = crossed(account.thresholds, figures.total, account.cap)
-        return Balance(
-            account=name,
-            period=self._current(),
-            cap=None if account.cap is None else Nano(account.cap),
-            spent=Nano(figures.total),
-            held=Nano(figures.held),
-            level=downgrade_level(reached, account.steps),
-            awaiting_approval=awaiting_approval(reached, account.approved_period, self.period),
-        )
+    def active_accounts(self) -> set[str]:
+        """List the configured accounts."""
+        return {account.name for account in self.accounts.values() if account.active}
 
     def actions(self) -> Sequence[ActionRow]:
         """List the period's actions and all unacknowledged ones, as last committed."""
         return self._shelf.actions(self.header.period)
 
-    def active_accounts(self) -> set[str]:
-        """List the configured accounts."""
-        return {account.name for account in self.accounts.values() if account.active}
+    # Accounts and their sums
 
-    def changed_accounts(self) -> set[str]:
-        """List the configured accounts whose sums this transaction changed, or others before
-        it."""
-        names = {name for name, period in self.changes.figures if period == self.period}
-        return (names | self._news) & self.active_accounts()
+    def _put(self, account: Account) -> None:
+        self.accounts[account.name] = account
+        self.changes.accounts[account.name] = account
+        self._cohorts.clear()
 
     def _path(self, name: str) -> list[Account]:
         return list(self._climb(name))
@@ -249,9 +159,14 @@ class Pages:
             yield account
             name = account.parent
 
-    def _standing(self, path: Sequence[str], period: str) -> Iterator[tuple[Account, Figures]]:
-        for name in path:
-            yield self.accounts[name], self._read(name, period)
+    def _cohort(self, account: Account) -> Sequence[Account]:
+        """List those that an account borrows of and lends to, itself among them."""
+        parent = account.parent or ""
+        if not self._cohorts:
+            for each in self.accounts.values():
+                if each.active and each.borrows is not None and each.cap is not None:
+                    self._cohorts.setdefault(each.parent or "", []).append(each)
+        return self._cohorts[parent]
 
     def _current(self) -> Period:
         return period_named(self.period, self.header.time_zone)
@@ -271,6 +186,40 @@ class Pages:
         self.changes.figures[(name, period)] = figures
         return figures
 
+    # Envelopes
+
+    def _know(self, envelope: Envelope) -> None:
+        if envelope.closed:
+            self.envelopes.pop(envelope.id, None)
+        else:
+            self.envelopes[envelope.id] = envelope
+            self.alarm = min(self.alarm, envelope.expires)
+
+    def _keep(self, envelope: Envelope) -> None:
+        self._know(envelope)
+        self.changes.envelopes[envelope.id] = envelope
+
+    def _envelope(self, envelope_id: str) -> Envelope | None:
+        return (
+            self.envelopes.get(envelope_id)
+            or self.changes.envelopes.get(envelope_id)
+            or self._shelf.envelope(envelope_id)
+        )
+
+    def _set_alarm(self) -> None:
+        """Find when the next thing expires."""
+        expiring = [each.expires for each in self.envelopes.values()]
+        if self.header.period is not None:
+            expiring += [
+                top_up.expires
+                for account in self.accounts.values()
+                for top_up in account.top_ups
+                if top_up.period == self.header.period and self._clock() < top_up.expires
+            ]
+        self.alarm = min(expiring, default=NEVER)
+
+    # Rows
+
     def _entry(self, entry_id: str) -> EntryRow | None:
         changes = self.changes
         return (
@@ -285,8 +234,24 @@ class Pages:
             raise UnknownHold(f"{hold_id}: there is no such hold")
         return row
 
+    def _key(self, consumer: str, key: str) -> KeyRow | None:
+        used = self.changes.keys.get((consumer, key))
+        if used is None and (consumer, key) not in self.changes.freed:
+            used = self._shelf.key(consumer, key)
+        return used
+
     def _action(self, action_id: str) -> ActionRow | None:
         row = self._actions.get(action_id) or self._shelf.action(action_id)
         if row is not None:
             self._actions[action_id] = row
         return row
+
+    def _record(self, row: ActionRow) -> None:
+        self._actions[row.id] = row
+        self.changes.actions[row.id] = row
+
+    def _transfer(self, transfer_id: str) -> Transfer | None:
+        return self.changes.transfers.get(transfer_id) or self._shelf.transfer(transfer_id)
+
+    def _post(self, transfer: Transfer) -> None:
+        self.changes.transfers[transfer.id] = transfer

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
 from typing import Final
 
 from llmbudget.api.budget import OnExceeded
 from llmbudget.contract.config import AccountConfig, Threshold
-from llmbudget.ledger.interface import ActionRow, Entry, HoldRequest
+from llmbudget.ledger.interface import ActionRow, Entry, Envelope, HoldRequest
 
 LIMIT: Final = 2**62
 """No amount and no sum of an account reaches this: SQLite's integers end at 2**63."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopUp:
+    """Money that raises an account's cap in one period, until it expires."""
+
+    id: str
+    amount: int
+    period: str
+    expires: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +43,29 @@ class Account:
     """Whether it is configured now: others keep their history and grant nothing."""
     revision: int
     """Generation of the configuration that it comes from."""
+    rollover: int = 0
+    """Most of what is unused that is carried into the next period."""
+    borrows: int | None = None
+    """Most that it borrows of its siblings; None: it neither borrows nor lends."""
+    lends: int | None = None
+    """Most that it lends; None: all that is idle."""
+    top_ups: tuple[TopUp, ...] = ()
+
+    def topped_up(self, period: str, now: datetime) -> int:
+        """Tell by how much top-ups raise the cap of a period now."""
+        return sum(t.amount for t in self.top_ups if t.period == period and now < t.expires)
 
     @classmethod
-    def configured(cls, config: AccountConfig, generation: int) -> Account:
+    def configured(
+        cls, config: AccountConfig, generation: int, top_ups: tuple[TopUp, ...] = ()
+    ) -> Account:
         """Take over what a configuration says.
 
         Raises:
-            ValueError: the cap is out of range.
+            ValueError: an amount is out of range.
         """
+        borrowing = config.borrowing
+        lends = None if borrowing is None else borrowing.lending_limit_nano
         return cls(
             name=config.name,
             parent=config.parent,
@@ -48,6 +76,10 @@ class Account:
             approved_period=config.approved_period,
             active=True,
             revision=generation,
+            rollover=checked(config.rollover_nano, "rollover"),
+            borrows=None if borrowing is None else checked(borrowing.limit_nano, "borrowing limit"),
+            lends=None if lends is None else checked(lends, "lending limit"),
+            top_ups=top_ups,
         )
 
 
@@ -66,12 +98,22 @@ class Figures:
     """How much of the overage and the debit was posted to a later period as its debit."""
     closed: bool = False
     closing_cap: int | None = None
-    """The cap when the period was closed."""
+    """What could be spent when the period was closed: the cap with all that raised it, less what
+    was lent to siblings or carried into the next."""
+    lent: int = 0
+    """Set aside in envelopes."""
+    rolled: int = 0
+    """Unused money of the period before."""
 
     @property
     def total(self) -> int:
         """Everything that counts as spent."""
         return self.spent + self.overage + self.debit
+
+    @property
+    def used(self) -> int:
+        """Everything that leaves less for others."""
+        return self.total + self.held + self.lent
 
     @property
     def due(self) -> int:
@@ -98,6 +140,8 @@ class OpenHold:
     epoch: int
     consumer: str | None
     idempotency_key: str | None
+    envelope: str | None = None
+    """The one that it takes its money from: its path's money is set aside there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +150,32 @@ class EntryRow:
 
     entry: Entry
     path: tuple[str, ...]
+
+
+class TransferKind(StrEnum):
+    """Why an account may spend more or less in a period than its cap says."""
+
+    TOP_UP = "top-up"
+    ROLLOVER = "rollover"
+    DEBIT = "debit"
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """Money that came to an account in a period, or, as a debit, was taken from it."""
+
+    id: str
+    ts: datetime
+    kind: TransferKind
+    account: str
+    period: str
+    amount: int
+    source: str | None = None
+    """The period that it comes from."""
+    by: str | None = None
+    """Who granted a top-up."""
+    reason: str | None = None
+    expires: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +227,11 @@ class Changes:
     keys: dict[tuple[str, str], KeyRow] = field(default_factory=dict)
     freed: list[tuple[str, str]] = field(default_factory=list)
     keys_before: str | None = None
+    """Keys of periods before this one are forgotten."""
     forgotten: list[int] = field(default_factory=list)
     """Numbers of entries that are old enough to go; the months' sums stay."""
-    """Keys of periods before this one are forgotten."""
+    envelopes: dict[str, Envelope] = field(default_factory=dict)
+    transfers: dict[str, Transfer] = field(default_factory=dict)
     actions: dict[str, ActionRow] = field(default_factory=dict)
     cursors: dict[str, int] = field(default_factory=dict)
 
@@ -173,3 +245,16 @@ def checked(amount: int, what: str) -> int:
     if type(amount) is not int or not 0 <= amount < LIMIT:
         raise ValueError(f"{what} must be an integer from 0 to below 2**62")
     return amount
+
+
+def top_ups_text(top_ups: tuple[TopUp, ...]) -> str:
+    """Write an account's top-ups as an engine stores them."""
+    return json.dumps([[t.id, t.amount, t.period, t.expires.isoformat()] for t in top_ups])
+
+
+def top_ups_of(text: str) -> tuple[TopUp, ...]:
+    """Read what `top_ups_text` wrote."""
+    return tuple(
+        TopUp(id, amount, period, datetime.fromisoformat(expires))
+        for id, amount, period, expires in json.loads(text)
+    )

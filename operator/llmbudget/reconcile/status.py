@@ -29,6 +29,7 @@ _MOST_FIRED: Final = 16
 """Thresholds that a status can tell of: they may have been changed many times in a month."""
 _FIGURES: Final = (
     *("period", "cap", "spent", "held", "remaining", "spentPercentage"),
+    *("lent", "borrowed", "toppedUp", "rolledOver"),
     *("activeModel", "downgradeLevel", "thresholds"),
 )
 """Fields that the gateway's ledger gives."""
@@ -76,6 +77,10 @@ def budget_status(
         cap=_amount(balance.cap_nano),
         spent=_amount(balance.spent_nano),
         held=_amount(balance.held_nano),
+        lent=_amount(balance.lent_nano or None),
+        borrowed=_amount(balance.borrowed_nano or None),
+        topped_up=_amount(balance.topped_up_nano or None),
+        rolled_over=_amount(balance.rolled_over_nano or None),
         remaining=_remaining(balance),
         spent_percentage=_percentage(balance),
         active_model=active_model(situation, budget.account),
@@ -299,7 +304,9 @@ def _phase(
 
 
 def _exceeded(balance: BalanceEvent) -> bool:
-    return balance.cap_nano is not None and balance.spent_nano >= balance.cap_nano
+    if balance.cap_nano is None or balance.spent_nano < balance.cap_nano:
+        return False
+    return not balance.remaining_nano  # Siblings may lend what is missing.
 
 
 def _amount(nano: int | None) -> str | None:
@@ -309,8 +316,10 @@ def _amount(nano: int | None) -> str | None:
 def _remaining(balance: BalanceEvent) -> str | None:
     if balance.cap_nano is None:
         return None
-    left = balance.cap_nano - balance.spent_nano - balance.held_nano - balance.lent_nano
-    return format_usd(max(0, left))
+    left = balance.remaining_nano
+    if left is None:  # A gateway of an older version.
+        left = max(0, balance.cap_nano - balance.spent_nano - balance.held_nano - balance.lent_nano)
+    return format_usd(left)
 
 
 def _percentage(balance: BalanceEvent) -> str | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from decimal import Decimal
 
-from llmbudget.api.budget import BudgetSpec, Consumer
+from llmbudget.api.budget import Borrowing, BudgetSpec, Consumer
 from llmbudget.api.gateway_spec import SecretDelivery
 from llmbudget.api.meta import ANNOTATION_APPROVED_PERIOD
 from llmbudget.api.model import milliseconds, months, per_minute
@@ -12,14 +13,17 @@ from llmbudget.api.money import parse_usd
 from llmbudget.api.provider import DEFAULT_CONTEXT, VaultAuthMethod, VaultSource
 from llmbudget.contract.config import (
     AccountConfig,
+    BorrowingConfig,
     ConsumerConfig,
     EndpointConfig,
+    EnvelopeLimits,
     GatewayConfig,
     Limits,
     ModelConfig,
     PostHogConfig,
     ProviderConfig,
     Threshold,
+    TopUpConfig,
     VaultConfig,
     key_variable,
 )
@@ -160,6 +164,18 @@ def _account(budget: Budget, ladder: tuple[str, ...], providers: tuple[str, ...]
         name=budget.account,
         parent=budget.parent,
         cap_nano=None if money.monthly_cap is None else parse_usd(money.monthly_cap),
+        rollover_nano=parse_usd(money.rollover.maximum) if money.rollover else 0,
+        borrowing=_borrowing(money.borrowing) if money.borrowing else None,
+        top_ups=tuple(
+            TopUpConfig(
+                id=top_up.id,
+                amount_nano=parse_usd(top_up.amount),
+                by=top_up.by,
+                reason=top_up.reason,
+                expires=datetime.fromisoformat(top_up.expires),
+            )
+            for top_up in money.top_ups
+        ),
         on_exceeded=money.on_exceeded,
         thresholds=tuple(
             Threshold(percentage=threshold.percentage, action=threshold.action)
@@ -174,8 +190,16 @@ def _account(budget: Budget, ladder: tuple[str, ...], providers: tuple[str, ...]
     )
 
 
+def _borrowing(borrowing: Borrowing) -> BorrowingConfig:
+    lent = borrowing.lending_limit
+    return BorrowingConfig(
+        limit_nano=parse_usd(borrowing.limit),
+        lending_limit_nano=None if lent is None else parse_usd(lent),
+    )
+
+
 def _consumer(consumer: Consumer) -> ConsumerConfig:
-    limits = consumer.rate_limits
+    limits, envelopes = consumer.rate_limits, consumer.envelopes
     names = consumer.service_accounts
     return ConsumerConfig(
         namespace=consumer.namespace,
@@ -188,4 +212,7 @@ def _consumer(consumer: Consumer) -> ConsumerConfig:
         )
         if limits
         else Limits(),
+        envelopes=EnvelopeLimits(maximum_nano=parse_usd(envelopes.maximum), count=envelopes.count)
+        if envelopes
+        else None,
     )

@@ -28,6 +28,15 @@ SPENT: Final = Gauge(
 HELD: Final = Gauge(
     "llmbudget_held_usd", "Money held for calls under way, in USD.", ("budget",), registry=REGISTRY
 )
+LENT: Final = Gauge(
+    "llmbudget_lent_usd",
+    "Money set aside in envelopes or lent to siblings, in USD.",
+    ("budget",),
+    registry=REGISTRY,
+)
+ENVELOPES: Final = Gauge(
+    "llmbudget_envelopes", "Open envelopes of a root budget.", ("budget",), registry=REGISTRY
+)
 CAP: Final = Gauge("llmbudget_cap_usd", "The period's cap, in USD.", ("budget",), registry=REGISTRY)
 LEVEL: Final = Gauge(
     "llmbudget_downgrade_level", "Step of the ladder in force.", ("budget",), registry=REGISTRY

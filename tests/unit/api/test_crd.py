@@ -126,10 +126,17 @@ def test_every_rule_says_what_is_wrong() -> None:
             assert len(rule["message"]) > 20, path
 
 
+TREE_COLUMNS = ["Parent", "Remaining", "Lent", "Borrowed"]
+
+
 @pytest.mark.parametrize(
     ("index", "columns", "wide"),
     [
-        (0, ["Cap", "Spent", "Used%", "Model", "Phase", "Ready", "Age"], []),
+        (
+            0,
+            ["Cap", "Spent", "Used%", "Model", "Phase", "Ready", "Age", *TREE_COLUMNS],
+            TREE_COLUMNS,
+        ),
         (1, ["Protocol", "Models", "Endpoint", "Ready", "Age"], ["Endpoint"]),
     ],
 )

@@ -91,6 +91,14 @@ VAULT_LOGIN = {
     },
 }
 LISTED = {"name": "gpt-4o-mini", "upstreamName": "openai/gpt-4o-mini"}
+TOP_UP = {
+    "id": "launch",
+    "amount": "5.00",
+    "by": "ada",
+    "reason": "the launch",
+    "expires": "2026-12-01T00:00:00Z",
+}
+
 CASES = {
     "time zone unknown": Case(
         setting(ROOT, "spec.budget.timeZone", "Mars/Phobos"),
@@ -211,16 +219,22 @@ CASES = {
         ("https://v:99999", "port"),
         provider="openrouter",
     ),
-    "rollover": Case(
-        setting(ROOT, "spec.budget.rollover", {"maximum": "5"}),
-        Reason.NOT_SUPPORTED,
-        ("spec.budget.rollover", "remove it"),
-        account="llm-platform/org",
+    "borrowing without a cap": Case(
+        setting(CHILD, "spec.budget", {"borrowing": {"limit": "5"}}),
+        Reason.INVALID_SPEC,
+        ("spec.budget.borrowing does nothing without a cap", "set spec.budget.monthlyCap"),
+        account="llm-teams/agents",
     ),
-    "borrowing": Case(
-        setting(CHILD, "spec.budget.borrowing", {"limit": "5"}),
-        Reason.NOT_SUPPORTED,
-        ("spec.budget.borrowing", "remove it"),
+    "rollover without a cap": Case(
+        setting(CHILD, "spec.budget", {"rollover": {"maximum": "5"}}),
+        Reason.INVALID_SPEC,
+        ("spec.budget.rollover", "or remove it"),
+        account="llm-teams/agents",
+    ),
+    "top-up without a cap": Case(
+        setting(CHILD, "spec.budget", {"topUps": [TOP_UP]}),
+        Reason.INVALID_SPEC,
+        ("spec.budget.topUps", "or remove it"),
         account="llm-teams/agents",
     ),
     "datadog": Case(
@@ -313,7 +327,7 @@ def test_without_any_readable_provider_ladders_are_not_blamed() -> None:
 
 
 def test_all_faults_are_told_at_once_the_fatal_one_first() -> None:
-    chosen = ("time zone unknown", "no Secret", "rollover", "ladder of a child")
+    chosen = ("time zone unknown", "no Secret", "datadog", "ladder of a child")
     found = findings(world(*(CASES[name].edit for name in chosen)))
     assert [one.fatal for one in found] == [True, False, False, False]
     assert len({one.reason for one in found}) == 4
@@ -321,7 +335,7 @@ def test_all_faults_are_told_at_once_the_fatal_one_first() -> None:
 
 def test_a_budgets_status_tells_its_own_faults_and_its_providers() -> None:
     made = world(
-        setting(ROOT, "spec.budget.rollover", {"maximum": "5"}),
+        setting(ROOT, "spec.monitoring.datadog", {"apiKeySecretRef": {"name": "d", "key": "k"}}),
         without("Secret/openrouter-key"),
         without("Secret/requesty-key"),
     )

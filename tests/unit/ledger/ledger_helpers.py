@@ -4,7 +4,7 @@ import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -15,8 +15,9 @@ from tests.support.postgres_server import PostgresServer
 from llmbudget.api.budget import Action, OnExceeded
 from llmbudget.api.money import Nano
 from llmbudget.contract.config import AccountConfig, Threshold
+from llmbudget.ledger.audit import Report, audit, database_source, file_source
 from llmbudget.ledger.book import Book
-from llmbudget.ledger.interface import HoldRequest
+from llmbudget.ledger.interface import EnvelopeRequest, HoldRequest
 from llmbudget.ledger.operations import Operations
 from llmbudget.ledger.postgres import PostgresLedger
 from llmbudget.ledger.postgres import store as postgres_store
@@ -46,6 +47,7 @@ def account(
     ladder: tuple[str, ...] = ("large", "medium", "small"),
     on_exceeded: OnExceeded = OnExceeded.BLOCK,
     approved_period: str | None = None,
+    **others: Any,
 ) -> AccountConfig:
     return AccountConfig(
         name=name,
@@ -56,6 +58,7 @@ def account(
         on_exceeded=on_exceeded,
         approved_period=approved_period,
         providers=(),
+        **others,
     )
 
 
@@ -63,6 +66,22 @@ def ask(id: str, amount: int = 10, account: str = "llm/org", **others: str) -> H
     return HoldRequest(
         id=id, account=account, amount=Nano(amount), provider="openrouter", model="large", **others
     )
+
+
+def task(id: str, amount: int = 50, account: str = "llm/org", **others: Any) -> EnvelopeRequest:
+    values: dict[str, Any] = {
+        "consumer": "team/lead",
+        "users": ("team/lead", "team/helper"),
+        "lifetime": timedelta(days=5),
+        "most_amount": Nano(10**9),
+        "most_open": 100,
+    }
+    return EnvelopeRequest(id=id, account=account, amount=Nano(amount), **(values | others))
+
+
+def within(envelope: str, id: str, amount: int = 10, account: str = "llm/org") -> HoldRequest:
+    """Ask for a call that is paid from an envelope."""
+    return ask(id, amount, account, envelope=envelope, consumer="team/helper")
 
 
 @contextmanager
@@ -103,6 +122,10 @@ class Engine(ABC):
     def clear(self) -> None:
         """Begin anew with an empty ledger."""
 
+    @abstractmethod
+    def audited(self) -> Report:
+        """Audit it as `llmbudget ledger verify` does."""
+
     def count(self, table: str) -> int:
         return self.query(f"SELECT count(*) FROM {table}")[0][0]
 
@@ -123,6 +146,10 @@ class SqliteEngine(Engine):
     def query(self, statement: str) -> list[tuple[Any, ...]]:
         with reading(self.file) as connection:
             return connection.execute(statement).fetchall()
+
+    def audited(self) -> Report:
+        with file_source(self.file) as source:
+            return audit(source)
 
     def clear(self) -> None:
         for file in self.file.parent.glob(f"{self.file.name}*"):
@@ -169,6 +196,10 @@ class PostgresEngine(Engine):
     def query(self, statement: str) -> list[tuple[Any, ...]]:
         cursor = self._connection.execute(statement)
         return cursor.fetchall() if cursor.description else []
+
+    def audited(self) -> Report:
+        with database_source(self.file) as source:
+            return audit(source)
 
     def clear(self) -> None:
         self.server.execute(f"DROP SCHEMA {self.name} CASCADE")

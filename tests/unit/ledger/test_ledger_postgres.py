@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from tests.support.cutting_proxy import CuttingProxy
 from tests.support.postgres_server import PASSWORD, PostgresServer
-from tests.unit.ledger.ledger_helpers import PostgresEngine, account, ask
+from tests.unit.ledger.ledger_helpers import PostgresEngine, account, ask, task, within
 
 from llmbudget.api.budget import Action
 from llmbudget.api.money import Nano
@@ -19,6 +19,8 @@ from llmbudget.cli.ledger import command
 from llmbudget.contract.events import ActionEvent
 from llmbudget.ledger.interface import (
     BudgetExceeded,
+    EnvelopeClosed,
+    EnvelopeExceeded,
     Hold,
     LedgerUnavailable,
     Outcome,
@@ -26,6 +28,7 @@ from llmbudget.ledger.interface import (
     Settlement,
 )
 from llmbudget.ledger.postgres import PostgresLedger, store
+from llmbudget.ledger.postgres.migrations import SCHEMA
 from llmbudget.ledger.postgres.owners import Watch
 
 HALF = ((50, Action.DOWNGRADE_MODELS),)
@@ -247,7 +250,7 @@ async def test_newer_tables(owners, engine):
     for step in (owners[0].hold(ask("3", 1)), engine.open()):
         with pytest.raises(LedgerUnavailable, match=r"newer version.*schema 99.*install"):
             await step
-    engine.query("UPDATE ledger SET requires = 1")
+    engine.query("UPDATE ledger SET requires = 20")
     assert (await owners[0].settle("1", Settlement(Nano(1)))).cost == 1
 
 
@@ -319,7 +322,7 @@ async def test_role_that_may_only_use_the_tables(engine, postgres: PostgresServe
     engine.file.write_text(owned)
     for _ in range(2):
         result = CliRunner().invoke(command, ["migrate", "--postgres", str(engine.file)])
-        assert (result.exit_code, result.output) == (0, "the tables have schema 1\n")
+        assert (result.exit_code, result.output) == (0, f"the tables have schema {SCHEMA}\n")
     engine.query(
         f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {engine.name} TO {user};"
         f"GRANT EXECUTE ON FUNCTION make_entries_partition TO {user}"
@@ -338,3 +341,17 @@ async def test_role_that_may_only_use_the_tables(engine, postgres: PostgresServe
         connection.rollback()
         with pytest.raises(psycopg.errors.RaiseException, match="no month"):
             connection.execute("SELECT make_entries_partition('2026-11; DROP TABLE holds')")
+
+
+async def test_owners_share_envelopes(owners):
+    first, second = owners[:2]
+    await first.open_envelope(task("e", 50))
+    await second.hold(within("e", "1", 30))
+    with pytest.raises(EnvelopeExceeded):
+        await first.hold(within("e", "2", 21))
+    await second.settle("1", Settlement(Nano(10)))
+    await first.hold(within("e", "2", 40))
+    closed = await second.close_envelope("e", "team/lead")
+    assert (closed.spent, closed.held) == (10, 40)
+    with pytest.raises(EnvelopeClosed):
+        await first.hold(within("e", "3", 0))

@@ -15,18 +15,38 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from tests.unit.ledger.ledger_helpers import Clock, Engine, SqliteEngine, account, ask
+from tests.unit.ledger.ledger_helpers import (
+    Clock,
+    Engine,
+    SqliteEngine,
+    account,
+    ask,
+    task,
+    within,
+)
 
 from llmbudget.api.budget import Action
 from llmbudget.api.money import Nano
-from llmbudget.decide.periods import period_at
-from llmbudget.ledger.interface import BudgetExceeded, Outcome, Settlement
+from llmbudget.contract.config import BorrowingConfig, TopUpConfig
+from llmbudget.decide.lending import Cohort, Member
+from llmbudget.decide.periods import period_at, period_named
+from llmbudget.ledger.interface import (
+    BudgetExceeded,
+    EnvelopeClosed,
+    EnvelopeExceeded,
+    Outcome,
+    Settlement,
+)
 
-ROOT, TEAM, APP = "llm/org", "llm/team", "app/app"
-PATHS = {ROOT: (ROOT,), TEAM: (TEAM, ROOT), APP: (APP, TEAM, ROOT)}
+ROOT, TEAM, PEER, APP = "llm/org", "llm/team", "llm/peer", "app/app"
+PATHS = {ROOT: (ROOT,), TEAM: (TEAM, ROOT), PEER: (PEER, ROOT), APP: (APP, TEAM, ROOT)}
+SIBLINGS = (TEAM, PEER)
 ZONES = ("UTC", "America/New_York", "Pacific/Auckland")
 AMOUNTS = st.integers(0, 30)
 CAPS = st.integers(20, 120) | st.integers(0, 20) | st.none()
+ALL_CAPS = st.tuples(CAPS, CAPS, CAPS, CAPS)
+LENDING = st.none() | st.tuples(st.integers(0, 60), st.none() | st.integers(0, 60))
+ROLLOVERS = st.fixed_dictionaries({name: st.sampled_from([0, 0, 25, 500]) for name in PATHS})
 
 
 @dataclass(frozen=True)
@@ -38,6 +58,29 @@ class Charge:
     held: int
     cost: int | None = None
     unknown: bool = False
+    envelope: str | None = None
+
+
+@dataclass(frozen=True)
+class Purse:
+    """An envelope."""
+
+    path: tuple[str, ...]
+    period: str
+    cap: int
+    expires: datetime
+    closed: bool = False
+
+
+@dataclass(frozen=True)
+class Grant:
+    """A top-up."""
+
+    account: str
+    id: str
+    amount: int
+    period: str
+    expires: datetime
 
 
 class Crash(Exception):
@@ -50,37 +93,122 @@ class LedgerMachine(RuleBasedStateMachine):
     clock: Clock
     engine: Engine
 
-    @initialize(caps=st.tuples(CAPS, CAPS, CAPS))
+    @initialize(caps=ALL_CAPS)
     def open(self, caps):
         self.clock.now = Clock().now
         self.engine.clear()
         self.charges: dict[str, Charge] = {}
+        self.purses: dict[str, Purse] = {}
+        self.grants: list[Grant] = []
         self.debits: dict[tuple[str, str], int] = {}
         self.carried: dict[tuple[str, str], int] = {}
+        self.rolled: dict[tuple[str, str], int] = {}
         self.closing_caps: dict[tuple[str, str], int | None] = {}
+        self.caps = dict.fromkeys(PATHS)
+        self.lending = dict.fromkeys(SIBLINGS)
+        self.rollover = dict.fromkeys(PATHS, 0)
         self.ids = (f"h{n}" for n in itertools.count())
         self.period, self.zone = "2026-11", "UTC"
+        self.next_zone = "UTC"
         self.generation = 0
         self.store = self.engine.store()
-        self.configure(caps, "UTC")
+        self.configure(caps, "UTC", (None, None), dict.fromkeys(PATHS, 0))
 
     def teardown(self):
         if hasattr(self, "store"):
             self.store.crash()
+            assert not self.engine.audited().findings
 
     # The model
 
     def sums(self, name, period):
-        """Spent within holds, overage, held."""
+        """Spent within holds, overage, held, set aside."""
         mine = [c for c in self.charges.values() if name in c.path and c.period == period]
         done = [c for c in mine if c.cost is not None]
         spent = sum(min(c.cost, c.held) for c in done)
         overage = sum(max(0, c.cost - c.held) for c in done)
-        return spent, overage, sum(c.held for c in mine if c.cost is None)
+        held = sum(c.held for c in mine if c.cost is None and c.envelope is None)
+        lent = sum(
+            self.reserved(id)
+            for id, purse in self.purses.items()
+            if name in purse.path and purse.period == period
+        )
+        return spent, overage, held, lent
+
+    def inside(self, id):
+        """Spent from an envelope, and held."""
+        mine = [c for c in self.charges.values() if c.envelope == id]
+        spent = sum(c.cost for c in mine if c.cost is not None)
+        return spent, sum(c.held for c in mine if c.cost is None)
+
+    def reserved(self, id):
+        purse, (spent, held) = self.purses[id], self.inside(id)
+        return held if purse.closed else max(held, purse.cap - spent)
 
     def total(self, name, period):
-        spent, overage, _ = self.sums(name, period)
+        spent, overage, _, _ = self.sums(name, period)
         return spent + overage + self.debits.get((name, period), 0)
+
+    def used(self, name, holds=True):
+        _, _, held, lent = self.sums(name, self.period)
+        return self.total(name, self.period) + (held if holds else 0) + lent
+
+    def topped_up(self, name, now=None):
+        return sum(
+            grant.amount
+            for grant in self.grants
+            if (grant.account, grant.period) == (name, self.period)
+            and (now or self.clock.now) < grant.expires
+        )
+
+    def own(self, name, now=None):
+        cap = self.caps[name]
+        if cap is None:
+            return None
+        return cap + self.rolled.get((name, self.period), 0) + self.topped_up(name, now)
+
+    def cohort(self):
+        return [
+            name
+            for name in SIBLINGS
+            if self.lending[name] is not None and self.caps[name] is not None
+        ]
+
+    def fits(self, name, amount, holds=True):
+        """I1, naively: whoever needs more than its own finds it at its siblings."""
+        own = self.own(name)
+        if own is None:
+            return True
+        if name not in self.cohort():
+            return self.used(name, holds) + amount <= own
+        need = give = 0
+        for each in self.cohort():
+            limit, lends = self.lending[each]
+            mine = self.own(each)
+            used = self.used(each, holds) + (amount if each == name else 0)
+            if each == name and lends is not None and used <= mine - lends:
+                return True
+            if each == name and used > mine + limit:
+                return False
+            need += min(limit, max(0, used - mine))
+            give += max(0, min(mine if lends is None else lends, mine - used))
+        return need <= give or amount == 0
+
+    def room_for(self, path, amount):
+        return all(
+            self.fits(each, amount) and (amount > 0 or self.fits(each, 1, holds=False))
+            for each in path
+        )
+
+    def loans(self):
+        """Who has how much of whom. How it is shared is the ledger's choice, and tried elsewhere:
+        here it is only added up."""
+        return Cohort(
+            {
+                name: Member(self.own(name), self.used(name), *self.lending[name])
+                for name in self.cohort()
+            }
+        ).loans
 
     def carry(self):
         """Post what closed months owe to the current one."""
@@ -99,10 +227,33 @@ class LedgerMachine(RuleBasedStateMachine):
         reached = period_at(self.clock.now, self.zone).name
         if reached > self.period:
             reached = max(reached, period_at(self.clock.now, self.next_zone).name)
-            for name in PATHS:
-                self.closing_caps[name, self.period] = self.caps[name]
-            self.period, self.zone = reached, self.next_zone
-            self.carry()
+            self.purses = {id: replace(p, closed=True) for id, p in self.purses.items()}
+            self.end_month(reached)
+        self.purses = {
+            id: replace(p, closed=p.closed or p.expires <= self.clock.now)
+            for id, p in self.purses.items()
+        }
+
+    def end_month(self, reached):
+        end = period_named(self.period, self.zone).end.astimezone(UTC)
+        last = min(self.clock.now, end - timedelta(microseconds=1))
+        now, self.clock.now = self.clock.now, last
+        loans, unused = self.loans(), {}
+        for name in PATHS:
+            own = self.own(name)
+            borrowed = loans[name].borrowed if name in loans else 0
+            lent = loans[name].lent if name in loans else 0
+            unused[name] = 0
+            if own is not None:
+                left = own - self.topped_up(name) - self.used(name) - lent
+                unused[name] = min(self.rollover[name], max(0, left))
+                own += borrowed - lent - unused[name]
+            self.closing_caps[name, self.period] = own
+        self.clock.now = now
+        self.period, self.zone = reached, self.next_zone
+        for name, amount in unused.items():
+            self.rolled[name, reached] = amount
+        self.carry()
 
     def resolve(self, id, cost, unknown=False):
         self.charges[id] = replace(self.charges[id], cost=cost, unknown=unknown)
@@ -113,38 +264,79 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # The rules
 
-    @rule(caps=st.tuples(CAPS, CAPS, CAPS), zone=st.sampled_from(ZONES))
-    def configure(self, caps, zone):
+    @rule(
+        caps=ALL_CAPS,
+        zone=st.sampled_from(ZONES),
+        lending=st.tuples(LENDING, LENDING),
+        rollover=ROLLOVERS,
+    )
+    def configure(self, caps, zone, lending, rollover):
+        self.turn()
+        self.caps = dict(zip(PATHS, caps, strict=True))
+        self.lending = dict(zip(SIBLINGS, lending, strict=True))
+        self.rollover = rollover
+        self.next_zone = zone
+        self.send()
+
+    def send(self):
+        """Configure the ledger as the model is."""
         self.generation += 1
         steps = ((50, Action.DOWNGRADE_MODELS), (80, Action.NOTIFY_ADMIN))
-        parents = {ROOT: None, TEAM: ROOT, APP: TEAM}
-        self.caps = dict(zip(PATHS, caps, strict=True))
-        configs = [account(name, self.caps[name], parents[name], steps) for name in PATHS]
-        if self.generation > 1:
-            self.turn_with_old_caps()
+        configs = []
+        for name, path in PATHS.items():
+            limits = self.lending.get(name)
+            configs.append(
+                account(
+                    name,
+                    self.caps[name],
+                    path[1] if len(path) > 1 else None,
+                    steps,
+                    rollover_nano=self.rollover[name],
+                    borrowing=limits
+                    and BorrowingConfig(limit_nano=limits[0], lending_limit_nano=limits[1]),
+                    top_ups=[
+                        TopUpConfig(
+                            id=grant.id,
+                            amount_nano=grant.amount,
+                            by="ada",
+                            reason="why not",
+                            expires=grant.expires,
+                        )
+                        for grant in self.grants
+                        if grant.account == name
+                    ],
+                )
+            )
         self.store.transact(
-            lambda book: book.configure(configs, time_zone=zone, generation=self.generation)
+            lambda book: book.configure(
+                configs, time_zone=self.next_zone, generation=self.generation
+            )
         )
-        self.next_zone = zone
 
-    def turn_with_old_caps(self):
-        new, self.caps = self.caps, getattr(self, "known_caps", self.caps)
+    @rule(
+        name=st.sampled_from(sorted(PATHS)),
+        amount=st.integers(1, 40),
+        days=st.sampled_from([1, 10, 40]),
+    )
+    def top_up(self, name, amount, days):
         self.turn()
-        self.caps = new
+        expires = self.clock.now + timedelta(days=days)
+        id = f"t{len(self.grants)}-{next(self.ids)}"
+        self.grants.append(Grant(name, id, amount, self.period, expires))
+        self.send()
+
+    @precondition(lambda self: self.grants)
+    @rule(data=st.data())
+    def take_top_up_back(self, data):
+        self.turn()
+        self.grants.remove(data.draw(st.sampled_from(self.grants)))
+        self.send()
 
     @rule(name=st.sampled_from(sorted(PATHS)), amount=AMOUNTS, crash=st.booleans())
     def hold(self, name, amount, crash):
         self.turn()
         id = next(self.ids)
-        room = all(
-            self.caps[each] is None
-            or (
-                self.total(each, self.period) + self.sums(each, self.period)[2] + amount
-                <= self.caps[each]
-                and (amount > 0 or self.total(each, self.period) < self.caps[each])
-            )
-            for each in PATHS[name]
-        )
+        room = self.room_for(PATHS[name], amount)
 
         def ask_for(book):
             try:
@@ -165,6 +357,70 @@ class LedgerMachine(RuleBasedStateMachine):
         else:
             if granted:
                 self.charges[id] = Charge(PATHS[name], self.period, amount)
+
+    @rule(
+        name=st.sampled_from(sorted(PATHS)),
+        amount=st.integers(1, 40),
+        days=st.sampled_from([1, 40]),
+        crash=st.booleans(),
+    )
+    def open_envelope(self, name, amount, days, crash):
+        self.turn()
+        id = next(self.ids)
+        room = self.room_for(PATHS[name], amount)
+        asked = task(id, amount, name, lifetime=timedelta(days=days))
+
+        def open_one(book):
+            try:
+                opened = book.open_envelope(asked)
+            except BudgetExceeded:
+                assert not room
+                return None
+            assert room, "I1"
+            if crash:
+                raise Crash
+            return opened.expires
+
+        try:
+            expires = self.store.transact(open_one)
+        except Crash:
+            self.reopen()
+        else:
+            if expires is not None:
+                self.purses[id] = Purse(PATHS[name], self.period, amount, expires)
+
+    def open_purses(self):
+        return sorted(id for id, purse in self.purses.items() if not purse.closed)
+
+    @precondition(lambda self: self.open_purses())
+    @rule(data=st.data())
+    def close_envelope(self, data):
+        id = data.draw(st.sampled_from(self.open_purses()))
+        self.turn()
+        closed = self.store.transact(lambda book: book.close_envelope(id, "team/lead"))
+        assert closed.closed
+        self.purses[id] = replace(self.purses[id], closed=True)
+
+    @precondition(lambda self: self.purses)
+    @rule(data=st.data(), amount=AMOUNTS)
+    def hold_within(self, data, amount):
+        envelope = data.draw(st.sampled_from(sorted(self.purses)))
+        self.turn()
+        id, purse = next(self.ids), self.purses[envelope]
+        spent, held = self.inside(envelope)
+        room = not purse.closed and amount <= max(0, purse.cap - spent - held)
+
+        def ask_for(book):
+            try:
+                book.hold(within(envelope, id, amount, purse.path[0]))
+            except (EnvelopeClosed, EnvelopeExceeded):
+                assert not room
+                return False
+            assert room, "I1"
+            return True
+
+        if self.store.transact(ask_for):
+            self.charges[id] = Charge(purse.path, self.period, amount, envelope=envelope)
 
     @precondition(lambda self: self.open_holds())
     @rule(
@@ -216,22 +472,39 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def sums_are_right(self):
-        if not hasattr(self, "next_zone"):
+        if not hasattr(self, "store"):
             return
-        self.known_caps = self.caps
         self.turn()
-        balances = self.store.transact(lambda book: [book.balance(name) for name in PATHS])
-        for name, balance in zip(PATHS, balances, strict=True):
+        balances = self.store.transact(lambda book: book.balances(PATHS))
+        for name, balance in balances.items():
             assert balance.period.name == self.period
             assert balance.spent == self.total(name, self.period)
             assert balance.held == self.sums(name, self.period)[2]
-            cap = self.caps[name]
+            cap = self.own(name)
+            assert balance.cap == cap
+            assert balance.topped_up == (self.topped_up(name))
             crossed = cap is not None and balance.spent * 100 >= 50 * cap
             assert balance.level == (1 if crossed else 0)
+            if cap is not None:
+                assert self.fits(name, balance.remaining) or balance.remaining == 0
+                assert not self.fits(name, balance.remaining + 1)
+        lent = {name: b.lent - self.sums(name, self.period)[3] for name, b in balances.items()}
+        borrowed = sum(balance.borrowed for balance in balances.values())
+        assert sum(lent.values()) == borrowed or self.cohort_is_over_its_caps()
+
+    def cohort_is_over_its_caps(self):
+        """Caps were lowered, or providers charged beyond holds: more is used than there is."""
+        give = need = 0
+        for name in self.cohort():
+            limit, lends = self.lending[name]
+            own, used = self.own(name), self.used(name)
+            need += min(limit, max(0, used - own))
+            give += max(0, min(own if lends is None else lends, own - used))
+        return need > give
 
     @invariant()
     def every_attempt_has_one_row(self):
-        if not hasattr(self, "next_zone"):
+        if not hasattr(self, "store"):
             return
         entries = {
             row[0]: row[1:]
@@ -252,7 +525,8 @@ class LedgerMachine(RuleBasedStateMachine):
             )
             assert (outcome == Outcome.UNKNOWN) == charge.unknown
         for row in self.engine.query(
-            "SELECT account, period, spent, overage, held, debit, carried FROM account_periods"
+            "SELECT account, period, spent, overage, held, lent, debit, carried, rolled "
+            "FROM account_periods"
         ):
             name, period, *figures = row
             debit = self.debits.get((name, period), 0)
@@ -260,7 +534,13 @@ class LedgerMachine(RuleBasedStateMachine):
                 *self.sums(name, period),
                 debit,
                 self.carried.get((name, period), 0),
+                self.rolled.get((name, period), 0),
             ]
+        for id, closed, spent, held in self.engine.query(
+            "SELECT id, closed IS NOT NULL, spent, held FROM envelopes"
+        ):
+            assert (spent, held) == self.inside(id)
+            assert bool(closed) == self.purses[id].closed
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ from llmbudget.reconcile.targets import TargetReport
 
 AWAY = {"connected": False, "problem": "connection refused"}
 REFUSED = TargetReport(refused=["Deployment a/b: it does not consent: annotate it."])
-STALLING = {"budget": {"rollover": {"maximum": "1"}}}
+STALLING = {"monitoring": {"datadog": {"apiKeySecretRef": {"name": "d", "key": "k"}}}}
 FATAL = {"budget": {"timeZone": "Mars/Phobos"}}
 SPENT = {"spent_nano": 500 * USD}
 FAULT = Finding(Reason.SECRET_NOT_CONSENTING, "label it", provider="openrouter")

@@ -130,6 +130,22 @@ def budget_exceeded(
     )
 
 
+def envelope_exceeded(*, envelope: str, asked: Nano, left: Nano, cap: Nano) -> Refusal:
+    """402: what is spent of an envelope leaves no room."""
+    return Refusal(
+        402,
+        "insufficient_quota",
+        f"Envelope {envelope} has {format_usd(left)} USD left of {format_usd(cap)} USD and this "
+        f"call may cost up to {format_usd(asked)} USD. Open another one, or call without it.",
+        details={
+            "envelope": envelope,
+            "asked_usd": format_usd(asked),
+            "left_usd": format_usd(left),
+            "cap_usd": format_usd(cap),
+        },
+    )
+
+
 def awaiting_approval(*, account: str, period: str, turns: datetime) -> Refusal:
     """402: an executive intervention stops calls until the period is approved."""
     return Refusal(
@@ -163,6 +179,11 @@ def no_budget(found: NoBudget) -> Refusal:
 def forbidden(message: str, code: str, choices: Sequence[str] = ()) -> Refusal:
     """403: no budget or no model for this caller; `choices` are what it may name instead."""
     return Refusal(403, code, message, details={"choices": list(choices)} if choices else None)
+
+
+def no_envelope() -> Refusal:
+    """403: no envelope that this caller may use has the id that it names."""
+    return forbidden("No envelope that you may use has this id.", "no_envelope")
 
 
 def repeated(entry_id: str, cost: Nano | None) -> Refusal:

@@ -110,7 +110,8 @@ def passing(error: psycopg.Error, connection: Connection | None) -> bool:
     lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and (
         connection is None or connection.closed or error.sqlstate is None
     )
-    return lost or isinstance(error, _AGAIN)
+    # Where a pipeline breaks, its own complaint hides what ended it.
+    return lost or isinstance(error, _AGAIN) or isinstance(error.__context__, _AGAIN)
 
 
 def _meaning(error: psycopg.Error) -> str:

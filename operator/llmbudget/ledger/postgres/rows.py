@@ -10,7 +10,7 @@ from typing import Any, Final
 from llmbudget.api.budget import Action
 from llmbudget.api.money import Nano
 from llmbudget.contract.config import Threshold
-from llmbudget.ledger.interface import ActionRow, Entry, Outcome
+from llmbudget.ledger.interface import ActionRow, Entry, Envelope, Outcome
 from llmbudget.ledger.postgres.connection import Connection
 from llmbudget.ledger.records import (
     Account,
@@ -18,18 +18,28 @@ from llmbudget.ledger.records import (
     Figures,
     KeyRow,
     OpenHold,
+    Transfer,
+    TransferKind,
+    top_ups_of,
 )
 
 Row = tuple[Any, ...]
 
-FIGURES: Final = "account, period, spent, overage, debit, held, carried, closed, closing_cap"
+FIGURES: Final = (
+    "account, period, spent, overage, debit, held, carried, closed, closing_cap, lent, rolled"
+)
 HOLD: Final = (
-    "id, path, period, amount, provider, model, agent, task_id, epoch, consumer, idempotency_key"
+    "id, path, period, amount, provider, model, agent, task_id, epoch, consumer, "
+    "idempotency_key, envelope"
 )
 ENTRY: Final = (
     "seq, id, ts, path, period, provider, model, tokens_in, tokens_out, cost, held, task_id, "
-    "agent, status, outcome"
+    "agent, status, outcome, envelope"
 )
+ENVELOPE: Final = (
+    "id, account, path, period, cap, consumer, users, task_id, opened, expires, closed, spent, held"
+)
+TRANSFER: Final = "id, ts, kind, account, period, amount, source, granted_by, reason, expires"
 ACTION: Final = "id, account, period, percentage, action, spent, cap, fired_at, acknowledged"
 
 
@@ -71,10 +81,14 @@ class Rows:
                 approved_period=row[6],
                 active=row[7],
                 revision=row[8],
+                rollover=row[9],
+                borrows=row[10],
+                lends=row[11],
+                top_ups=top_ups_of(row[12]),
             )
             for row in self._all(
                 "SELECT name, parent, cap, blocks, thresholds, steps, approved_period, active, "
-                "revision FROM accounts"
+                "revision, rollover, borrows, lends, top_ups FROM accounts"
             )
         ]
 
@@ -149,6 +163,26 @@ class Rows:
         found = self._all(KEYS, [consumer], [key])
         return KeyRow(*found[0]) if found else None
 
+    def envelope(self, envelope_id: str) -> Envelope | None:
+        """Find an envelope, open or closed."""
+        row = self._one(f"SELECT {ENVELOPE} FROM envelopes WHERE id = %s", envelope_id)
+        return None if row is None else _envelope(row)
+
+    def open_envelopes(self) -> list[Envelope]:
+        """Read the open envelopes."""
+        rows = self._all(f"SELECT {ENVELOPE} FROM envelopes WHERE closed IS NULL")
+        return [_envelope(row) for row in rows]
+
+    def envelopes_since(self, version: int) -> list[Envelope]:
+        """Read the envelopes that were changed after a version."""
+        rows = self._all(f"SELECT {ENVELOPE} FROM envelopes WHERE version > %s", version)
+        return [_envelope(row) for row in rows]
+
+    def transfer(self, transfer_id: str) -> Transfer | None:
+        """Find a transfer."""
+        row = self._one(f"SELECT {TRANSFER} FROM transfers WHERE id = %s", transfer_id)
+        return None if row is None else _transfer(row)
+
     def action(self, action_id: str) -> ActionRow | None:
         """Find a crossed threshold."""
         row = self._one(f"SELECT {ACTION} FROM actions WHERE id = %s", action_id)
@@ -210,8 +244,18 @@ def _entry(row: Row) -> EntryRow:
         agent=row[12],
         status=row[13],
         outcome=Outcome(row[14]),
+        envelope=row[15],
     )
     return EntryRow(entry, path)
+
+
+def _envelope(row: Row) -> Envelope:
+    id, account, path, period, cap, consumer, users, *others = row
+    return Envelope(id, account, tuple(path), period, cap, consumer, tuple(users), *others)
+
+
+def _transfer(row: Row) -> Transfer:
+    return Transfer(row[0], row[1], TransferKind(row[2]), *row[3:])
 
 
 def _action(row: Row) -> ActionRow:

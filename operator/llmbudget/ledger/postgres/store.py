@@ -15,16 +15,16 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, Generic, TypeVar
 
 import psycopg
 
-from llmbudget.decide.periods import months_before, period_at
+from llmbudget.decide.periods import months_before
 from llmbudget.ledger.book import Book
 from llmbudget.ledger.feed import Committed
-from llmbudget.ledger.interface import ActionRow, LedgerUnavailable
+from llmbudget.ledger.interface import ActionRow, Envelope, LedgerUnavailable
 from llmbudget.ledger.operations import Subject
 from llmbudget.ledger.postgres.connection import Connection, Database, passing
 from llmbudget.ledger.postgres.migrations import migrate, refuse_newer
@@ -38,13 +38,14 @@ PATIENCE_SECONDS: Final = 5.0
 _PAUSE_SECONDS: Final = (0.02, 0.5)
 
 _LOCK: Final = (
-    "SELECT requires, name, epoch, version, rare_version, last_seq, generation, period, "
-    "time_zone, next_time_zone FROM ledger FOR UPDATE"
+    "SELECT requires, name, epoch, version, rare_version, envelopes_version, last_seq, "
+    "generation, period, time_zone, next_time_zone FROM ledger FOR UPDATE"
 )
 _NOW: Final = "SELECT clock_timestamp(), (SELECT commits FROM owners WHERE epoch = %s)"
 _WRITE: Final = (
-    "UPDATE ledger SET name = %s, epoch = %s, version = %s, rare_version = %s, last_seq = %s, "
-    "generation = %s, period = %s, time_zone = %s, next_time_zone = %s"
+    "UPDATE ledger SET name = %s, epoch = %s, version = %s, rare_version = %s, "
+    "envelopes_version = %s, last_seq = %s, generation = %s, period = %s, time_zone = %s, "
+    "next_time_zone = %s"
 )
 
 Clock = Callable[[datetime], datetime]
@@ -69,6 +70,8 @@ class _Found:
     epoch: int
     version: int
     rare_version: int
+    envelopes_version: int
+    """The last one that changed an envelope."""
     last_seq: int
     header: Header
     """With this owner's epoch."""
@@ -162,9 +165,7 @@ class Store:
         row = connection.execute("SELECT version, clock_timestamp() FROM ledger").fetchone()
         if row is None or row[0] != self._seen:
             return True
-        header = book.header
-        now = self._clock(row[1])
-        return header.period is not None and period_at(now, header.time_zone).name > header.period
+        return book.due(self._clock(row[1]))
 
     def leave(self) -> None:
         """Give up, before `close`: what is still held is charged, since nobody will settle it."""
@@ -249,7 +250,10 @@ class Store:
             book, fresh = self._load(connection, found)
             asked = self._ask(connection, about, book.header.period)
         else:
-            book.catch_up(found.header, found.last_seq, figures_of(news.fetchall()))
+            envelopes: Sequence[Envelope] = ()
+            if found.envelopes_version > self._seen:
+                envelopes = Rows(connection).envelopes_since(self._seen)
+            book.catch_up(found.header, found.last_seq, figures_of(news.fetchall()), envelopes)
         self._fetch(connection, book, about, asked)
         return found, book, fresh
 
@@ -258,7 +262,7 @@ class Store:
             raise LedgerUnavailable(
                 f"PostgreSQL of {self._database.file}: the ledger's row is gone"
             )
-        requires, name, epoch, version, rare_version, last_seq, *header = ledger
+        requires, name, epoch, version, rare_version, envelopes_version, last_seq, *header = ledger
         refuse_newer(requires, self._database)
         if name not in (None, self._name):
             raise LedgerUnavailable(
@@ -272,6 +276,7 @@ class Store:
             epoch,
             version,
             rare_version,
+            envelopes_version,
             last_seq,
             Header(self.epoch, generation, period, time_zone or "UTC", next_time_zone or "UTC"),
             mine[1],
@@ -284,9 +289,7 @@ class Store:
         self._looked_at = float("-inf")
         header = found.header
         header.epoch = epoch
-        return _Found(
-            found.name, epoch, found.version, found.rare_version, found.last_seq, header, 0
-        )
+        return replace(found, epoch=epoch, header=header, commits=0)
 
     def _load(self, connection: Connection, found: _Found) -> tuple[Book, Sequence[ActionRow]]:
         """Read everything anew; tell the actions that followers don't know yet."""
@@ -298,6 +301,7 @@ class Store:
             header,
             rows.accounts(),
             rows.holds_of([header.epoch]),
+            rows.open_envelopes(),
             found.last_seq,
         )
         book.catch_up(header, found.last_seq, rows.figures_in(header.period))
@@ -360,6 +364,7 @@ class Store:
                     max(found.epoch, header.epoch),
                     version,
                     version if rare else found.rare_version,
+                    version if changes.envelopes else found.envelopes_version,
                     book.last_seq,
                     header.generation,
                     header.period,

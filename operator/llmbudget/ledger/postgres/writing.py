@@ -6,16 +6,27 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from llmbudget.ledger.interface import ActionRow, Entry
+from llmbudget.ledger.interface import ActionRow, Entry, Envelope
 from llmbudget.ledger.postgres.connection import Connection
 from llmbudget.ledger.postgres.rows import (
     ACTION,
     ENTRY,
+    ENVELOPE,
     FIGURES,
     HOLD,
+    TRANSFER,
     Row,
 )
-from llmbudget.ledger.records import Account, Changes, EntryRow, Figures, KeyRow, OpenHold
+from llmbudget.ledger.records import (
+    Account,
+    Changes,
+    EntryRow,
+    Figures,
+    KeyRow,
+    OpenHold,
+    Transfer,
+    top_ups_text,
+)
 
 
 def write(connection: Connection, changes: Changes, version: int) -> None:
@@ -42,6 +53,8 @@ def _batches(changes: Changes, version: int) -> Iterator[tuple[str, Sequence[Row
         _SUMS,
         [_figures_row(*key, figures, version) for key, figures in changes.figures.items()],
     )
+    yield _ENVELOPES, [_envelope_row(each, version) for each in changes.envelopes.values()]
+    yield _TRANSFERS, [_transfer_row(transfer) for transfer in changes.transfers.values()]
     yield _CORRECTED, [_corrected_row(row.entry) for row in changes.corrected.values()]
     yield "DELETE FROM entries WHERE seq = ANY(%s)", [(seq,) for seq in changes.forgotten]
     yield (
@@ -61,33 +74,52 @@ def _unnest(types: str) -> str:
 # A path is one text here: an array of arrays must be a rectangle.
 _OPENED: Final = (
     f"INSERT INTO holds ({HOLD}) SELECT id, string_to_array(path, ' '), period, amount, "
-    "provider, model, agent, task_id, epoch, consumer, key FROM ("
-    + _unnest("text text text int8 text text text text int8 text text")
-    + ") AS t(id, path, period, amount, provider, model, agent, task_id, epoch, consumer, key)"
+    "provider, model, agent, task_id, epoch, consumer, key, envelope FROM ("
+    + _unnest("text text text int8 text text text text int8 text text text")
+    + ") AS t(id, path, period, amount, provider, model, agent, task_id, epoch, consumer, key, "
+    "envelope)"
 )
 _ENTRIES: Final = (
     f"INSERT INTO entries ({ENTRY}) SELECT seq, id, ts, string_to_array(path, ' '), period, "
-    "provider, model, tokens_in, tokens_out, cost, held, task_id, agent, status, outcome FROM ("
-    + _unnest("int8 text timestamptz text text text text int8 int8 int8 int8 text text text text")
+    "provider, model, tokens_in, tokens_out, cost, held, task_id, agent, status, outcome, "
+    "envelope FROM ("
+    + _unnest(
+        "int8 text timestamptz text text text text int8 int8 int8 int8 text text text text text"
+    )
     + ") AS t(seq, id, ts, path, period, provider, model, tokens_in, tokens_out, cost, held, "
-    "task_id, agent, status, outcome)"
+    "task_id, agent, status, outcome, envelope)"
 )
 _ACCOUNTS: Final = (
     "INSERT INTO accounts (name, parent, cap, blocks, thresholds, steps, approved_period, active, "
-    "revision) "
-    + _unnest("text text int8 bool text int4 text bool int8")
+    "revision, rollover, borrows, lends, top_ups) "
+    + _unnest("text text int8 bool text int4 text bool int8 int8 int8 int8 text")
     + " ON CONFLICT (name) DO UPDATE SET parent = excluded.parent, cap = excluded.cap, "
     "blocks = excluded.blocks, thresholds = excluded.thresholds, steps = excluded.steps, "
     "approved_period = excluded.approved_period, active = excluded.active, "
-    "revision = excluded.revision"
+    "revision = excluded.revision, rollover = excluded.rollover, borrows = excluded.borrows, "
+    "lends = excluded.lends, top_ups = excluded.top_ups"
 )
 _SUMS: Final = (
     f"INSERT INTO account_periods ({FIGURES}, version) "
-    + _unnest("text text int8 int8 int8 int8 int8 bool int8 int8")
+    + _unnest("text text int8 int8 int8 int8 int8 bool int8 int8 int8 int8")
     + " ON CONFLICT (period, account) DO UPDATE SET spent = excluded.spent, "
     "overage = excluded.overage, debit = excluded.debit, held = excluded.held, "
     "carried = excluded.carried, closed = excluded.closed, closing_cap = excluded.closing_cap, "
-    "version = excluded.version"
+    "lent = excluded.lent, rolled = excluded.rolled, version = excluded.version"
+)
+_ENVELOPES: Final = (
+    f"INSERT INTO envelopes ({ENVELOPE}, version) SELECT id, account, string_to_array(path, ' '), "
+    "period, cap, consumer, string_to_array(users, ' '), task_id, opened, expires, closed, spent, "
+    "held, version FROM ("
+    + _unnest(
+        "text text text text int8 text text text timestamptz timestamptz timestamptz int8 int8 int8"
+    )
+    + ") AS t(id, account, path, period, cap, consumer, users, task_id, opened, expires, closed, "
+    "spent, held, version) ON CONFLICT (id) DO UPDATE SET closed = excluded.closed, "
+    "spent = excluded.spent, held = excluded.held, version = excluded.version"
+)
+_TRANSFERS: Final = f"INSERT INTO transfers ({TRANSFER}) " + _unnest(
+    "text timestamptz text text text int8 text text text timestamptz"
 )
 _CORRECTED: Final = (
     "UPDATE entries SET tokens_in = t.tokens_in, tokens_out = t.tokens_out, cost = t.cost, "
@@ -123,6 +155,10 @@ def _account_row(account: Account) -> Row:
         account.approved_period,
         account.active,
         account.revision,
+        account.rollover,
+        account.borrows,
+        account.lends,
+        top_ups_text(account.top_ups),
     )
 
 
@@ -137,6 +173,8 @@ def _figures_row(account: str, period: str, figures: Figures, version: int) -> R
         figures.carried,
         figures.closed,
         figures.closing_cap,
+        figures.lent,
+        figures.rolled,
         version,
     )
 
@@ -154,6 +192,7 @@ def _hold_row(hold: OpenHold) -> Row:
         hold.epoch,
         hold.consumer,
         hold.idempotency_key,
+        hold.envelope,
     )
 
 
@@ -175,6 +214,7 @@ def _entry_row(row: EntryRow) -> Row:
         entry.agent,
         None if entry.status is None else str(entry.status),
         entry.outcome.value,
+        entry.envelope,
     )
 
 
@@ -187,6 +227,40 @@ def _corrected_row(entry: Entry) -> Row:
         entry.cost,
         None if entry.status is None else str(entry.status),
         entry.outcome.value,
+    )
+
+
+def _envelope_row(envelope: Envelope, version: int) -> Row:
+    return (
+        envelope.id,
+        envelope.account,
+        " ".join(envelope.path),
+        envelope.period,
+        envelope.cap,
+        envelope.consumer,
+        " ".join(envelope.users),
+        envelope.task_id,
+        envelope.opened,
+        envelope.expires,
+        envelope.closed,
+        envelope.spent,
+        envelope.held,
+        version,
+    )
+
+
+def _transfer_row(transfer: Transfer) -> Row:
+    return (
+        transfer.id,
+        transfer.ts,
+        transfer.kind.value,
+        transfer.account,
+        transfer.period,
+        transfer.amount,
+        transfer.source,
+        transfer.by,
+        transfer.reason,
+        transfer.expires,
     )
 
 

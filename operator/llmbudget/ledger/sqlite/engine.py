@@ -7,7 +7,7 @@ own: what a power failure takes of it, the next start charges at the hold.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,6 +42,7 @@ class SqliteLedger(Operations):
         self._ownership = ownership
         self._feed.replace(start.balances, generation=start.generation)
         self._feed.act(start.actions)
+        self._feed.envelopes = start.envelopes
         self._reader: apsw.Connection | None = None
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="ledger-reader")
         self._writer = Writer(store, path, asyncio.get_running_loop(), self._feed.take)
@@ -124,9 +125,10 @@ class _Start:
     def __init__(self, book: Book, actions: Sequence[ActionRow]) -> None:
         self.epoch = book.header.epoch
         self.generation = book.header.generation
-        self.balances: dict[str, Balance] = {}
+        self.balances: Mapping[str, Balance] = {}
         if book.header.period is not None:
-            self.balances = {name: book.balance(name) for name in book.active_accounts()}
+            self.balances = book.balances(book.active_accounts())
+        self.envelopes = len(book.envelopes)
         self.actions = actions
 
 

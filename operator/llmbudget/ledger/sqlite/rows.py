@@ -12,7 +12,7 @@ import apsw
 from llmbudget.api.budget import Action
 from llmbudget.api.money import Nano
 from llmbudget.contract.config import Threshold
-from llmbudget.ledger.interface import ActionRow, Entry, Outcome
+from llmbudget.ledger.interface import ActionRow, Entry, Envelope, Outcome
 from llmbudget.ledger.records import (
     Account,
     Changes,
@@ -21,6 +21,10 @@ from llmbudget.ledger.records import (
     Header,
     KeyRow,
     OpenHold,
+    Transfer,
+    TransferKind,
+    top_ups_of,
+    top_ups_text,
 )
 
 Row = tuple[Any, ...]
@@ -64,6 +68,10 @@ class Rows:
                 approved_period=row[6],
                 active=bool(row[7]),
                 revision=row[8],
+                rollover=row[9],
+                borrows=row[10],
+                lends=row[11],
+                top_ups=top_ups_of(row[12]),
             )
             for row in self._all("SELECT * FROM accounts")
         ]
@@ -84,15 +92,15 @@ class Rows:
     def figures(self, account: str, period: str) -> Figures | None:
         """Find an account's sums in a period."""
         row = self._one(
-            "SELECT spent, overage, debit, held, carried, closed, closing_cap "
+            "SELECT spent, overage, debit, held, carried, closed, closing_cap, lent, rolled "
             "FROM account_periods WHERE account = ? AND period = ?",
             account,
             period,
         )
         if row is None:
             return None
-        spent, overage, debit, held, carried, closed, closing_cap = row
-        return Figures(spent, overage, debit, held, carried, bool(closed), closing_cap)
+        spent, overage, debit, held, carried, closed, *others = row
+        return Figures(spent, overage, debit, held, carried, bool(closed), *others)
 
     def accounts_in(self, period: str) -> list[str]:
         """List the accounts that have sums in a period."""
@@ -124,6 +132,20 @@ class Rows:
         """Find a used idempotency key."""
         row = self._one("SELECT * FROM idempotency WHERE consumer = ? AND key = ?", consumer, key)
         return None if row is None else KeyRow(*row)
+
+    def envelope(self, envelope_id: str) -> Envelope | None:
+        """Find an envelope, open or closed."""
+        row = self._one("SELECT * FROM envelopes WHERE id = ?", envelope_id)
+        return None if row is None else _envelope(row)
+
+    def open_envelopes(self) -> list[Envelope]:
+        """Read the open envelopes."""
+        return [_envelope(row) for row in self._all("SELECT * FROM envelopes WHERE closed IS NULL")]
+
+    def transfer(self, transfer_id: str) -> Transfer | None:
+        """Find a transfer."""
+        row = self._one("SELECT * FROM transfers WHERE id = ?", transfer_id)
+        return None if row is None else _transfer(row)
 
     def action(self, action_id: str) -> ActionRow | None:
         """Find a crossed threshold."""
@@ -168,20 +190,20 @@ def write(connection: apsw.Connection, header: Header, changes: Changes) -> None
 
 def _batches(changes: Changes) -> Iterator[tuple[str, Sequence[Row]]]:
     yield (
-        "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [_account_row(account) for account in changes.accounts.values()],
     )
     yield (
-        "INSERT OR REPLACE INTO account_periods VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT OR REPLACE INTO account_periods VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [_figures_row(*key, figures) for key, figures in changes.figures.items()],
     )
     yield (
-        "INSERT INTO holds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO holds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [_hold_row(hold) for hold in changes.opened.values()],
     )
     yield "DELETE FROM holds WHERE id = ?", [(hold_id,) for hold_id in changes.closed]
     yield (
-        "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [_entry_row(row) for row in changes.entries.values()],
     )
     yield (
@@ -200,6 +222,14 @@ def _batches(changes: Changes) -> Iterator[tuple[str, Sequence[Row]]]:
             (key.consumer, key.key, key.entry, key.fingerprint, key.period)
             for key in changes.keys.values()
         ],
+    )
+    yield (
+        "INSERT OR REPLACE INTO envelopes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [_envelope_row(envelope) for envelope in changes.envelopes.values()],
+    )
+    yield (
+        "INSERT INTO transfers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [_transfer_row(transfer) for transfer in changes.transfers.values()],
     )
     yield (
         "INSERT INTO actions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
@@ -231,6 +261,10 @@ def _account_row(account: Account) -> Row:
         account.approved_period,
         int(account.active),
         account.revision,
+        account.rollover,
+        account.borrows,
+        account.lends,
+        top_ups_text(account.top_ups),
     )
 
 
@@ -245,6 +279,8 @@ def _figures_row(account: str, period: str, figures: Figures) -> Row:
         figures.carried,
         int(figures.closed),
         figures.closing_cap,
+        figures.lent,
+        figures.rolled,
     )
 
 
@@ -261,6 +297,7 @@ def _hold_row(hold: OpenHold) -> Row:
         hold.epoch,
         hold.consumer,
         hold.idempotency_key,
+        hold.envelope,
     )
 
 
@@ -282,6 +319,7 @@ def _entry_row(row: EntryRow) -> Row:
         entry.agent,
         entry.status,
         entry.outcome,
+        entry.envelope,
     )
 
 
@@ -303,6 +341,7 @@ def _entry(row: Row) -> EntryRow:
         agent=row[12],
         status=row[13],
         outcome=Outcome(row[14]),
+        envelope=row[15],
     )
     return EntryRow(entry, path)
 
@@ -332,4 +371,71 @@ def _action(row: Row) -> ActionRow:
         cap=Nano(row[6]),
         fired_at=from_microseconds(row[7]),
         acknowledged=bool(row[8]),
+    )
+
+
+def _envelope_row(envelope: Envelope) -> Row:
+    closed = envelope.closed
+    return (
+        envelope.id,
+        envelope.account,
+        " ".join(envelope.path),
+        envelope.period,
+        envelope.cap,
+        envelope.consumer,
+        " ".join(envelope.users),
+        envelope.task_id,
+        to_microseconds(envelope.opened),
+        to_microseconds(envelope.expires),
+        None if closed is None else to_microseconds(closed),
+        envelope.spent,
+        envelope.held,
+    )
+
+
+def _envelope(row: Row) -> Envelope:
+    return Envelope(
+        id=row[0],
+        account=row[1],
+        path=tuple(row[2].split(" ")),
+        period=row[3],
+        cap=row[4],
+        consumer=row[5],
+        users=tuple(row[6].split(" ")),
+        task_id=row[7],
+        opened=from_microseconds(row[8]),
+        expires=from_microseconds(row[9]),
+        closed=None if row[10] is None else from_microseconds(row[10]),
+        spent=row[11],
+        held=row[12],
+    )
+
+
+def _transfer_row(transfer: Transfer) -> Row:
+    return (
+        transfer.id,
+        to_microseconds(transfer.ts),
+        transfer.kind,
+        transfer.account,
+        transfer.period,
+        transfer.amount,
+        transfer.source,
+        transfer.by,
+        transfer.reason,
+        None if transfer.expires is None else to_microseconds(transfer.expires),
+    )
+
+
+def _transfer(row: Row) -> Transfer:
+    return Transfer(
+        id=row[0],
+        ts=from_microseconds(row[1]),
+        kind=TransferKind(row[2]),
+        account=row[3],
+        period=row[4],
+        amount=row[5],
+        source=row[6],
+        by=row[7],
+        reason=row[8],
+        expires=None if row[9] is None else from_microseconds(row[9]),
     )

@@ -13,7 +13,6 @@ import apsw
 
 from llmbudget.ledger.interface import LedgerUnavailable
 
-VERSION: Final = 1
 BUSY_MILLISECONDS: Final = 10_000
 FILE_NAME: Final = "ledger.db"
 """Name of the file in a ledger's directory."""
@@ -115,6 +114,55 @@ CREATE TABLE cursors (
 ) STRICT, WITHOUT ROWID;
 """
 
+_TREE: Final = """
+ALTER TABLE accounts ADD COLUMN rollover INTEGER NOT NULL DEFAULT 0 CHECK (rollover >= 0);
+ALTER TABLE accounts ADD COLUMN borrows INTEGER CHECK (borrows >= 0);
+ALTER TABLE accounts ADD COLUMN lends INTEGER CHECK (lends >= 0);
+ALTER TABLE accounts ADD COLUMN top_ups TEXT NOT NULL DEFAULT '[]';
+ALTER TABLE account_periods ADD COLUMN lent INTEGER NOT NULL DEFAULT 0 CHECK (lent >= 0);
+ALTER TABLE account_periods ADD COLUMN rolled INTEGER NOT NULL DEFAULT 0 CHECK (rolled >= 0);
+ALTER TABLE holds ADD COLUMN envelope TEXT;
+ALTER TABLE entries ADD COLUMN envelope TEXT;
+
+CREATE TABLE envelopes (
+    id TEXT PRIMARY KEY,
+    account TEXT NOT NULL,
+    path TEXT NOT NULL,
+    period TEXT NOT NULL,
+    cap INTEGER NOT NULL CHECK (cap > 0),
+    consumer TEXT NOT NULL,
+    users TEXT NOT NULL,
+    task_id TEXT,
+    opened INTEGER NOT NULL,
+    expires INTEGER NOT NULL,
+    closed INTEGER,
+    spent INTEGER NOT NULL CHECK (spent >= 0),
+    held INTEGER NOT NULL CHECK (held >= 0)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX envelopes_open ON envelopes (id) WHERE closed IS NULL;
+
+CREATE TABLE transfers (
+    id TEXT PRIMARY KEY,
+    ts INTEGER NOT NULL,
+    kind TEXT NOT NULL CHECK (kind IN ('top-up', 'rollover', 'debit')),
+    account TEXT NOT NULL,
+    period TEXT NOT NULL,
+    amount INTEGER NOT NULL CHECK (amount > 0),
+    source TEXT,
+    granted_by TEXT,
+    reason TEXT,
+    expires INTEGER
+) STRICT, WITHOUT ROWID;
+CREATE INDEX transfers_by_account ON transfers (account, period);
+INSERT INTO transfers
+    SELECT 'debit/' || account || '/' || period || '/before', 0, 'debit', account, period, debit,
+        NULL, NULL, NULL, NULL FROM account_periods WHERE debit > 0;
+"""
+
+_STEPS: Final = (_TABLES, _TREE)
+"""From each version to the next."""
+VERSION: Final = len(_STEPS)
+
 
 def connect(path: Path) -> apsw.Connection:
     """Open the file for writing, creating it and its tables where they are missing.
@@ -161,9 +209,10 @@ def _migrate(connection: apsw.Connection, path: Path) -> None:
         return
     connection.execute("BEGIN IMMEDIATE")
     try:
-        if _version(connection, path) == 0:  # another process may have been first
-            connection.execute(_TABLES)
-            connection.pragma("user_version", VERSION)
+        # Another process may have been first.
+        for step in _STEPS[_version(connection, path) :]:
+            connection.execute(step)
+        connection.pragma("user_version", VERSION)
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:

@@ -19,7 +19,6 @@ import apsw
 from llmbudget.ledger.book import Book
 from llmbudget.ledger.interface import LedgerUnavailable
 from llmbudget.ledger.pages import Clock
-from llmbudget.ledger.records import Changes
 from llmbudget.ledger.sqlite.rows import Rows, write
 from llmbudget.ledger.sqlite.schema import connect
 
@@ -83,14 +82,20 @@ class Store:
         if self._book is None or self._shared:
             rows = Rows(connection)
             self._book = Book(
-                rows, self._clock, rows.header(), rows.accounts(), rows.holds(), rows.last_seq()
+                rows,
+                self._clock,
+                rows.header(),
+                rows.accounts(),
+                rows.holds(),
+                rows.open_envelopes(),
+                rows.last_seq(),
             )
             # A commit may have failed after it reached the disk. Whoever asked for these holds
             # was told no and has sent nothing.
             for hold_id in self._lost & self._book.holds.keys():
                 self._book.release(hold_id)
         else:
-            self._book.changes = Changes()
+            self._book.begin()
         return self._book
 
     def _abandon(self, book: Book | None) -> None:

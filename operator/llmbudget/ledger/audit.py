@@ -1,0 +1,377 @@
+"""Auditing a ledger from its rows: whether its sums are those of its rows, and nothing else.
+
+Every row is counted on each account of its path, so a charge that is missing on one of them, or is
+there twice, shows as a difference. Whatever the size of the ledger, the database adds up, and only
+sums by path and month come here. All is read as of one instant; a gateway may go on meanwhile.
+
+Single rows of old months may have been dropped (`retention`): of those months only what the sums
+say of each other is audited, and that no more rows are left than were counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import apsw
+import psycopg
+
+from llmbudget.api.money import format_usd
+from llmbudget.ledger.book import FORGOTTEN
+from llmbudget.ledger.interface import LedgerUnavailable
+from llmbudget.ledger.postgres.connection import Database
+from llmbudget.ledger.records import Figures
+from llmbudget.ledger.sqlite.schema import FILE_NAME, VERSION, connect_reading
+
+Row = tuple[Any, ...]
+Key = tuple[str, str]
+"""Account and period."""
+
+_MOST_NAMED: Final = 20
+"""Ids that a finding names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is not as it must be."""
+
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What an audit looked at, and what it found."""
+
+    findings: tuple[Finding, ...]
+    rows: int
+    holds: int
+    accounts: int
+    months: int
+    envelopes: int
+    """Open ones."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rows} rows, {self.accounts} accounts, {self.months} months, "
+            f"{self.holds} holds under way, {self.envelopes} envelopes open"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A ledger as of one instant, and how its engine writes paths."""
+
+    query: Callable[[str], Iterable[Row]]
+    path: Callable[[Any], tuple[str, ...]]
+
+
+@contextmanager
+def file_source(ledger: Path) -> Iterator[Source]:
+    """Read a file, or the one in a directory.
+
+    Raises:
+        LedgerUnavailable: there is no ledger, it can't be read, or an older version wrote it.
+    """
+    path = ledger / FILE_NAME if ledger.is_dir() else ledger
+    try:
+        connection = connect_reading(path)
+        try:
+            if int(connection.pragma("user_version")) < VERSION:
+                raise LedgerUnavailable(
+                    f"{path}: written by an older version: start its gateway once, which brings it "
+                    "to this one's schema"
+                )
+            with connection:
+                yield Source(connection.execute, lambda text: tuple(text.split(" ")))
+        finally:
+            connection.close()
+    except apsw.Error as error:
+        raise LedgerUnavailable(f"{path}: {error}") from error
+
+
+@contextmanager
+def database_source(file: Path) -> Iterator[Source]:
+    """Read the PostgreSQL database whose connection string is in a file.
+
+    Raises:
+        LedgerUnavailable: the database can't be used, or holds no ledger of this version.
+    """
+    database = Database(file)
+    try:
+        with database.connect() as connection, connection.transaction():
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            connection.execute("SET LOCAL statement_timeout = 0")
+            yield Source(lambda statement: connection.execute(statement.encode()), tuple)
+    except psycopg.Error as error:
+        raise database.unavailable(error) from error
+
+
+def audit(source: Source) -> Report:
+    """Look at everything."""
+    ledger = _Read(source)
+    checks = (
+        _months,
+        _charged,
+        _held,
+        _set_aside,
+        _envelopes,
+        _carried,
+        _one_row_each,
+        _keys,
+        _paths,
+    )
+    return Report(
+        findings=tuple(finding for check in checks for finding in check(ledger)),
+        rows=ledger.rows,
+        holds=ledger.holds,
+        accounts=len({account for account, _ in ledger.figures}),
+        months=len({period for _, period in ledger.figures}),
+        envelopes=sum(each.closed is None for each in ledger.envelopes),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Envelope:
+    id: str
+    account: str
+    path: tuple[str, ...]
+    period: str
+    cap: int
+    spent: int
+    held: int
+    closed: object
+
+    @property
+    def reserved(self) -> int:
+        return self.held if self.closed is not None else max(self.held, self.cap - self.spent)
+
+
+class _Read:
+    """What the checks compare."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        ((self.period,),) = self.all("SELECT period FROM ledger")
+        forgotten = self.all(f"SELECT seq FROM cursors WHERE name = '{FORGOTTEN}'")
+        self.forgotten = _month(forgotten[0][0]) if forgotten else ""
+        """Rows of earlier months may be missing."""
+        self.figures: dict[Key, Figures] = {
+            (account, period): Figures(spent, overage, debit, held, carried, bool(closed), *others)
+            for account, period, spent, overage, debit, held, carried, closed, *others in self.all(
+                "SELECT account, period, spent, overage, debit, held, carried, closed, "
+                "closing_cap, lent, rolled FROM account_periods ORDER BY period, account"
+            )
+        }
+        self.accounts = {row[0] for row in self.all("SELECT name FROM accounts")}
+        self.envelopes = [
+            _Envelope(id, account, source.path(path), *others)
+            for id, account, path, *others in self.all(
+                "SELECT id, account, path, period, cap, spent, held, closed FROM envelopes"
+            )
+        ]
+        self.charged: dict[tuple[tuple[str, ...], str], tuple[int, int]] = {}
+        """Charged within and beyond holds, by path and period."""
+        self.rows = 0
+        for path, period, rows, within, beyond in self.all(
+            "SELECT path, period, count(*), sum(CASE WHEN cost > held THEN held ELSE cost END), "
+            "sum(CASE WHEN cost > held THEN cost - held ELSE 0 END) FROM entries "
+            "GROUP BY path, period"
+        ):
+            self.charged[source.path(path), period] = int(within), int(beyond)
+            self.rows += rows
+        self.open: dict[tuple[tuple[str, ...], str], int] = {}
+        """Held by calls that are paid from no envelope, by path and period."""
+        self.holds = 0
+        for path, period, holds, amount in self.all(
+            "SELECT path, period, count(*), sum(CASE WHEN envelope IS NULL THEN amount ELSE 0 END) "
+            "FROM holds GROUP BY path, period"
+        ):
+            self.open[source.path(path), period] = int(amount)
+            self.holds += holds
+
+    def all(self, statement: str) -> list[Row]:
+        return list(self.source.query(statement))
+
+    def ids(self, statement: str) -> str:
+        """Name what a statement finds; empty: nothing."""
+        found = [str(row[0]) for row in self.all(f"{statement} LIMIT {_MOST_NAMED + 1}")]
+        more = " and more" if len(found) > _MOST_NAMED else ""
+        return ", ".join(found[:_MOST_NAMED]) + more
+
+    def by_account(self, sums: Iterable[tuple[tuple[str, ...], str, int]]) -> Counter[Key]:
+        """Add sums by path up on each account of the path."""
+        total: Counter[Key] = Counter()
+        for path, period, amount in sums:
+            for account in path:
+                total[account, period] += amount
+        return total
+
+
+def _months(ledger: _Read) -> Iterator[Finding]:
+    """No month is later than the current one, and only that one is open."""
+    current = ledger.period
+    for (account, period), figures in ledger.figures.items():
+        if current is None:
+            continue  # The 371OS guide's interface: months are whatever its callers say.
+        where = f"{account} in {period}"
+        if period > current:
+            yield Finding(where, f"has sums, and the ledger's month is {current}")
+        elif period < current and not figures.closed:
+            yield Finding(where, "is over, and was not closed")
+        elif period == current and figures.closed:
+            yield Finding(where, "is closed, and the month goes on")
+    if current is None:
+        return
+    for table in ("entries", "holds", "envelopes", "transfers"):
+        for (period,) in ledger.all(f"SELECT DISTINCT period FROM {table}"):
+            if period > current:
+                yield Finding(f"{table} of {period}", f"are later than the ledger's {current}")
+
+
+def _charged(ledger: _Read) -> Iterator[Finding]:
+    """What each account has spent is what its rows were charged."""
+    within = ledger.by_account((path, month, n) for (path, month), (n, _) in ledger.charged.items())
+    beyond = ledger.by_account((path, month, n) for (path, month), (_, n) in ledger.charged.items())
+    for key in sorted({*ledger.figures, *within}):
+        figures = ledger.figures.get(key, Figures())
+        for what, counted, rows in (
+            ("spent", figures.spent, within[key]),
+            ("charged beyond holds", figures.overage, beyond[key]),
+        ):
+            old = key[1] < ledger.forgotten
+            if rows > counted or (rows < counted and not old):
+                yield _differs(key, what, counted, "its rows", rows)
+
+
+def _held(ledger: _Read) -> Iterator[Finding]:
+    """What each account holds is what its open holds reserve."""
+    held = ledger.by_account((path, month, n) for (path, month), n in ledger.open.items())
+    for key in sorted({*ledger.figures, *held}):
+        counted = ledger.figures.get(key, Figures()).held
+        if counted != held[key]:
+            yield _differs(key, "held", counted, "its holds", held[key])
+
+
+def _set_aside(ledger: _Read) -> Iterator[Finding]:
+    """What each account has set aside is what its envelopes reserve."""
+    lent = ledger.by_account((each.path, each.period, each.reserved) for each in ledger.envelopes)
+    for key in sorted({*ledger.figures, *lent}):
+        counted = ledger.figures.get(key, Figures()).lent
+        if counted != lent[key]:
+            yield _differs(key, "set aside", counted, "its envelopes", lent[key])
+
+
+def _envelopes(ledger: _Read) -> Iterator[Finding]:
+    """Each envelope is as its rows and holds say, and ends with its month."""
+    spent: dict[str, int] = dict(
+        ledger.all(
+            "SELECT envelope, sum(cost) FROM entries WHERE envelope IS NOT NULL GROUP BY envelope"
+        )
+    )
+    held: dict[str, int] = dict(
+        ledger.all(
+            "SELECT envelope, sum(amount) FROM holds WHERE envelope IS NOT NULL GROUP BY envelope"
+        )
+    )
+    for each in ledger.envelopes:
+        where = f"envelope {each.id} of {each.account}"
+        rows = int(spent.pop(each.id, 0))
+        if rows != each.spent and (rows > each.spent or each.period >= ledger.forgotten):
+            yield Finding(where, _difference("spent", each.spent, "its rows", rows))
+        if (holds := int(held.pop(each.id, 0))) != each.held:
+            yield Finding(where, _difference("held", each.held, "its holds", holds))
+        if each.closed is None and ledger.period is not None and each.period < ledger.period:
+            yield Finding(where, f"is open, and its month {each.period} is over")
+    for id in (*spent, *held):
+        yield Finding(f"envelope {id}", "calls were paid from it, and there is none")
+
+
+def _carried(ledger: _Read) -> Iterator[Finding]:
+    """What a month left, for better or worse, came to a later one, and by a transfer."""
+    into: dict[str, Counter[Key]] = defaultdict(Counter)
+    for kind, account, period, amount in ledger.all(
+        "SELECT kind, account, period, sum(amount) FROM transfers GROUP BY kind, account, period"
+    ):
+        into[kind][account, period] = int(amount)
+    debits: Counter[str] = Counter()
+    carried: Counter[str] = Counter()
+    for key, figures in ledger.figures.items():
+        debits[key[0]] += figures.debit
+        carried[key[0]] += figures.carried
+        for what, counted, kind in (
+            ("debit", figures.debit, "debit"),
+            ("rolled over", figures.rolled, "rollover"),
+        ):
+            if counted != into[kind][key]:
+                yield _differs(key, what, counted, "its transfers", into[kind][key])
+        if figures.due:
+            where = f"{key[0]} in {key[1]}"
+            yield Finding(
+                where, f"{format_usd(figures.due)} USD beyond its cap were not carried on"
+            )
+    for account in sorted(debits):
+        if debits[account] != carried[account]:
+            what = _difference("carried on", carried[account], "debits", debits[account])
+            yield Finding(account, what)
+
+
+def _one_row_each(ledger: _Read) -> Iterator[Finding]:
+    """Each call is under way, or has one row."""
+    both = ledger.ids("SELECT id FROM holds WHERE id IN (SELECT id FROM entries)")
+    if both:
+        yield Finding("holds", f"have a row already: {both}")
+    for column in ("id", "seq"):
+        twice = ledger.ids(f"SELECT {column} FROM entries GROUP BY {column} HAVING count(*) > 1")
+        if twice:
+            yield Finding("rows", f"share one {column}: {twice}")
+    refunded = ledger.ids(
+        "SELECT id FROM entries WHERE (outcome = 'unknown' AND cost <> held) "
+        "OR (outcome = 'released' AND cost <> 0)"
+    )
+    if refunded:
+        yield Finding("rows", f"are not charged as their outcome says: {refunded}")
+
+
+def _keys(ledger: _Read) -> Iterator[Finding]:
+    """Each idempotency key belongs to something."""
+    lost = ledger.ids(
+        "SELECT entry FROM idempotency AS k WHERE NOT EXISTS "
+        "(SELECT 1 FROM entries WHERE id = k.entry) AND NOT EXISTS "
+        "(SELECT 1 FROM holds WHERE id = k.entry) AND NOT EXISTS "
+        f"(SELECT 1 FROM envelopes WHERE id = k.entry) AND period >= '{ledger.forgotten}'"
+    )
+    if lost:
+        yield Finding("idempotency keys", f"belong to calls that left nothing: {lost}")
+
+
+def _paths(ledger: _Read) -> Iterator[Finding]:
+    """Each path leads from account to account, none twice."""
+    if ledger.period is None:
+        return
+    for path in sorted({path for path, _ in (*ledger.charged, *ledger.open)}):
+        where = f"rows of {path[0]}"
+        if len(set(path)) != len(path):
+            yield Finding(where, f"are charged twice to one account: {' → '.join(path)}")
+        unknown = [account for account in path if account not in ledger.accounts]
+        if unknown:
+            yield Finding(where, f"are charged to what is no account: {', '.join(unknown)}")
+
+
+def _differs(key: Key, what: str, counted: int, of: str, summed: int) -> Finding:
+    return Finding(f"{key[0]} in {key[1]}", _difference(what, counted, of, summed))
+
+
+def _difference(what: str, counted: int, of: str, summed: int) -> str:
+    return f"{what} {format_usd(counted)} USD, {of} {format_usd(summed)} USD"
+
+
+def _month(number: int) -> str:
+    return f"{number // 100:04d}-{number % 100:02d}"

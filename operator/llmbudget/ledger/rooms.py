@@ -1,0 +1,167 @@
+"""How much room an account has, and who is refused for want of it.
+
+For every account of a path, in the current period:
+
+    spent + overage + debit + held + lent + new <= cap + borrowed + top-ups + rolled over
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from llmbudget.api.money import Nano
+from llmbudget.decide.lending import Cohort, Loans, Member
+from llmbudget.decide.thresholds import awaiting_approval, crossed, downgrade_level
+from llmbudget.ledger.interface import AwaitingApproval, Balance, BudgetExceeded
+from llmbudget.ledger.pages import Pages
+from llmbudget.ledger.records import LIMIT, Account, Figures
+
+
+class Rooms(Pages):
+    """Decides from accounts and their sums."""
+
+    _surveyed: dict[tuple[str | None, bool], Cohort] | None = None
+    """Cohorts that were looked at, while nothing changes."""
+
+    def _topped_up(self, account: Account) -> int:
+        return account.topped_up(self.period, self._clock()) if account.top_ups else 0
+
+    def _own(self, account: Account, figures: Figures) -> int | None:
+        """Tell what an account may spend of its own: its cap with all that raises it."""
+        if account.cap is None:
+            return None
+        return account.cap + figures.rolled + self._topped_up(account)
+
+    def _room(self, account: Account, *, held: bool = True) -> int | None:
+        """Tell how much more may be held on an account; without `held`: if all holds were let go.
+        None: it has no cap."""
+        figures = self._now(account.name)
+        own = self._own(account, figures)
+        if own is None:
+            return None
+        if account.borrows is None:
+            return own - figures.used + (0 if held else figures.held)
+        return self._siblings(account, held=held).room(account.name)
+
+    def _siblings(self, account: Account, *, held: bool = True) -> Cohort:
+        key = (account.parent, held)
+        if self._surveyed is not None and key in self._surveyed:
+            return self._surveyed[key]
+        cohort = Cohort({a.name: self._member(a, held=held) for a in self._cohort(account)})
+        if self._surveyed is not None:
+            self._surveyed[key] = cohort
+        return cohort
+
+    def _member(self, account: Account, *, held: bool) -> Member:
+        figures = self._now(account.name)
+        return Member(
+            own=self._own(account, figures) or 0,
+            used=figures.used - (0 if held else figures.held),
+            limit=account.borrows or 0,
+            lending_limit=account.lends,
+        )
+
+    def _loans(self, account: Account) -> Loans:
+        """Tell what an account has borrowed and lent."""
+        if account.borrows is None or account.cap is None or not account.active:
+            return Loans()
+        return self._siblings(account).loans[account.name]
+
+    def _fits(self, account: Account, amount: int, *, held: bool = True) -> bool:
+        """Tell whether a call's bound has room. A free call has none where the cap is reached,
+        unless the account lets free calls go on."""
+        if amount == 0 and not account.blocks:
+            return True
+        room = self._room(account, held=held)
+        if room is None:
+            return True
+        return amount <= room and (amount > 0 or (self._room(account, held=False) or 0) > 0)
+
+    def _refuse_unapproved(self, path: Sequence[Account]) -> None:
+        for account in path:
+            if not account.thresholds:
+                continue
+            figures = self._now(account.name)
+            reached = crossed(account.thresholds, figures.total, self._own(account, figures))
+            if awaiting_approval(reached, account.approved_period, self.period):
+                raise AwaitingApproval(account.name, self._current())
+
+    def _refuse_exceeding(self, path: Sequence[Account], amount: int) -> None:
+        """Hold against every cap of the path; where several have no room, one that waiting does
+        not help goes first."""
+        refusals: list[BudgetExceeded] = []
+        for account in path:
+            figures = self._now(account.name)
+            if figures.used + amount >= LIMIT:
+                raise ValueError("amount is beyond what the ledger counts")
+            if account.cap is None or self._fits(account, amount):
+                continue
+            refusals.append(
+                BudgetExceeded(
+                    account.name,
+                    asked=Nano(amount),
+                    left=Nano(max(0, self._room(account) or 0)),
+                    cap=Nano(self._own(account, figures) or 0),
+                    period=self._current(),
+                    only_held=self._fits(account, amount, held=False),
+                )
+            )
+        if refusals:
+            raise min(refusals, key=lambda refusal: refusal.only_held)
+
+    def _left(self, path: Sequence[Account]) -> Nano | None:
+        """Tell what is left on the tightest account of a path."""
+        rooms = [room for room in map(self._room, path) if room is not None]
+        return Nano(max(0, min(rooms))) if rooms else None
+
+    def balances(self, names: Iterable[str]) -> dict[str, Balance]:
+        """Tell where configured accounts stand in the current period."""
+        with self._survey():
+            return {name: self.balance(name) for name in names}
+
+    @contextmanager
+    def _survey(self) -> Iterator[None]:
+        """Look at each cohort once: nothing changes meanwhile."""
+        self._surveyed = {}
+        try:
+            yield
+        finally:
+            self._surveyed = None
+
+    def balance(self, name: str) -> Balance:
+        """Tell where a configured account stands in the current period."""
+        account, figures = self.accounts[name], self._now(name)
+        own = self._own(account, figures)
+        reached = crossed(account.thresholds, figures.total, own)
+        loans = self._loans(account)
+        return Balance(
+            account=name,
+            period=self._current(),
+            cap=None if own is None else Nano(own),
+            spent=Nano(figures.total),
+            held=Nano(figures.held),
+            level=downgrade_level(reached, account.steps),
+            awaiting_approval=awaiting_approval(reached, account.approved_period, self.period),
+            remaining=_not_below_0(self._room(account)),
+            beside_holds=_not_below_0(self._room(account, held=False)),
+            lent=Nano(figures.lent + loans.lent),
+            borrowed=Nano(loans.borrowed),
+            topped_up=Nano(self._topped_up(account)),
+            rolled_over=Nano(figures.rolled),
+        )
+
+    def changed_accounts(self) -> set[str]:
+        """List the configured accounts whose sums this transaction changed, or others before
+        it, and those that lend to or borrow of them."""
+        names = {name for name, period in self.changes.figures if period == self.period}
+        names = (names | self._news) & self.active_accounts()
+        borrowing = [self.accounts[n] for n in names if self.accounts[n].borrows is not None]
+        for account in borrowing:
+            if account.cap is not None:
+                names |= {each.name for each in self._cohort(account)}
+        return names
+
+
+def _not_below_0(room: int | None) -> Nano | None:
+    return None if room is None else Nano(max(0, room))
