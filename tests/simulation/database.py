@@ -108,6 +108,7 @@ class Database:
             return Committed(
                 balances=book.balances(sorted(book.active_accounts())),
                 actions=list(book.changes.actions.values()),
+                epoch=epoch,
                 generation=book.header.generation,
                 reconfigured=True,
                 envelopes=len(book.envelopes),
