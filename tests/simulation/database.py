@@ -97,8 +97,10 @@ class Database:
             book.header.epoch = epoch
             try:
                 for operation in operations:
+                    opened = set(book.changes.opened)
                     _run(operation, book)
-                _check_cap(book)
+                    # Now, since the next operation may lower the cap.
+                    _check_cap(book, book.changes.opened.keys() - opened)
             except Broken as broken:
                 if not self.broken.done():
                     self.broken.set_exception(broken)
@@ -140,12 +142,13 @@ def _run(operation: Operation, book: Book) -> None:
         operation.error = error
 
 
-def _check_cap(book: Book) -> None:
+def _check_cap(book: Book, granted: set[str]) -> None:
     """I1: whatever was granted fits, on every account of its path."""
-    for hold in book.changes.opened.values():
+    for hold_id in sorted(granted):
+        hold = book.changes.opened[hold_id]
         for name in hold.path:
             cap, figures = book.accounts[name].cap, book._read(name, hold.period)
-            if cap is not None and figures.total + figures.held > cap:
+            if cap is not None and figures.used > cap:
                 raise Broken(f"I1: {name} has {figures.total} + {figures.held} of {cap}")
 
 
