@@ -249,6 +249,7 @@ class SimulatedLedger(Operations):
     async def _read(self, read: Callable[[Reading], Result]) -> Result:
         raise NotImplementedError("no call reads rows")
 
+    @property
     def problem(self) -> str | None:
         """It finds out by trying."""
         return None

@@ -171,7 +171,8 @@ class Gateway:
         self.process = Process(name)
         self.ledger = _Watched(world.database, self.process, world.loop, world.chance)
         self.ledger.sent_under = world.sent_under
-        self._serving: set[asyncio.Future[None]] = set()
+        # In the order in which they came: a set would have another one in each process.
+        self._serving: dict[asyncio.Future[None], None] = {}
         self._calls = Calls(self.ledger, Admission(self.ledger), Keys(world.keys, world.loop.time))
         self._config = config
         self.routes = self._route(config)
@@ -220,12 +221,12 @@ class Gateway:
     async def serve(self, caller: Caller) -> None:
         """Answer a call, or break off when the gateway dies."""
         reply: asyncio.Future[None] = self._world.loop.create_future()
-        self._serving.add(reply)
+        self._serving[reply] = None
         self._world.loop.start(self.process, self._serve(caller, reply))
         try:
             await reply
         finally:
-            self._serving.discard(reply)
+            self._serving.pop(reply, None)
 
     async def _serve(self, caller: Caller, reply: asyncio.Future[None]) -> None:
         try:
@@ -248,7 +249,7 @@ class Gateway:
     def kill(self) -> None:
         """End it between two instructions."""
         self.process.alive = False
-        for reply in self._serving:
+        for reply in list(self._serving):
             if not reply.done():
                 reply.set_exception(Gone())
 
