@@ -21,6 +21,7 @@ from typing import Any, Final, cast
 from tests.simulation.clockwork import Clockwork, Process
 from tests.simulation.database import Broken, Database, SimulatedLedger
 from tests.simulation.provider import Bill, SimulatedProvider
+from tests.support.records import call_story
 
 from llmbudget.api.budget import Action
 from llmbudget.api.provider import KeyHeader, Protocol
@@ -244,7 +245,9 @@ class Gateway:
         routes = self.routes
         consumer = routes.consumers.match("apps", "agent", None)
         request, exchange = cast(Request, caller), cast(Exchange, caller)
-        await self._calls.serve(CHAT, routes, consumer, request, exchange, lambda _: None)
+        await self._calls.serve(
+            CHAT, routes, consumer, request, exchange, lambda _: None, call_story()
+        )
 
     def kill(self) -> None:
         """End it between two instructions."""

@@ -4,7 +4,7 @@ monitoring."""
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
@@ -341,15 +341,31 @@ class Datadog(Model):
     """The API key."""
 
 
+_JAEGER_PORTS: Final = frozenset({14268, 14250, 4317})
+"""Ports that speak no OTLP over HTTP: Jaeger's own, which its version 2 has no more, and OTLP's
+over gRPC."""
+_OTLP_PORT: Final = 4318
+
+
 class Tracing(Model):
-    """Distributed tracing."""
+    """Distributed tracing: spans by OTLP over HTTP."""
 
     enabled: bool = False
     """Whether spans are sent."""
     collector: (
         Annotated[str, Field(pattern=r"^[a-zA-Z0-9.-]+:[0-9]{1,5}$", max_length=260)] | None
     ) = None
-    """Collector as HOST:PORT."""
+    """Collector as HOST:PORT. Jaeger's ports 14268 and 14250, and 4317, stand for 4318 of the same
+    host, where it takes OTLP over HTTP; port 443 is spoken to by TLS."""
+
+    @property
+    def otlp(self) -> tuple[str, int] | None:
+        """Host and port that spans go to; None: nowhere."""
+        if not self.enabled or self.collector is None:
+            return None
+        host, _, written = self.collector.rpartition(":")
+        port = int(written)
+        return host, _OTLP_PORT if port in _JAEGER_PORTS else port
 
 
 class Monitoring(Model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import IO
 
 import click
 import uvloop
@@ -15,6 +16,7 @@ from llmbudget.contract.config import (
     TOKEN_DIRECTORY,
     VAULT_DIRECTORY,
 )
+from llmbudget.gateway.check import check, summary
 from llmbudget.gateway.server import Settings, run
 from llmbudget.ledger.interface import LedgerUnavailable
 from llmbudget.telemetry import logs
@@ -23,7 +25,14 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.command()
-@click.option("--config-map", required=True, metavar="NS/NAME", help="Configuration to follow.")
+@click.option(
+    "--check",
+    "checked",
+    type=click.File(encoding="utf-8"),
+    metavar="FILE",
+    help="Only say what is wrong with a configuration: gateway.json or its ConfigMap; -: stdin.",
+)
+@click.option("--config-map", metavar="NS/NAME", help="Configuration to follow.")
 @click.option("--keys", type=_PATH, default=KEYS_DIRECTORY, help="One file a provider.")
 @click.option("--vault", type=_PATH, default=VAULT_DIRECTORY, help="Logins to Vault.")
 @click.option("--ca", type=_PATH, default=CA_DIRECTORY, help="CA bundles of providers.")
@@ -39,7 +48,8 @@ _PATH = click.Path(path_type=Path)
 @click.option("--grace", default=25.0, show_default=True, help="Seconds for calls to end.")
 @click.option("--log-level", default="INFO", show_default=True)
 def command(
-    config_map: str,
+    checked: IO[str] | None,
+    config_map: str | None,
     keys: Path,
     vault: Path,
     ca: Path,
@@ -56,6 +66,11 @@ def command(
     log_level: str,
 ) -> None:
     """Serve one root budget's calls, as a pod of its Deployment does."""
+    if checked is not None:
+        _check(checked)
+        return
+    if config_map is None:
+        raise click.UsageError("say which --config-map to follow, or which FILE to --check")
     namespace, slash, name = config_map.partition("/")
     host, colon, port = listen.rpartition(":")
     if not (namespace and slash and name):
@@ -90,3 +105,16 @@ def command(
         raise click.ClickException(f"the environment lacks {error}: is this a pod?") from None
     except (LedgerUnavailable, OSError) as error:
         raise click.ClickException(str(error)) from None
+
+
+def _check(file: IO[str]) -> None:
+    """Say what is wrong, a line a field; exit with 1 where a gateway would not take it over."""
+    config, problems = check(file.read())
+    for problem in problems:
+        click.echo(str(problem))
+    faults = sum(problem.fault for problem in problems)
+    if faults or config is None:
+        click.echo(f"{faults} to correct", err=True)
+        raise click.exceptions.Exit(1)
+    counts = ", ".join(f"{name} {count}" for name, count in summary(config).items())
+    click.echo(f"valid: generation {config.generation}, {counts}")

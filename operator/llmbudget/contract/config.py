@@ -99,7 +99,7 @@ class ModelConfig(Wire):
 
     name: str
     upstream_name: str
-    prices: Prices | None
+    prices: Prices | None = None
     max_context: int
     """For choosing among models; an assumption where nobody has said it."""
     max_output: int
@@ -205,7 +205,7 @@ class AccountConfig(Wire):
 
     name: str
     parent: str | None = None
-    cap_nano: int | None
+    cap_nano: int | None = None
     """None: only the ancestors' caps hold."""
     rollover_nano: int = 0
     """Most of what is unused that is carried into the next period."""
@@ -256,6 +256,8 @@ class GatewayConfig(Wire):
     providers: tuple[ProviderConfig, ...]
     endpoints: tuple[EndpointConfig, ...]
     posthog: PostHogConfig | None = None
+    tracing: str | None = None
+    """URL that spans go to, by OTLP over HTTP; None: nowhere."""
 
     def to_json(self) -> str:
         """Serialise deterministically: the same configuration gives the same bytes."""

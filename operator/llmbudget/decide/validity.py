@@ -312,7 +312,6 @@ def features_supported(world: World) -> Iterator[Finding]:
                 region.postgres is not None for region in spec.global_distribution.regions
             ),
             "monitoring.datadog": spec.monitoring.datadog.api_key_secret_ref is not None,
-            "monitoring.distributedTracing": spec.monitoring.distributed_tracing.enabled,
         }
         for field, wanted in asked.items():
             if wanted:

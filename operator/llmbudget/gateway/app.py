@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any, Final
 from urllib.parse import unquote
 
 from llmbudget.api.budget import IdentityMode
@@ -29,6 +31,7 @@ from llmbudget.gateway.identity import Identify, Identities
 from llmbudget.gateway.keys import Keys
 from llmbudget.gateway.ledger_api import entry_document, envelope_document, stream_balances
 from llmbudget.gateway.limits import ConsumerLimits
+from llmbudget.gateway.observe import CallStory
 from llmbudget.gateway.probes import JSON, Monitoring
 from llmbudget.gateway.protocols import errors
 from llmbudget.gateway.protocols.errors import Refusal
@@ -37,13 +40,16 @@ from llmbudget.gateway.protocols.models import models_body
 from llmbudget.gateway.protocols.operation import Operation
 from llmbudget.gateway.protocols.operations import OPERATIONS
 from llmbudget.gateway.routes import Routes
-from llmbudget.gateway.wire import Exchange, Leaving, Request, Scope
+from llmbudget.gateway.wire import Exchange, Identified, Request, Scope
 from llmbudget.ledger.interface import Envelope, Ledger, LedgerError
 from llmbudget.telemetry import metrics
+from llmbudget.telemetry.logs import CallLog
+from llmbudget.telemetry.spans import Spans
+from llmbudget.telemetry.trace_context import read_traceparent
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[[Request, Exchange], Awaitable[None]]
+Handler = Callable[[Request, Identified], Awaitable[None]]
 _BUDGET_HEADER: Final = "x-llmbudget-budget"
 _LEAVING: Final = "The gateway is shutting down."
 
@@ -64,6 +70,8 @@ class App:
         limits: ConsumerLimits,
         clock: TrustedClock,
         engine: str,
+        spans: Spans,
+        call_log: CallLog,
     ) -> None:
         self._configuration = configuration
         self._ledger = ledger
@@ -77,12 +85,13 @@ class App:
         self._engine = engine
         self.draining = False
         """Calls are still taken, but whoever asks is told to come back by another connection."""
+        self._spans = spans
+        self._call_log = call_log
         self.stopping = False
         """No new calls are taken."""
         self.finished = False
         """The last call has been settled: streams end."""
-        self.calls_running = 0
-        """Calls under way."""
+        self._calls_running: set[asyncio.Task[Any]] = set()
         self._handlers: Mapping[tuple[str, str], Handler] = {
             **{("POST", operation.path): self._calling(operation) for operation in OPERATIONS},
             ("GET", "/v1/models"): self._models,
@@ -97,24 +106,23 @@ class App:
 
     async def __rsgi__(self, scope: Scope, exchange: Exchange) -> None:
         """Answer one request of the server."""
-        if self.draining:
-            exchange = Leaving(exchange)
+        answering = Identified(exchange, scope, leaving=self.draining)
         try:
-            await self._answer(scope, exchange)
+            await self._answer(scope, answering)
         except Refusal as refusal:
             metrics.REFUSALS.labels(refusal.code).inc()
             anthropic = scope.path.startswith(MESSAGES.path)
             spoken = Protocol.ANTHROPIC if anthropic else Protocol.OPENAI
-            exchange.response_bytes(*errors.render(refusal, spoken))
+            answering.response_bytes(*errors.render(refusal, spoken))
         except Exception:
             # The edge: whatever is wrong with one request must not end the server, nor be told.
-            log.exception("request failed")
+            log.exception("request failed", extra={"fields": {"request_id": answering.request_id}})
             body = (
                 b'{"error":{"message":"Internal error.","type":"server_error","code":"internal"}}'
             )
-            exchange.response_bytes(500, [*JSON, ("x-should-retry", "false")], body)
+            answering.response_bytes(500, [*JSON, ("x-should-retry", "false")], body)
 
-    async def _answer(self, scope: Scope, exchange: Exchange) -> None:
+    async def _answer(self, scope: Scope, exchange: Identified) -> None:
         request = Request(scope, exchange)
         handler = self._handlers.get((request.method, request.path))
         if handler is None:
@@ -145,19 +153,57 @@ class App:
         raise Refusal(404, "not_found", f"There is nothing at {method} {path[:200]}.")
 
     def _calling(self, operation: Operation) -> Handler:
-        async def call(request: Request, exchange: Exchange) -> None:
-            routes = self._serving()
-            consumer, envelope = await self._payer(request, routes)
-            async with self._limits.admitted(consumer) as count_tokens:
-                self.calls_running += 1
-                try:
-                    await self._calls.serve(
-                        operation, routes, consumer, request, exchange, count_tokens, envelope
-                    )
-                finally:
-                    self.calls_running -= 1
+        async def call(request: Request, exchange: Identified) -> None:
+            parent = read_traceparent(request.headers.get("traceparent"))
+            story = CallStory(self._spans, exchange.request_id, parent, operation)
+            try:
+                routes = self._serving()
+                consumer, envelope = await self._payer(request, routes)
+                story.by(consumer)
+                async with self._limits.admitted(consumer) as count_tokens:
+                    with self._running():
+                        await self._calls.serve(
+                            operation,
+                            routes,
+                            consumer,
+                            request,
+                            exchange,
+                            count_tokens,
+                            story,
+                            envelope,
+                        )
+            except (Refusal, LedgerError) as error:
+                refusal = error if isinstance(error, Refusal) else refusal_of(error)
+                story.refused(refusal.status, refusal.code)
+                raise
+            except BaseException:
+                story.refused(500, "internal")
+                raise
+            finally:
+                story.end(self._call_log)
 
         return call
+
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        """Count a call, so that the process can wait for it, or end it."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._calls_running.add(task)
+        try:
+            yield
+        finally:
+            self._calls_running.discard(task)
+
+    @property
+    def calls_running(self) -> int:
+        """Calls under way."""
+        return len(self._calls_running)
+
+    def end_calls(self) -> None:
+        """End the calls under way; each is charged what it holds."""
+        for task in self._calls_running:
+            task.cancel()
 
     async def _models(self, request: Request, exchange: Exchange) -> None:
         routes = self._serving()

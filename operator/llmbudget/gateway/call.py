@@ -7,8 +7,8 @@ says it failed, is released; a metered answer is charged as metered; all else is
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -30,7 +30,7 @@ from llmbudget.gateway.attempt import Attempt
 from llmbudget.gateway.connections import Doubtful, NotSent
 from llmbudget.gateway.ids import new_entry_id
 from llmbudget.gateway.keys import Keys, mask
-from llmbudget.gateway.observe import CallRecord
+from llmbudget.gateway.observe import CallRecord, CallStory
 from llmbudget.gateway.protocols import errors
 from llmbudget.gateway.protocols.errors import Refusal
 from llmbudget.gateway.protocols.messages import check_betas
@@ -93,8 +93,7 @@ class Call:
     fingerprint: str | None
     betas: str | None
     """The caller's `anthropic-beta`, checked."""
-    arrived: float
-    """When it came, by the steady clock."""
+    story: CallStory
 
     @property
     def upstream_headers(self) -> Headers:
@@ -124,14 +123,14 @@ class Calls:
         request: Request,
         exchange: Exchange,
         count_tokens: Callable[[int], None],
+        story: CallStory,
         envelope: Envelope | None = None,
     ) -> None:
-        """Answer one call; `count_tokens` is told what it used.
+        """Answer one call; `count_tokens` is told what it used, `story` all that happens.
 
         Raises:
             Refusal, LedgerError: nothing was answered yet.
         """
-        arrived = time.monotonic()
         body = await request.body()
         key, task_id = checked_headers(request.headers)
         betas = request.headers.get("anthropic-beta")
@@ -149,7 +148,7 @@ class Calls:
             idempotency_key=key,
             fingerprint=hashlib.sha256(body).hexdigest() if key is not None else None,
             betas=betas,
-            arrived=arrived,
+            story=story,
         )
         try:
             await self._within_budget(call)
@@ -232,9 +231,7 @@ class Calls:
                 held=held,
                 offer=offer,
                 prices=offer.prices,
-                record=CallRecord(
-                    held.hold.id, call.operation.name, call.consumer, offer, call.arrived
-                ),
+                record=CallRecord(call.story, held.hold.id, call.consumer, offer),
                 plausible=plausible_tokens(demand, offer.model, limit),
                 status=status,
                 key=key,
@@ -244,7 +241,7 @@ class Calls:
                 attempt.headers.append(("x-llmbudget-output-limit", str(limit)))
             body = call.asked.write(offer, limit)
             upstream = call.upstreams[offer.provider.name]
-            headers = call.upstream_headers
+            headers = call.upstream_headers + attempt.record.trace_headers
             try:
                 answer = await upstream.post(call.operation.path_at(offer), body, key, headers)
                 try:
@@ -258,6 +255,11 @@ class Calls:
                 return Failed(errors.upstream_failed(502, f"Provider {name}: {error}.", 1))
             except Doubtful as error:
                 return await _doubt(attempt, str(error), "no_answer")
+            except asyncio.CancelledError:
+                # What is held is charged, as the end of the block sees to.
+                cost = held.hold.amount
+                attempt.record.end(Status.ERROR, cost, None, "the gateway ended", "ended")
+                raise
 
     async def _answer(self, call: Call, attempt: Attempt, answer: Answer) -> Failed | None:
         """Bring the provider's answer to the caller, and charge it."""
@@ -324,6 +326,7 @@ async def _error_answer(call: Call, attempt: Attempt, answer: Answer) -> Failed 
     if answer.status in _CALLERS_FAULT:
         headers = [*attempt.headers, ("content-type", _content_type(answer))]
         headers += [("x-llmbudget-cost-usd", format_usd(0)), ("x-should-retry", "false")]
+        call.story.answered = answer.status
         call.exchange.response_bytes(answer.status, headers, mask(body, attempt.key))
         return None
     name = attempt.offer.provider.name

@@ -22,6 +22,7 @@ from llmbudget.gateway.keys import Keys
 from llmbudget.gateway.routes import Routes, routes_of
 from llmbudget.ledger.interface import Ledger, LedgerError
 from llmbudget.telemetry import metrics
+from llmbudget.telemetry.spans import Spans
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Configuration:
         cluster: Cluster,
         ledger: Ledger,
         keys: Keys,
+        spans: Spans,
         namespace: str,
         name: str,
         ca_directory: Path,
@@ -43,6 +45,7 @@ class Configuration:
         self._cluster = cluster
         self._ledger = ledger
         self._keys = keys
+        self._spans = spans
         self._namespace = namespace
         self._name = name
         self._ca_directory = ca_directory
@@ -87,6 +90,7 @@ class Configuration:
                 log.warning("configuration waits", extra={"fields": {"why": str(error)}})
                 await asyncio.sleep(_RETRY_SECONDS)
         self._keys.configured(config.providers)
+        self._spans.configure(config.tracing)
         self.routes = routes_of(config, self._ca_directory, self.routes)
         metrics.CONFIG_GENERATION.set(config.generation)
         log.info("configuration", extra={"fields": {"generation": config.generation}})

@@ -31,6 +31,8 @@ from llmbudget.gateway.serving import renew, server
 from llmbudget.ledger.interface import Ledger
 from llmbudget.ledger.postgres import PostgresLedger
 from llmbudget.ledger.sqlite import SqliteLedger
+from llmbudget.telemetry.logs import CallLog
+from llmbudget.telemetry.spans import Spans
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,8 @@ cycle, so that by default a tenth of the time goes into looking for some."""
 
 Result = TypeVar("Result")
 _POLL_SECONDS: Final = 0.05
+_CLOSING_SECONDS: Final = 2.0
+"""How long calls that are cut off may take to be charged, and connections to close."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,8 @@ async def run(settings: Settings) -> None:
             raise OSError(f"the server on port {settings.port} ended by itself")
         await _finish(app, settings)
         made.stop()
-        await serving
+        # A caller that does not read keeps its connection for as long as it likes.
+        await asyncio.wait({serving}, timeout=_CLOSING_SECONDS)
 
 
 @contextlib.asynccontextmanager
@@ -130,8 +135,12 @@ def _assemble(
 ) -> App:
     """Put the parts together, and start those that follow something."""
     keys = Keys(settings.keys, vault=settings.vault)
+    spans = Spans(f"{settings.namespace}/{settings.config_map.removesuffix('-gateway')}")
+    stack.push_async_callback(spans.close)
+    call_log = CallLog()
+    stack.callback(call_log.flush)
     configuration = Configuration(
-        cluster, ledger, keys, settings.namespace, settings.config_map, settings.ca
+        cluster, ledger, keys, spans, settings.namespace, settings.config_map, settings.ca
     )
     analytics = Analytics(ledger, configuration, settings.posthog_key)
     followers = [configuration.follow(), clock.follow(cluster), analytics.follow()]
@@ -157,6 +166,8 @@ def _assemble(
         limits=ConsumerLimits(asyncio.get_running_loop().time),
         clock=clock,
         engine="sqlite" if settings.postgres is None else "postgres",
+        spans=spans,
+        call_log=call_log,
     )
 
 
@@ -195,5 +206,10 @@ async def _finish(app: App, settings: Settings) -> None:
     # With other gateways beside, a late caller is served while there is time anyhow.
     app.stopping = not app.draining
     while app.calls_running and loop.time() < deadline:
+        await asyncio.sleep(_POLL_SECONDS)
+    if app.calls_running:
+        log.warning("calls cut off", extra={"fields": {"calls": app.calls_running}})
+        app.end_calls()
+    while app.calls_running and loop.time() < deadline + _CLOSING_SECONDS:
         await asyncio.sleep(_POLL_SECONDS)
     app.stopping = app.finished = True

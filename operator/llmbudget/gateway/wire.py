@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterable
 from typing import Final, Protocol
 
+from llmbudget.gateway.ids import random_hex
 from llmbudget.gateway.protocols.errors import malformed, too_large, unidentified
 
 MAX_BODY: Final = 10 * 1024 * 1024
@@ -22,6 +24,10 @@ _ONCE: Final = frozenset(
 )
 """Headers that mean something here, so that two of them mean nothing."""
 
+REQUEST_ID: Final = "x-request-id"
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+"""What a caller may call a request; anything else could be taken for something in a log."""
+
 Headers = list[tuple[str, str]]
 _CLOSE: Final = ("connection", "close")
 
@@ -31,6 +37,9 @@ class RawHeaders(Protocol):
 
     def keys(self) -> Iterable[str]:
         """All names, those of unreadable values too."""
+
+    def get(self, key: str) -> str | None:
+        """A header's value; None: there is none, or none that can be read."""
 
     def items(self) -> Iterable[tuple[str, str]]:
         """All headers whose values are readable, repeated ones too."""
@@ -86,31 +95,38 @@ class Exchange(Protocol):
         """Answer bit by bit."""
 
 
-class Leaving:
-    """An exchange whose answer tells the caller to use another connection from now on."""
+class Identified:
+    """An exchange whose answer names the request and, where the gateway is `leaving`, tells the
+    caller to use another connection from now on."""
 
-    def __init__(self, exchange: Exchange) -> None:
+    __slots__ = ("_exchange", "_more", "request_id")
+
+    def __init__(self, exchange: Exchange, scope: Scope, *, leaving: bool = False) -> None:
         self._exchange = exchange
+        # A bad one is no reason to refuse a call.
+        asked = scope.headers.get(REQUEST_ID) or ""
+        self.request_id = asked if _REQUEST_ID.fullmatch(asked) else random_hex()
+        self._more = [(REQUEST_ID, self.request_id), *([_CLOSE] if leaving else ())]
 
     async def __call__(self) -> bytes:
-        """See `Exchange`."""
+        """Read the whole body."""
         return await self._exchange()
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        """See `Exchange`."""
-        return self._exchange.__aiter__()
+        """Read the body in chunks."""
+        return aiter(self._exchange)
 
     async def client_disconnect(self) -> None:
-        """See `Exchange`."""
+        """Return when the caller goes away."""
         await self._exchange.client_disconnect()
 
     def response_bytes(self, status: int, headers: Headers, body: bytes) -> None:
-        """See `Exchange`."""
-        self._exchange.response_bytes(status, [*headers, _CLOSE], body)
+        """Answer at once."""
+        self._exchange.response_bytes(status, [*headers, *self._more], body)
 
     def response_stream(self, status: int, headers: Headers) -> Transport:
-        """See `Exchange`."""
-        return self._exchange.response_stream(status, [*headers, _CLOSE])
+        """Answer bit by bit."""
+        return self._exchange.response_stream(status, [*headers, *self._more])
 
 
 class Request:

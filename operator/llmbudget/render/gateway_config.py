@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from decimal import Decimal
+from typing import Final
 
 from llmbudget.api.budget import Borrowing, BudgetSpec, Consumer
 from llmbudget.api.gateway_spec import SecretDelivery
@@ -32,6 +33,8 @@ from llmbudget.decide.media import image_tokens
 from llmbudget.decide.prices import resolve_prices
 from llmbudget.decide.validity import Finding, callable_providers, posthog_of
 from llmbudget.decide.world import Budget, Provider, World
+
+_HTTPS: Final = 443
 
 
 def gateway_config(world: World, found: tuple[Finding, ...]) -> GatewayConfig:
@@ -77,6 +80,7 @@ def _config(world: World, found: tuple[Finding, ...], generation: int) -> Gatewa
             for endpoint in spec.monitoring.endpoints
         ),
         posthog=_posthog(world),
+        tracing=_tracing(world),
     )
 
 
@@ -85,6 +89,15 @@ def _posthog(world: World) -> PostHogConfig | None:
     if posthog is None:
         return None
     return PostHogConfig(host=posthog.host, sample_rate=Decimal(posthog.sample_rate))
+
+
+def _tracing(world: World) -> str | None:
+    collector = world.root.spec.monitoring.distributed_tracing.otlp
+    if collector is None:
+        return None
+    host, port = collector
+    scheme = "https" if port == _HTTPS else "http"
+    return f"{scheme}://{host}:{port}/v1/traces"
 
 
 def _provider(provider: Provider, spec: BudgetSpec, world: World) -> ProviderConfig:

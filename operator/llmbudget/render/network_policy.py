@@ -89,10 +89,9 @@ def _internal_endpoints(world: World, found: tuple[Finding, ...]) -> list[tuple[
     """List the endpoints that are not public: providers, Vaults and the tracing collector."""
     callable_ones = callable_providers(world, found)
     endpoints = {_place(url) for provider in callable_ones for url in private_urls(provider)}
-    tracing = world.root.spec.monitoring.distributed_tracing
-    if tracing.enabled and tracing.collector is not None:
-        host, _, number = tracing.collector.rpartition(":")
-        endpoints.add((host, int(number)))
+    collector = world.root.spec.monitoring.distributed_tracing.otlp
+    if collector is not None:
+        endpoints.add(collector)
     return sorted(endpoints)
 
 

@@ -6,10 +6,16 @@ key: those are not given to a logger in the first place.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Final
+
+_CALLS: Final = logging.getLogger("llmbudget.calls")
+_GATHER_SECONDS: Final = 0.1
 
 
 class JsonFormatter(logging.Formatter):
@@ -27,6 +33,31 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             document["traceback"] = self.formatException(record.exc_info)
         return json.dumps(document, default=str)
+
+
+class CallLog:
+    """One line a call. Lines are gathered and written a few times a second: to hand each to the
+    kernel by itself costs more than much else of a call."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def write(self, fields: Mapping[str, object]) -> None:
+        """Write a line, unless the level leaves it out."""
+        if not _CALLS.isEnabledFor(logging.INFO):
+            return
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        document = {"time": now, "level": "info", "logger": _CALLS.name, "message": "call"}
+        if not self._lines:
+            asyncio.get_running_loop().call_later(_GATHER_SECONDS, self.flush)
+        self._lines.append(json.dumps({**document, **fields}))
+
+    def flush(self) -> None:
+        """Write what was gathered."""
+        if self._lines:
+            text = "\n".join(self._lines)
+            self._lines.clear()
+            print(text, file=sys.stderr, flush=True)
 
 
 def set_up(level: str = "INFO") -> None:

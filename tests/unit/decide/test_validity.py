@@ -366,7 +366,21 @@ def test_a_child_is_never_given_a_provider_that_it_did_not_choose() -> None:
     assert set(child.providers) <= {"openrouter"}
 
 
-def test_tracing_is_refused_while_no_spans_are_sent() -> None:
-    tracing = {"enabled": True, "collector": "jaeger:14268"}
+@pytest.mark.parametrize(
+    ("collector", "url"),
+    [
+        ("jaeger-collector.global:14268", "http://jaeger-collector.global:4318/v1/traces"),
+        ("jaeger:14250", "http://jaeger:4318/v1/traces"),
+        ("otel.tracing:4317", "http://otel.tracing:4318/v1/traces"),
+        ("otel.tracing:4318", "http://otel.tracing:4318/v1/traces"),
+        ("otel.tracing:9411", "http://otel.tracing:9411/v1/traces"),
+        ("otlp.example.com:443", "https://otlp.example.com:443/v1/traces"),
+    ],
+)
+def test_spans_go_where_otlp_is_spoken(collector: str, url: str) -> None:
+    tracing = {"enabled": True, "collector": collector}
     made = world(setting(ROOT, "spec.monitoring.distributedTracing", tracing))
-    assert [one.reason for one in findings(made)] == [Reason.NOT_SUPPORTED]
+    assert findings(made) == ()
+    assert gateway_config(made, ()).tracing == url
+    made = world(setting(ROOT, "spec.monitoring.distributedTracing", tracing | {"enabled": False}))
+    assert gateway_config(made, ()).tracing is None

@@ -10,6 +10,7 @@ from typing import cast
 
 import pytest
 from tests.support.offers import offer
+from tests.support.records import call_story
 
 from llmbudget.contract.config import AccountConfig, ConsumerConfig, GatewayConfig
 from llmbudget.decide.catalogue import catalogues
@@ -109,7 +110,7 @@ async def call(calls: Calls, provider: Provider, caller: Caller) -> None:
     routes = Routes(CONFIG, consumers, catalogues(CONFIG), upstreams)
     consumer = consumers.match("ns", "app", None)
     request, exchange = cast(Request, caller), cast(Exchange, caller)
-    await calls.serve(CHAT, routes, consumer, request, exchange, lambda _: None)
+    await calls.serve(CHAT, routes, consumer, request, exchange, lambda _: None, call_story())
     assert caller.status == 200
     assert provider.key == KEY
 

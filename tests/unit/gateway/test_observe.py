@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from tests.support.offers import offer
-from tests.support.records import call_record
+from tests.support.records import CONSUMER, call_record, call_story
 
 from llmbudget.api.money import Nano
 from llmbudget.decide.prices import Usage
-from llmbudget.gateway.observe import CallRecord
+from llmbudget.gateway.observe import CallRecord, CallStory
+from llmbudget.gateway.protocols.chat import CHAT
 from llmbudget.ledger.interface import Status
 from llmbudget.telemetry import metrics
+from llmbudget.telemetry.logs import CallLog
+from llmbudget.telemetry.spans import Spans
+from llmbudget.telemetry.trace_context import TraceContext, read_traceparent
 
 MODEL = "observed-model"
 OPERATION = {
@@ -88,7 +93,7 @@ def test_tokens_nobody_knows_are_not_counted(record: CallRecord) -> None:
     assert value("gen_ai_client_token_usage_count", **labels) is None
 
 
-def test_a_good_call_is_not_worth_a_line(
+def test_a_good_attempt_is_not_worth_a_line_of_its_own(
     record: CallRecord, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.DEBUG):
@@ -100,7 +105,7 @@ def test_a_good_call_is_not_worth_a_line(
     ("status", "why"),
     [(Status.ERROR, "no answer came"), (Status.FALLBACK, None), (Status.OK, "no usage")],
 )
-def test_any_other_call_is_one_line(
+def test_any_other_attempt_is_one_line(
     record: CallRecord, caplog: pytest.LogCaptureFixture, status: Status, why: str | None
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -108,12 +113,74 @@ def test_any_other_call_is_one_line(
     (line,) = fields(caplog)
     assert line.pop("seconds") >= 0
     assert line == {
+        "request_id": "request-1",
         "entry": "call-1",
         "budget": "ns/team",
         "consumer": "ns/app",
         "provider": "openrouter",
         "model": MODEL,
         "status": status.value,
+        "tokens_in": None,
+        "tokens_out": None,
         "cost_nano": 42,
         "why": why,
     }
+
+
+class Lines(CallLog):
+    """Keeps what would be written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[dict[str, Any]] = []
+
+    def write(self, fields: Mapping[str, object]) -> None:
+        self.written.append(dict(fields))
+
+
+def test_a_call_is_one_line_however_many_attempts_it_took() -> None:
+    story, lines = call_story(), Lines()
+    CallRecord(story, "call-1", CONSUMER, offer(MODEL)).end(Status.ERROR, Nano(9), None, "late")
+    CallRecord(story, "call-2", CONSUMER, offer(MODEL)).end(Status.FALLBACK, Nano(42), USAGE)
+    story.end(lines)
+    (line,) = lines.written
+    assert line.pop("seconds") >= 0
+    assert line == {
+        "request_id": "request-1",
+        "operation": "chat",
+        "budget": "ns/team",
+        "consumer": "ns/app",
+        "answered": 200,
+        "code": None,
+        "attempts": 2,
+        "entry": "call-2",
+        "provider": "openrouter",
+        "model": MODEL,
+        "status": "fallback",
+        "tokens_in": 30,
+        "tokens_out": 12,
+        "cost_nano": 42,
+        "why": None,
+    }
+
+
+def test_a_refused_call_is_one_line_too() -> None:
+    lines, trace = Lines(), "0af7651916cd43dd8448eb211c80319c"
+    story = CallStory(Spans("ns/team"), "r", TraceContext(trace, "b7ad6b7169203331", True), CHAT)
+    story.refused(402, "insufficient_quota")
+    story.end(lines)
+    (line,) = lines.written
+    assert (line["answered"], line["code"], line["attempts"]) == (402, "insufficient_quota", 0)
+    assert line["trace_id"] == trace
+    assert line["consumer"] is None
+
+
+def test_each_attempt_is_a_span_of_its_own_to_its_provider() -> None:
+    parent = TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", False)
+    story = CallStory(Spans("ns/team"), "r", parent, CHAT)
+    records = [CallRecord(story, "call-1", CONSUMER, offer(MODEL)) for _ in range(2)]
+    told = [dict(record.trace_headers)["traceparent"] for record in records]
+    contexts = [read_traceparent(header) for header in told]
+    assert all(found and found[0] == parent.trace_id and not found[2] for found in contexts)
+    assert len({found[1] for found in contexts if found} | {parent.span_id}) == 3
+    assert call_record(offer(MODEL)).trace_headers == []

@@ -1,0 +1,89 @@
+"""Spans as a collector receives them, and what happens where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from tests.support.collector import Collector, collecting
+
+from llmbudget.local.process import free_port
+from llmbudget.telemetry import spans
+from llmbudget.telemetry.spans import Spans
+from llmbudget.telemetry.trace_context import TraceContext
+
+PARENT = TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", True)
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    with collecting() as made:
+        yield made
+
+
+async def test_a_call_and_its_attempt_arrive_as_parent_and_child(collector: Collector) -> None:
+    made = Spans("ns/team")
+    made.configure(collector.url)
+    call = made.call("POST /v1/chat/completions", PARENT)
+    assert call is not None
+    attempt = made.attempt("chat large", call.context)
+    assert attempt is not None
+    attempt.end({"gen_ai.request.model": "large", "llmbudget.cost_nano_usd": 42}, "500")
+    call.end({"http.response.status_code": 502})
+    await made.close()
+    inner, outer = collector.spans
+    assert (outer.trace_id, outer.parent) == (PARENT.trace_id, PARENT.span_id)
+    assert (inner.trace_id, inner.parent) == (PARENT.trace_id, outer.span_id)
+    assert inner.span_id == attempt.context.span_id
+    assert (outer.kind, inner.kind) == (2, 3), "SERVER and CLIENT"
+    assert (outer.failed, inner.failed) == (False, True)
+    assert inner.attributes == {
+        "gen_ai.request.model": "large",
+        "llmbudget.cost_nano_usd": 42,
+        "error.type": "500",
+    }
+    assert outer.resource["service.name"] == "llmbudget-gateway"
+    assert outer.resource["service.namespace"] == "ns/team"
+
+
+async def test_a_trace_that_its_caller_does_not_sample_is_not_sent(collector: Collector) -> None:
+    made = Spans("ns/team")
+    made.configure(collector.url)
+    call = made.call("POST /", PARENT._replace(sampled=False))
+    assert call is not None
+    assert not call.context.sampled
+    assert call.context.trace_id == PARENT.trace_id
+    call.end({})
+    begun = made.call("POST /", None)
+    assert begun is not None
+    begun.end({})
+    await made.close()
+    assert [span.trace_id for span in collector.spans] == [begun.context.trace_id]
+
+
+async def test_without_a_collector_nothing_is_made(collector: Collector) -> None:
+    made = Spans("ns/team")
+    assert made.call("POST /", PARENT) is None
+    made.configure(collector.url)
+    assert made.call("POST /", PARENT) is not None
+    made.configure(None)
+    assert made.attempt("chat", PARENT) is None
+    await made.close()
+
+
+async def test_a_collector_that_does_not_answer_holds_nothing_up(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spans, "_QUEUED", 600)
+    monkeypatch.setattr(spans, "_LAST_SECONDS", 0.2)
+    collector.answering.clear()
+    for url in (collector.url, f"http://127.0.0.1:{free_port()}/v1/traces"):
+        made = Spans("ns/team")
+        made.configure(url)
+        for _ in range(3000):
+            span = made.call("POST /", None)
+            assert span is not None
+            span.end({})
+        # Beyond what may wait, spans are dropped: none of these waited for the collector.
+        assert collector.spans == []
+        await made.close()
