@@ -5,7 +5,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: help setup demo test simulate check generate golden lock release bench-overrun bench-gateway bench-streams bench-operator clean
+.PHONY: help setup demo test fuzz simulate check generate golden lock release bench-overrun bench-gateway bench-streams bench-operator clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ demo: setup ## Spend a budget on a real Kubernetes API on this machine (KEEP=1 l
 
 test: setup ## Run all tests, against a real Kubernetes API on this machine
 	@$(BIN)/pytest
+
+fuzz: setup ## Send the gateway ten thousand requests made from its OpenAPI document
+	@FUZZ_CASES=10000 $(BIN)/pytest tests/integration/test_gateway_fuzz.py -q -s --timeout=1800
 
 check: setup ## Lint, types, import layers, generated files, CRDs compatible with the released ones
 	$(BIN)/ruff check .

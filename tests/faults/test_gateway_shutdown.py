@@ -75,6 +75,44 @@ async def test_streams_end_well_and_nothing_new_begins(
         simulator.stop()
 
 
+async def test_what_outlasts_the_grace_period_is_charged_and_ended(
+    cluster: Cluster, kubeconfig: Path, namespace: str, tmp_path: Path
+) -> None:
+    simulator = Simulator(tmp_path, latency_ms="20000")
+    gateway = GatewayProcess(cluster, kubeconfig, namespace, tmp_path)
+    gateway.grace_seconds = 0.5
+    try:
+        await simulator.ready()
+        await gateway.prepare()
+        slow = provider("sim", simulator.port, idle_timeout_ms=60_000, total_timeout_ms=60_000)
+        await gateway.configure(config(namespace, (account(namespace, USD),), (slow,)))
+        gateway.start()
+        await gateway.ready()
+        headers = {"authorization": f"Bearer {await gateway.token()}"}
+        async with httpx.AsyncClient(
+            trust_env=False, timeout=30, base_url=gateway.url, headers=headers
+        ) as client:
+            calls = [client.post("/v1/chat/completions", json=body()) for _ in range(3)]
+            document = body(stream=True, words=80)
+            calls += [client.post("/v1/chat/completions", json=document) for _ in range(3)]
+            running = [asyncio.create_task(call) for call in calls]
+            while (await simulator.bill())["requests"] < len(running):
+                await asyncio.sleep(0.05)
+            assert await asyncio.to_thread(gateway.stop) == 0
+            await asyncio.gather(*running, return_exceptions=True)
+        entries = await rows(gateway)
+        assert [entry.cost for entry in entries] == [entry.held for entry in entries]
+        assert len(entries) == len(running)
+        told = [
+            line
+            for line in gateway.log.read_text().splitlines()
+            if '"ended"' in line or "the gateway ended" in line
+        ]
+        assert len(told) >= len(running)
+    finally:
+        simulator.stop()
+
+
 async def new_calls(client: httpx.AsyncClient) -> Counter[str]:
     """Call again and again while the gateway ends; count what becomes of the calls."""
     found: Counter[str] = Counter()

@@ -184,6 +184,7 @@ class GatewayProcess:
         self.port = free_port()
         self.tls: Path | None = None
         self.trust: ssl.SSLContext | bool = True
+        self.grace_seconds = 25.0
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "gateway.log"
         self.postgres: Path | None = None
@@ -295,6 +296,7 @@ class GatewayProcess:
                     if self.postgres is None
                     else f"--postgres={self.postgres}",
                     f"--drain={self.drain_seconds}",
+                    f"--grace={self.grace_seconds}",
                     f"--service-account={folder / 'sa'}",
                     f"--posthog-key={folder / 'posthog'}",
                     f"--listen=127.0.0.1:{self.port}",

@@ -36,7 +36,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--keys", type=_PATH, default=KEYS_DIRECTORY, help="One file a provider.")
 @click.option("--vault", type=_PATH, default=VAULT_DIRECTORY, help="Logins to Vault.")
 @click.option("--ca", type=_PATH, default=CA_DIRECTORY, help="CA bundles of providers.")
-@click.option("--budget", required=True, metavar="NS/NAME", help="Root budget: its ledger's name.")
+@click.option("--budget", metavar="NS/NAME", help="Root budget: its ledger's name.")
 @click.option("--ledger", type=_PATH, help="Folder of the embedded ledger.")
 @click.option("--postgres", type=_PATH, help="File with the shared ledger's connection string.")
 @click.option("--service-account", type=_PATH, default=TOKEN_DIRECTORY, help="Own token and CA.")
@@ -53,7 +53,7 @@ def command(
     keys: Path,
     vault: Path,
     ca: Path,
-    budget: str,
+    budget: str | None,
     ledger: Path | None,
     postgres: Path | None,
     service_account: Path,
@@ -69,8 +69,8 @@ def command(
     if checked is not None:
         _check(checked)
         return
-    if config_map is None:
-        raise click.UsageError("say which --config-map to follow, or which FILE to --check")
+    if config_map is None or budget is None:
+        raise click.UsageError("say which --config-map of which --budget, or a FILE to --check")
     namespace, slash, name = config_map.partition("/")
     host, colon, port = listen.rpartition(":")
     if not (namespace and slash and name):

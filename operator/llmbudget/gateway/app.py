@@ -23,7 +23,7 @@ from llmbudget.contract.events import (
     ENVELOPES_PATH,
 )
 from llmbudget.decide.consumers import Consumer, NoBudget
-from llmbudget.gateway import envelopes
+from llmbudget.gateway import envelopes, openapi
 from llmbudget.gateway.call import Calls, refusal_of
 from llmbudget.gateway.clock import TrustedClock
 from llmbudget.gateway.configuration import Configuration
@@ -97,11 +97,13 @@ class App:
             ("GET", "/v1/models"): self._models,
             ("POST", ENVELOPES_PATH): self._open_envelope,
             ("GET", BALANCES_PATH): self._balances,
+            ("GET", openapi.PATH): self._openapi,
             ("GET", "/livez"): self._livez,
             ("GET", "/readyz"): self._readyz,
             ("GET", "/health"): self._health,
             ("GET", "/metrics"): self._metrics,
         }
+        self._document = openapi.written(OPERATIONS)
         self._methods = {path: method for method, path in self._handlers}
 
     async def __rsgi__(self, scope: Scope, exchange: Exchange) -> None:
@@ -212,6 +214,9 @@ class App:
         protocol = Protocol.ANTHROPIC if asked else Protocol.OPENAI
         offers = routes.catalogues[consumer.account.name].speaking(protocol)
         exchange.response_bytes(200, JSON, models_body(offers, protocol))
+
+    async def _openapi(self, request: Request, exchange: Exchange) -> None:
+        exchange.response_bytes(200, JSON, self._document)
 
     async def _call(self, request: Request, exchange: Exchange) -> None:
         routes = self._serving()

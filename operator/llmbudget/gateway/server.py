@@ -135,7 +135,7 @@ def _assemble(
 ) -> App:
     """Put the parts together, and start those that follow something."""
     keys = Keys(settings.keys, vault=settings.vault)
-    spans = Spans(f"{settings.namespace}/{settings.config_map.removesuffix('-gateway')}")
+    spans = Spans(settings.budget)
     stack.push_async_callback(spans.close)
     call_log = CallLog()
     stack.callback(call_log.flush)

@@ -106,11 +106,6 @@ def parse_chat(body: bytes) -> CallRequest:
     )
 
 
-CHAT: Final = Operation(
-    "/v1/chat/completions", "/chat/completions", Protocol.OPENAI, parse_chat, usage_of, "chat"
-)
-
-
 def upstream_head(
     offer: Offer, head: Fields, field: str, asked: int | None, most: int
 ) -> dict[str, object]:
@@ -243,3 +238,13 @@ CHECKS: Final[Mapping[str, read.Check]] = {
     "store": read.must_be(False, "store", "only false is allowed: a prompt is kept nowhere"),
 }
 _ALLOWED: Final = _READ | _SCHEMAS | PLAIN
+
+CHAT: Final = Operation(
+    "/v1/chat/completions",
+    "/chat/completions",
+    Protocol.OPENAI,
+    parse_chat,
+    usage_of,
+    "chat",
+    fields=_ALLOWED | CHECKS.keys(),
+)

@@ -23,6 +23,7 @@ from llmbudget.gateway.protocols.operation import CallRequest, Operation
 _WRITTEN: Final = ("n", "stream")
 _READ: Final = frozenset({"model", "prompt", "stream_options", "max_tokens", *_WRITTEN})
 _PLAIN: Final = PLAIN | {"suffix"}
+_ALLOWED: Final = _READ | _PLAIN
 _REASONS: Final = REASONS | {
     "echo": "it would make the provider return the prompt as output",
     "best_of": "it charges for answers that are not returned: use n",
@@ -36,7 +37,7 @@ def parse_completion(body: bytes) -> CallRequest:
         Refusal: 400, naming the field and the reason.
     """
     found = read.read_object(body)
-    read.check(found, _READ | _PLAIN, _REASONS, {})
+    read.check(found, _ALLOWED, _REASONS, {})
     inputs = measure(found.get("prompt"), "prompt")
     options = stream_options(found, stream=read.flag(found, "stream"))
     choices = read.integer(found, "n", read.MAX_CHOICES) or 1
@@ -74,4 +75,5 @@ COMPLETIONS: Final = Operation(
     parse_completion,
     usage_of,
     "text_completion",
+    fields=_ALLOWED,
 )

@@ -14,6 +14,7 @@ from llmbudget.gateway.protocols.inputs import measure
 from llmbudget.gateway.protocols.operation import CallRequest, Operation
 from llmbudget.gateway.protocols.sse import NoMeter, as_object, usage_part
 
+_READ: Final = frozenset({"model", "input"})
 _EMBEDDING: Final = frozenset({"encoding_format", "dimensions", "user"})
 _REASONS: Final = {"stream": "this operation has no streams"}
 
@@ -38,7 +39,7 @@ def parse_moderation(body: bytes) -> CallRequest:
 
 def _parse(body: bytes, plain: frozenset[str]) -> CallRequest:
     found = read.read_object(body)
-    read.check(found, {"model", "input", *plain}, _REASONS, {})
+    read.check(found, _READ | plain, _REASONS, {})
     inputs = measure(found.get("input"), "input")
     written = b'"input":' + read.serialise(found["input"])
     others = read.inside({key: found[key] for key in found if key in plain})
@@ -73,6 +74,7 @@ EMBEDDINGS: Final = Operation(
     embedding_usage,
     "embeddings",
     generates=False,
+    fields=_READ | _EMBEDDING,
 )
 MODERATIONS: Final = Operation(
     "/v1/moderations",
@@ -82,5 +84,6 @@ MODERATIONS: Final = Operation(
     embedding_usage,
     "moderation",
     generates=False,
+    fields=_READ,
     by_deployment=False,
 )

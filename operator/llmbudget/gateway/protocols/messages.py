@@ -72,7 +72,7 @@ def parse_message(body: bytes) -> CallRequest:
         Refusal: 400, naming the field and the reason.
     """
     found = read.read_object(body)
-    read.check(found, _READ | _PLAIN | _PROMPT | _SCHEMAS, _REASONS, _CHECKS)
+    read.check(found, _ALLOWED, _REASONS, _CHECKS)
     written, tools, media = _read_prompt(found)
     limit = read.integer(found, "max_tokens", read.MAX_TOKENS)
     others = read.inside({key: found[key] for key in found if key in _PLAIN})
@@ -102,7 +102,7 @@ def parse_count(body: bytes) -> CallRequest:
         Refusal: 400, naming the field and the reason.
     """
     found = read.read_object(body)
-    read.check(found, {"model", "messages"} | _PROMPT | _SCHEMAS, _REASONS, _CHECKS)
+    read.check(found, _COUNTED, _REASONS, _CHECKS)
     written, tools, _ = _read_prompt(found)
 
     def write(offer: Offer, most: int) -> bytes:
@@ -233,6 +233,8 @@ def count_usage(body: bytes, plausible: int) -> Usage | None:
     return Usage(0, 0)
 
 
+_ALLOWED: Final = _READ | _PLAIN | _PROMPT | _SCHEMAS
+_COUNTED: Final = frozenset({"model", "messages"}) | _PROMPT | _SCHEMAS
 MESSAGES: Final = Operation(
     "/v1/messages",
     "/messages",
@@ -241,6 +243,7 @@ MESSAGES: Final = Operation(
     message_usage,
     "chat",
     headers=(VERSION,),
+    fields=_ALLOWED | _CHECKS.keys(),
 )
 COUNT_TOKENS: Final = Operation(
     "/v1/messages/count_tokens",
@@ -250,4 +253,5 @@ COUNT_TOKENS: Final = Operation(
     count_usage,
     "count_tokens",
     headers=(VERSION,),
+    fields=_COUNTED | _CHECKS.keys(),
 )

@@ -47,6 +47,8 @@ class Operation:
     """Sent to the provider with every call."""
     generates: bool = True
     """Its models can stand in for each other: the ladder and `auto` apply."""
+    fields: frozenset[str] | None = None
+    """Fields that a body may have, as its parser allows them; None: it is no JSON."""
     by_deployment: bool = True
     """In Azure's older API, whether its path names the model's deployment."""
 

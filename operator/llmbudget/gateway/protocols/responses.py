@@ -60,7 +60,7 @@ def parse_response(body: bytes) -> CallRequest:
         Refusal: 400, naming the field and the reason.
     """
     found = read.read_object(body)
-    read.check(found, _READ | _SCHEMAS | _PLAIN, _REASONS, _CHECKS)
+    read.check(found, _ALLOWED, _REASONS, _CHECKS)
     items, images, image_bytes = _check_input(found.get("input"))
     stream = read.flag(found, "stream")
     limit = read.integer(found, "max_output_tokens", read.MAX_TOKENS)
@@ -204,6 +204,7 @@ class ResponseMeter(EventMeter):
         return b""
 
 
+_ALLOWED: Final = _READ | _SCHEMAS | _PLAIN
 RESPONSES: Final = Operation(
     "/v1/responses",
     "/responses",
@@ -211,5 +212,6 @@ RESPONSES: Final = Operation(
     parse_response,
     response_usage,
     "chat",
+    fields=_ALLOWED | _CHECKS.keys(),
     by_deployment=False,
 )

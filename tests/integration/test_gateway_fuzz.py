@@ -1,0 +1,117 @@
+"""Requests made from /openapi.json, valid and not: no fault of the gateway's, and nothing goes
+upstream but with a hold.
+
+`make fuzz` makes ten thousand of them; by default there are fewer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from typing import Any, Final
+
+import httpx
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from tests.support.gateway_process import (
+    USD,
+    GatewayProcess,
+    Simulator,
+    account,
+    config,
+    provider,
+    rows,
+)
+
+from llmbudget.api.provider import KeyHeader, Protocol
+
+pytestmark = pytest.mark.cluster
+CASES: Final = int(os.environ.get("FUZZ_CASES", "400"))
+"""Requests in all."""
+_ENDLESS: Final = "/ledger/v1/balances"
+_UNHURRIED: Final = settings(
+    deadline=None,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+
+
+class Fuzzer:
+    """Sends cases, and compares what the provider has seen with what the gateway says."""
+
+    def __init__(self, url: str, bill: str, token: str) -> None:
+        self._url = url
+        self._bill = bill
+        self._session = requests.Session()
+        self._session.trust_env = False
+        self._token = token
+        self._upstream = self._seen()
+        self.answers: Counter[tuple[str, str, int]] = Counter()
+
+    def _seen(self) -> int:
+        return int(self._session.get(self._bill).json()["requests"])
+
+    def run(self, operation: Any, mode: GenerationMode, cases: int) -> None:
+        """Send so many cases of an operation."""
+
+        @settings(_UNHURRIED, max_examples=cases)
+        @given(operation.as_strategy(generation_mode=mode), st.booleans(), st.booleans())
+        def send(case: Any, known_model: bool, identified: bool) -> None:
+            if known_model and isinstance(case.body, dict):
+                case.body["model"] = "small"
+            self._send(operation, mode, case, identified=identified or known_model)
+
+        send()
+
+    def _send(self, operation: Any, mode: GenerationMode, case: Any, *, identified: bool) -> None:
+        case.headers.pop("Authorization", None)
+        case.headers.pop("x-api-key", None)
+        if identified:
+            case.headers["authorization"] = f"Bearer {self._token}"
+        try:
+            answer = case.call(base_url=self._url, session=self._session, timeout=20)
+        except (requests.exceptions.InvalidHeader, UnicodeError):
+            return  # nothing that a client can send
+        self.answers[operation.path, mode.value, answer.status_code] += 1
+        assert answer.status_code < 500, (case.as_curl_command(), answer.content)
+        seen, before = self._seen(), self._upstream
+        self._upstream = seen
+        if "x-llmbudget-entry-id" not in answer.headers:
+            assert seen == before, (case.as_curl_command(), answer.content)
+        assert "x-request-id" in answer.headers or answer.status_code == 400
+
+
+async def test_no_request_is_answered_with_a_fault_or_goes_upstream_unpaid(
+    gateway: GatewayProcess, simulator: Simulator, namespace: str
+) -> None:
+    spoken = {"protocol": Protocol.ANTHROPIC, "key_header": KeyHeader.X_API_KEY}
+    providers = (provider("sim", simulator.port), provider("claude", simulator.port, **spoken))
+    mine = account(namespace, 1000 * USD, providers=("sim", "claude"))
+    await gateway.configure(config(namespace, (mine,), providers, generation=2))
+    await asyncio.sleep(0.5)
+    token = await gateway.token()
+    async with httpx.AsyncClient(trust_env=False) as client:
+        document = (await client.get(f"{gateway.url}/openapi.json")).json()
+    schema = schemathesis.openapi.from_dict(document)
+    operations = [each.ok() for each in schema.get_all_operations()]
+    operations = [each for each in operations if each.path != _ENDLESS]
+    fuzzer = Fuzzer(gateway.url, f"http://127.0.0.1:{simulator.port}/bill", token)
+    for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+        for operation in operations:
+            # What has no body and no parameters has few ways to be asked wrongly.
+            few = operation.method == "get"
+            cases = max(2, CASES // (200 if few else 18))
+            if few and mode is GenerationMode.NEGATIVE:
+                continue
+            await asyncio.to_thread(fuzzer.run, operation, mode, cases)
+    statuses = Counter(status for (_, _, status) in fuzzer.answers.elements())
+    print(sum(statuses.values()), dict(statuses))
+    assert {200, 400, 401} <= set(statuses)
+    entries, bill = await rows(gateway), await simulator.bill()
+    assert len(entries) == bill["calls"]
