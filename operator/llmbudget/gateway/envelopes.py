@@ -21,8 +21,8 @@ from llmbudget.gateway.protocols.errors import forbidden
 from llmbudget.gateway.protocols.fields import bad, check, integer, list_at, read_object
 from llmbudget.ledger.interface import EnvelopeRequest
 
-_FIELDS: Final = ("cap_usd", "lifetime_seconds", "service_accounts", "task_id")
-_UNKNOWN: Final = f"an envelope has {', '.join(_FIELDS)}"
+FIELDS: Final = ("cap_usd", "lifetime_seconds", "service_accounts", "task_id")
+_UNKNOWN: Final = f"an envelope has {', '.join(FIELDS)}"
 _LONGEST_SECONDS: Final = 31 * 24 * 3600
 _DEFAULT_SECONDS: Final = 3600
 _MOST_USERS: Final = 64
@@ -46,7 +46,7 @@ def opening(
             "no_envelopes",
         )
     fields = read_object(body)
-    check(fields, _FIELDS, dict.fromkeys(fields, _UNKNOWN), {})
+    check(fields, FIELDS, dict.fromkeys(fields, _UNKNOWN), {})
     key, task_id = checked_headers(headers)
     return EnvelopeRequest(
         id=f"env-{random_hex()}{random_hex()}",

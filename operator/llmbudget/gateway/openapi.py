@@ -12,7 +12,14 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from llmbudget.api.provider import Protocol
-from llmbudget.contract.events import ACTIONS_PATH, BALANCES_PATH, CALLS_PATH
+from llmbudget.contract.events import (
+    ACTIONS_PATH,
+    BALANCES_PATH,
+    CALLS_PATH,
+    ENVELOPE_HEADER,
+    ENVELOPES_PATH,
+)
+from llmbudget.gateway import envelopes
 from llmbudget.gateway.protocols.fields import MAX_CHOICES, MAX_NAME, MAX_TOKENS
 from llmbudget.gateway.protocols.operation import Operation
 
@@ -52,6 +59,7 @@ _ERRORS: Final = {
 }
 _REQUEST_HEADERS: Final = {
     "x-llmbudget-budget": "NAMESPACE/NAME of the budget, where several name this ServiceAccount.",
+    ENVELOPE_HEADER: "The envelope that the call is paid from.",
     "x-llmbudget-task-id": "Written into the ledger's row.",
     "idempotency-key": "A call with it is sent and charged once.",
     "x-request-id": "Found again in the answer and in the log.",
@@ -60,6 +68,9 @@ _REQUEST_HEADERS: Final = {
 _OTHERS: Final = (
     ("get", "/v1/models", "models", "The models that this ServiceAccount may call.", True),
     ("get", f"{CALLS_PATH}/{{id}}", "ledgerEntry", "What one of its own calls cost.", True),
+    ("get", f"{ENVELOPES_PATH}/{{id}}", "envelope", "An envelope that it may use.", True),
+    ("delete", f"{ENVELOPES_PATH}/{{id}}", "deleteEnvelope", "Close an envelope.", True),
+    ("post", f"{ENVELOPES_PATH}/{{id}}/close", "closeEnvelope", "Close an envelope.", True),
     ("get", BALANCES_PATH, "balances", "All balances as events; for the operator.", True),
     ("post", f"{ACTIONS_PATH}/{{id}}/ack", "acknowledge", "Acknowledge; for the operator.", True),
     ("get", "/metrics", "metrics", "Metrics for Prometheus.", True),
@@ -74,7 +85,9 @@ def document(operations: Iterable[Operation]) -> dict[str, Any]:
     """Build the document."""
     paths: dict[str, Any] = {each.path: {"post": _operation(each)} for each in operations}
     for method, path, name, summary, secured in _OTHERS:
-        paths[path] = {method: _other(path, name, summary, secured=secured)}
+        found = paths.setdefault(path, {})
+        found[method] = _other(path, name, summary, secured=secured)
+    paths[ENVELOPES_PATH] = {"post": _opening()}
     bearer = {"type": "http", "scheme": "bearer", "bearerFormat": "ServiceAccount token"}
     key = {"type": "apiKey", "in": "header", "name": "x-api-key"}
     return {
@@ -123,6 +136,20 @@ def _other(path: str, name: str, summary: str, *, secured: bool) -> dict[str, An
         "parameters": [identifier] if "{id}" in path else [],
         "responses": {"200": {"description": summary}, **_errors(Protocol.OPENAI)},
     }
+
+
+def _opening() -> dict[str, Any]:
+    """Opening an envelope."""
+    fields: dict[str, Schema] = {name: {} for name in envelopes.FIELDS}
+    schema = {"type": "object", "properties": fields, "additionalProperties": False}
+    summary = "Set money of the budget aside for a task."
+    described = _other(ENVELOPES_PATH, "openEnvelope", summary, secured=True)
+    described["requestBody"] = {
+        "required": True,
+        "content": {"application/json": {"schema": schema}},
+    }
+    described["responses"]["201"] = described["responses"].pop("200")
+    return described
 
 
 def _header(name: str, text: str) -> dict[str, Any]:

@@ -58,6 +58,7 @@ def test_the_paths_are_those_that_are_served() -> None:
     assert {re.sub(r"/\{.*", "/", path) for _, path in by_prefix} == {
         "/ledger/v1/calls/",
         "/ledger/v1/actions/",
+        "/ledger/v1/envelopes/",
     }
 
 
@@ -65,5 +66,5 @@ def test_it_is_valid() -> None:
     import schemathesis
 
     assert len(list(schemathesis.openapi.from_dict(DOCUMENT).get_all_operations())) == (
-        len(OPERATIONS) + 9
+        len(OPERATIONS) + 13
     )
