@@ -311,6 +311,14 @@ async def test_children_of_budgets(
         return names == [f"{namespace}/team-a", f"{namespace}/agent"]
 
     await until("the child's account in the gateway's configuration", in_configuration)
+    above = ["team-a", *(f"level-{n}" for n in range(2, 9))]
+    below = [f"level-{n}" for n in range(2, 10)]
+    await create(cluster, *map(child, below, above))
+    found = await until_condition(
+        cluster, namespace, "Ready", "False", "ParentTooDeep", name="level-9"
+    )
+    assert "more than 8 budgets: attach this one higher" in found["message"]
+    await until_condition(cluster, namespace, *WAITING, name="level-8")
 
 
 async def test_a_namespace_without_the_role_is_named(

@@ -5,10 +5,11 @@ import threading
 
 import apsw
 import pytest
-from tests.unit.ledger.ledger_helpers import account, ask, reading
+from tests.unit.ledger.ledger_helpers import account, ask, reading, task
 
+from llmbudget.ledger.audit import audit, file_source
 from llmbudget.ledger.interface import Hold, LedgerUnavailable
-from llmbudget.ledger.sqlite import SqliteLedger
+from llmbudget.ledger.sqlite import SqliteLedger, schema
 
 
 @pytest.fixture
@@ -36,6 +37,37 @@ async def test_newer_schema_and_no_database(tmp_path):
         await SqliteLedger.open(garbage)
     with pytest.raises(LedgerUnavailable):
         await SqliteLedger.open(garbage / "below-a-file.db")
+
+
+async def test_a_file_of_the_first_schema_is_brought_to_this_one(tmp_path, clock):
+    path = tmp_path / "old.db"
+    connection = apsw.Connection(str(path))
+    connection.execute(schema._TABLES)
+    connection.execute(
+        "UPDATE ledger SET epoch = 1, generation = 1, period = '2026-11', time_zone = 'UTC', "
+        "next_time_zone = 'UTC';"
+        "INSERT INTO accounts VALUES ('llm/org', NULL, 100, 1, '[]', 3, NULL, 1, 1);"
+        "INSERT INTO account_periods VALUES ('llm/org', '2026-10', 50, 80, 0, 0, 30, 1, 100);"
+        "INSERT INTO account_periods VALUES ('llm/org', '2026-11', 7, 0, 30, 10, 0, 0, NULL);"
+        "INSERT INTO holds VALUES ('h', 'llm/org', '2026-11', 10, 'p', 'm', NULL, NULL, 1, NULL, "
+        "NULL);"
+        "INSERT INTO entries VALUES (1, 'a', 0, 'llm/org', '2026-10', 'p', 'm', 1, 1, 130, 50, "
+        "NULL, NULL, 'ok', 'metered');"
+        "INSERT INTO entries VALUES (2, 'b', 0, 'llm/org', '2026-11', 'p', 'm', 1, 1, 7, 7, NULL, "
+        "NULL, 'ok', 'metered');"
+    )
+    connection.pragma("user_version", 1)
+    connection.close()
+    with pytest.raises(LedgerUnavailable, match="start its gateway once"), file_source(path):
+        pass
+    opened = await SqliteLedger.open(path, clock)
+    balance = opened.balance("llm/org")
+    assert (balance.spent, balance.held, balance.lent, balance.remaining) == (47, 0, 0, 53)
+    await opened.configure([account(rollover_nano=5)], time_zone="UTC", generation=2)
+    await opened.open_envelope(task("e", 10))
+    await opened.close()
+    with file_source(path) as source:
+        assert audit(source).findings == ()
 
 
 async def test_full_disk_grants_nothing_and_is_recovered_from(tmp_path, ledger):

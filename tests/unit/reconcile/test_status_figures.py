@@ -53,6 +53,34 @@ def test_figures_are_those_of_the_ledger() -> None:
     assert (status["observedGeneration"], status["thresholds"]) == (1, [])
 
 
+def test_what_is_lent_borrowed_and_added_is_shown_where_there_is_some() -> None:
+    moved = {
+        "lent_nano": USD // 4,
+        "borrowed_nano": 2 * USD,
+        "topped_up_nano": 50 * USD,
+        "rolled_over_nano": 10 * USD,
+        "remaining_nano": 7 * USD,
+    }
+    status = status_of(situation(balance(**moved)))
+    shown = {
+        "lent": "0.25",
+        "borrowed": "2.00",
+        "toppedUp": "50.00",
+        "rolledOver": "10.00",
+        "remaining": "7.00",
+    }
+    assert shown.items() <= status.items()
+    plain = status_of(situation(balance()))
+    assert not {"lent", "borrowed", "toppedUp", "rolledOver"} & plain.keys()
+
+
+def test_a_budget_that_may_borrow_is_not_exceeded() -> None:
+    beyond = {"spent_nano": 510 * USD, "borrowed_nano": 10 * USD}
+    borrowing = situation(balance(**beyond, remaining_nano=USD))
+    assert status_of(borrowing)["phase"] == "Ready"
+    assert status_of(situation(balance(**beyond, remaining_nano=0)))["phase"] == "Exceeded"
+
+
 @pytest.mark.parametrize(
     ("cap", "spent", "held", "percentage", "remaining"),
     [
