@@ -15,17 +15,16 @@ import argparse
 import asyncio
 import contextlib
 import json
-import statistics
 import subprocess
-import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench.gateway.wrk import Load, measure
+from bench.gateway.wrk import measure
 from bench.peers import litellm_proxy, nginx, our_gateway
+from bench.report import Peer, Target, line, ratio, say
 
 from llmbudget.ledger.sqlite.schema import connect_reading
 from llmbudget.local.binaries import find
@@ -40,6 +39,11 @@ OURS: Final = "LLM Budget"
 LIMIT: Final = "nginx"
 LITELLM: Final = f"LiteLLM {litellm_proxy.VERSION}"
 DIRECT: Final = "no proxy"
+
+OF_LIMIT: Final = 0.25
+OF_LIMIT_STRETCHED: Final = 0.4
+TIMES_LITELLM: Final = 60
+ADDED: Final = {"median_ms": 0.5, "p99_ms": 2.0}
 
 
 @dataclass(frozen=True)
@@ -63,27 +67,13 @@ CASES: Final = (
 )
 
 
-@dataclass
-class Peer:
-    """One proxy under load."""
-
-    name: str
-    url: str
-    tokens: Sequence[str]
-    loads: list[Load] = field(default_factory=list)
-
-    def median(self, figure: str) -> float:
-        """Return the median of a figure over the rounds."""
-        return statistics.median(getattr(load, figure) for load in self.loads)
-
-
 async def run(case: Case, rounds: int, seconds: int, folder: Path) -> list[Peer]:
     """Measure all peers of a case in turn.
 
     Raises:
         SystemExit: a call was refused, or the ledger has not one row a call.
     """
-    plane = ControlPlane(folder / "cluster", say=_say)
+    plane = ControlPlane(folder / "cluster", say=say)
     kubectl = find(lambda _: None).kubectl
     tls = _certificate(folder) if case.tls else None
     async with (
@@ -111,7 +101,7 @@ async def _take_turns(
     case: Case, peers: list[Peer], rounds: int, seconds: int, folder: Path
 ) -> None:
     for number in range(rounds + 1):
-        _say(f"{case.name}: round {number} of {rounds}" if number else f"{case.name}: warming up")
+        say(f"{case.name}: round {number} of {rounds}" if number else f"{case.name}: warming up")
         for peer in peers:
             load = await measure(
                 peer.url,
@@ -182,34 +172,31 @@ def settled_rows(ledger: Path) -> int:
 
 
 def table(case: Case, peers: list[Peer]) -> Iterable[str]:
-    """Lay the peers side by side."""
+    """Lay the peers side by side, and tell whether the targets are met."""
     by_name = {peer.name: peer for peer in peers}
     for peer in peers:
         del peer.loads[0]  # the warm-up
     yield case.title
     yield f"  {'':<18}{'calls/s':>10}{'median ms':>12}{'p99 ms':>10}{'of nginx':>11}"
     for peer in peers:
-        share = _ratio(peer, by_name[LIMIT])
-        yield (
-            f"  {peer.name:<18}{peer.median('per_second'):>10.0f}{peer.median('median_ms'):>12.2f}"
-            f"{peer.median('p99_ms'):>10.2f}{share:>11.3f}"
-        )
-    if LITELLM in by_name:
-        yield f"  {OURS} is {_ratio(by_name[OURS], by_name[LITELLM]):.1f} times {LITELLM}"
-    if case.connections == 1:
-        ours, direct = by_name[OURS], by_name[DIRECT]
-        added = [ours.median(name) - direct.median(name) for name in ("median_ms", "p99_ms")]
-        yield f"  {OURS} adds {added[0]:.2f} ms at the median, {added[1]:.2f} ms at p99"
+        yield line(peer, f"{ratio(peer, by_name[LIMIT]):.3f}")
+    for target in _targets(case, by_name):
+        yield str(target)
 
 
-def _ratio(peer: Peer, other: Peer) -> float:
-    """Compare calls a second, round by round."""
-    pairs = zip(peer.loads, other.loads, strict=True)
-    return statistics.median(a.per_second / b.per_second for a, b in pairs)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _targets(case: Case, peers: Mapping[str, Peer]) -> Iterable[Target]:
+    ours = peers[OURS]
+    if case.name == "many":
+        of_limit = ratio(ours, peers[LIMIT])
+        yield Target("of nginx", of_limit, OF_LIMIT, least=True)
+        yield Target("of nginx, stretched", of_limit, OF_LIMIT_STRETCHED, least=True)
+        times = ratio(ours, peers[LITELLM])
+        yield Target(f"times {LITELLM}", times, TIMES_LITELLM, least=True)
+    if case.name == "one":
+        for figure, wanted in ADDED.items():
+            added = ours.median(figure) - peers[DIRECT].median(figure)
+            name = figure.removesuffix("_ms")
+            yield Target(f"added to a call, {name}", added, wanted, unit="ms")
 
 
 def _row(case: Case, peer: Peer) -> dict[str, object]:

@@ -27,6 +27,7 @@ import uvloop
 from bench.gateway.run import CAP, DIRECT, KEY, LIMIT, OURS, PRICES, settled_rows
 from bench.gateway.wrk import BODY
 from bench.peers import nginx, our_gateway
+from bench.report import Target, say
 
 from llmbudget.local.binaries import find
 from llmbudget.local.controlplane import ControlPlane
@@ -126,13 +127,14 @@ async def turn(peer: Peer, streams: int) -> Lags:
         )
         open_streams += [caller for _, caller in made]
         await asyncio.sleep(0.1)
-    lags.memory = _memory(peer.pids)
+    lags.memory = memory(peer.pids)
     await asyncio.gather(*(caller.over for caller in open_streams))
     lags.cpu = (_cpu(peer.pids) - before) / (loop.time() - began)
     return lags
 
 
-def _memory(pids: tuple[int, ...]) -> float:
+def memory(pids: tuple[int, ...]) -> float:
+    """Sum the resident megabytes of processes."""
     found = [re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text()) for pid in pids]
     return sum(int(match[1]) for match in found if match) / _MEGABYTE
 
@@ -151,7 +153,7 @@ async def run(streams: int, rate: float, seconds: float, rounds: int, folder: Pa
     """
     chunks = int(seconds * rate)
     port = free_port()
-    plane = ControlPlane(folder / "cluster", say=_say)
+    plane = ControlPlane(folder / "cluster", say=say)
     provider = await spawn(
         [sys.executable, "-m", "bench.gateway.stream_provider", *map(str, (port, chunks, rate))]
     )
@@ -164,7 +166,7 @@ async def run(streams: int, rate: float, seconds: float, rounds: int, folder: Pa
             config = our_gateway.configuration(PRICES, CAP, f"http://127.0.0.1:{port}/v1", 1)
             async with our_gateway.running(config, KEY, folder, stage) as gateway:
                 pid = gateway.process.pid
-                rest = _memory((pid,))
+                rest = memory((pid,))
                 ours = Peer(OURS, gateway.url, gateway.tokens[0], (pid,))
                 peers = [
                     Peer(DIRECT, f"http://127.0.0.1:{port}", "-"),
@@ -172,9 +174,7 @@ async def run(streams: int, rate: float, seconds: float, rounds: int, folder: Pa
                     ours,
                 ]
                 for number in range(rounds + 1):
-                    _say(
-                        f"streams: round {number} of {rounds}" if number else "streams: warming up"
-                    )
+                    say(f"streams: round {number} of {rounds}" if number else "streams: warming up")
                     for peer in peers:
                         few = streams if number else min(streams, 50)
                         peer.turns.append(await turn(peer, few))
@@ -199,8 +199,8 @@ def table(peers: list[Peer], streams: int, rate: float, rest: float) -> list[str
     ]
     for peer in peers:
         del peer.turns[0]  # the warm-up
-        added = _over(peer, "chunks", 99) - _over(direct, "chunks", 99)
-        first = _over(peer, "first", 50) - _over(direct, "first", 50)
+        added = _added(peer, direct, "chunks", 99)
+        first = _added(peer, direct, "first", 50)
         cpu = statistics.median(lags.cpu for lags in peer.turns)
         memory = max(lags.memory for lags in peer.turns)
         lines.append(
@@ -208,7 +208,18 @@ def table(peers: list[Peer], streams: int, rate: float, rest: float) -> list[str
             f"{_over(peer, 'first', 50):>11.2f}{added:>11.2f}{first:>13.2f}"
             + (f"{cpu:>7.2f}{memory:>7.0f}" if peer.pids else "")
         )
-    return [*lines, f"  {OURS} at rest: {rest:.0f} MB"]
+    ours = peers[-1]
+    targets = (
+        Target("lag added, p99", _added(ours, direct, "chunks", 99), 20, unit="ms"),
+        Target("first byte added, median", _added(ours, direct, "first", 50), 2, unit="ms"),
+        Target("memory at rest", rest, 150, unit="MB"),
+        Target("memory with the streams", max(t.memory for t in ours.turns), 250, unit="MB"),
+    )
+    return [*lines, *map(str, targets)]
+
+
+def _added(peer: Peer, direct: Peer, figure: str, percent: int) -> float:
+    return _over(peer, figure, percent) - _over(direct, figure, percent)
 
 
 def _over(peer: Peer, figure: str, percent: int) -> float:
@@ -216,10 +227,6 @@ def _over(peer: Peer, figure: str, percent: int) -> float:
     return statistics.median(
         statistics.quantiles(getattr(lags, figure), n=100)[percent - 1] for lags in peer.turns
     )
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 async def main() -> None:

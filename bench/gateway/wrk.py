@@ -33,9 +33,9 @@ function request()
 end
 function done(summary, latency, requests)
   io.write(string.format(
-    '\\n{{"requests":%d,"microseconds":%d,"median":%d,"p99":%d,"refused":%d,"broken":%d}}\\n',
+    '\\n{{"requests":%d,"microseconds":%d,"median":%d,"p99":%d,"most":%d,"refused":%d,"broken":%d}}\\n',
     summary.requests, summary.duration, latency:percentile(50), latency:percentile(99),
-    summary.errors.status,
+    latency.max, summary.errors.status,
     summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.timeout))
 end
 """
@@ -50,6 +50,7 @@ class Load:
     per_second: float
     median_ms: float
     p99_ms: float
+    most_ms: float
     refused: int
     """Answers with a status of 400 or more."""
     broken: int
@@ -84,6 +85,7 @@ async def measure(
         per_second=found["requests"] / found["microseconds"] * 1_000_000,
         median_ms=found["median"] / 1000,
         p99_ms=found["p99"] / 1000,
+        most_ms=found["most"] / 1000,
         refused=found["refused"],
         broken=found["broken"],
     )

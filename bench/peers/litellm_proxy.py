@@ -1,19 +1,14 @@
 """LiteLLM's proxy in a virtual environment of its own.
 
-Its requirements are locked beside this file. The environment is made in the user's cache folder
-when it is first needed.
+Its requirements are locked beside this file.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import os
-import shutil
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from decimal import Decimal
@@ -21,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx
+from bench import environment
 
 from llmbudget.local.process import free_port, spawn, stop
 
@@ -28,22 +24,6 @@ VERSION: Final = "1.106.0"
 REQUIREMENTS: Final = Path(__file__).with_name("requirements-litellm.txt")
 MASTER_KEY: Final = "sk-bench"
 START_SECONDS: Final = 180
-
-
-def installed() -> Path:
-    """Return the environment's folder, making it when its requirements are new."""
-    digest = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    folder = cache / "llmbudget" / f"litellm-{VERSION}-{digest}"
-    if not (folder / "complete").exists():
-        print(f"installing LiteLLM {VERSION} into {folder}", file=sys.stderr)
-        shutil.rmtree(folder, ignore_errors=True)
-        uv = [sys.executable, "-m", "uv"]
-        subprocess.run([*uv, "venv", "-q", "--python", sys.executable, folder], check=True)
-        install = ["pip", "install", "-q", "--require-hashes", "-r", REQUIREMENTS]
-        subprocess.run([*uv, *install, "--python", folder / "bin" / "python"], check=True)
-        (folder / "complete").touch()
-    return folder
 
 
 def configuration(
@@ -80,11 +60,12 @@ async def running(
     config: Mapping[str, Any], folder: Path, *, prefix: Sequence[str] = ()
 ) -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
     """Serve for the block; the value is the base URL and the process."""
-    environment = await asyncio.to_thread(installed)
+    name = f"litellm-{VERSION}"
+    packages = await asyncio.to_thread(environment.installed, name, REQUIREMENTS)
     port = free_port()
     file = folder / "litellm.yaml"
     file.write_text(json.dumps(config))  # JSON is YAML
-    program = environment / "bin" / "litellm"
+    program = packages / "bin" / "litellm"
     command = [*prefix, program, "--config", file, "--host", "127.0.0.1", "--port", str(port)]
     variables = {
         "PATH": os.environ.get("PATH", os.defpath),

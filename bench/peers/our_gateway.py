@@ -149,16 +149,38 @@ async def running(
 ) -> AsyncIterator[Running]:
     """Serve for the block; `folder` takes ledger, keys and log, `prefix` goes before the command
     (a profiler, a choice of cores)."""
+    tokens = await prepare(config, key, folder, stage, callers)
+    async with serving(tokens, folder, stage, tls=tls, prefix=prefix) as gateway:
+        yield gateway
+
+
+async def prepare(
+    config: GatewayConfig, key: str, folder: Path, stage: Stage, callers: int = 1
+) -> Sequence[str]:
+    """Lay out what a gateway needs, in the cluster and in `folder`; the callers' tokens are
+    returned."""
     manifests = yaml.safe_dump_all(objects(config, callers))
     await stage.kubectl("apply", "--server-side", "-f", "-", stdin=manifests)
-    tokens = [await stage.token(NAMESPACE, caller, AUDIENCE) for caller in _callers(callers)]
     await _identity(stage, folder)
     for name in ("keys", "ca", "ledger"):
         (folder / name).mkdir()
     write_private(folder / "keys" / "simulator", key)
+    return [await stage.token(NAMESPACE, caller, AUDIENCE) for caller in _callers(callers)]
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    tokens: Sequence[str],
+    folder: Path,
+    stage: Stage,
+    *,
+    tls: Path | None = None,
+    prefix: Sequence[str] = (),
+) -> AsyncIterator[Running]:
+    """Serve for the block from a folder that was prepared."""
     port = free_port()
     url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
-    with (folder / "gateway.log").open("wb") as log:
+    with (folder / "gateway.log").open("ab") as log:
         process = await spawn(
             [
                 *prefix,

@@ -16,7 +16,7 @@ _CHECK_SECONDS: Final = 3600.0
 _START_SECONDS: Final = 30.0
 """A gateway that has just started has better things to do."""
 BATCH: Final = 500
-_PAUSE_SECONDS: Final = 0.05
+PAUSE_SECONDS: Final = 0.05
 
 
 class Retention:
@@ -59,5 +59,5 @@ class Retention:
         dropped = 0
         while found := await self._ledger.forget(before, BATCH):
             dropped += found
-            await asyncio.sleep(_PAUSE_SECONDS)
+            await asyncio.sleep(PAUSE_SECONDS)
         return dropped
