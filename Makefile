@@ -6,6 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.ready
 
 .PHONY: help setup demo test fuzz simulate check generate golden lock release bench-overrun bench-gateway bench-streams bench-operator clean
+.PHONY: bench-ledger bench-million bench-parts bench-profile bench-replicas
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +60,18 @@ bench-streams: setup ## A thousand open streams: lag, memory, processor time (ne
 
 bench-operator: setup ## A thousand budgets on a real API server, beside its raw limit (15 minutes)
 	$(BIN)/python -m bench.operator.run
+
+bench-ledger: setup ## Holds and settles of the ledger beside bare SQL
+	$(BIN)/python -m bench.ledger.run
+
+bench-million: setup ## A million calls: memory, the ledger's file, start, export, retention (needs nginx, wrk)
+	$(BIN)/python -m bench.ledger.million
+
+bench-parts: setup ## HTTP servers and clients that a gateway can be made of (needs nginx, wrk)
+	$(BIN)/python -m bench.parts.run
+
+bench-profile: setup ## Where a call's time goes: writes docs/flame-graph.txt (needs nginx, wrk)
+	$(BIN)/python -m bench.gateway.profile --output docs/flame-graph.txt
 
 clean: ## Remove .venv and caches of tools; the cache of built binaries stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -138,6 +138,24 @@ def affordable_limit(
     return int(_EXACT.divide_int(left, rate))
 
 
+def to_hold(
+    demand: Demand, model: ModelConfig, prices: Prices, remaining: Nano | None
+) -> tuple[int, Nano]:
+    """Choose the output limit that `remaining` affords, else the default one, which the ledger then
+    refuses: it knows whose cap is too low. The bound of the call's cost goes with it.
+
+    Raises:
+        Unbounded.
+    """
+    limit = default_limit(demand, model)
+    amount = upper_bound(demand, model, prices, limit)
+    if remaining is not None and amount > remaining:
+        less = affordable_limit(demand, model, prices, remaining)
+        if less is not None:
+            return less, upper_bound(demand, model, prices, less)
+    return limit, amount
+
+
 def dearest_input(prices: Prices) -> Decimal:
     """Tell the dearest rate that an input token may have."""
     return max(prices.input, prices.cached_input, prices.cache_write, prices.hour)

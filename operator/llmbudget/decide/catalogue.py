@@ -48,9 +48,10 @@ class Offer:
         return self.model.prices is not None and self.model.prices.free
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Catalogue:
-    """What one account may call."""
+    """What one account may call. Each one differs from all others, so that what was found in it can
+    be remembered."""
 
     account: AccountConfig
     path: tuple[AccountConfig, ...]

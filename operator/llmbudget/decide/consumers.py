@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
 
 from llmbudget.contract.config import AccountConfig, ConsumerConfig, EnvelopeLimits, Limits
+
+_MOST_REMEMBERED: Final = 20_000
+"""Callers whose budget is remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,7 @@ class Consumers:
         for account in accounts:
             for entry in account.consumers:
                 self._entries.setdefault(entry.namespace, []).append((account, entry))
+        self._remembered = lru_cache(maxsize=_MOST_REMEMBERED)(self._match)
 
     def match(self, namespace: str, service_account: str, wanted: str | None) -> Consumer:
         """Find the budget that a caller spends from.
@@ -55,6 +61,9 @@ class Consumers:
         Raises:
             NoBudget.
         """
+        return self._remembered(namespace, service_account, wanted)
+
+    def _match(self, namespace: str, service_account: str, wanted: str | None) -> Consumer:
         matches = self._matches(namespace, service_account)
         caller = f"ServiceAccount {namespace}/{service_account}"
         if not matches:

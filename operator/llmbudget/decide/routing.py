@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final
 
 from llmbudget.api.budget import Strategy
@@ -19,6 +20,9 @@ from llmbudget.decide.bounds import Demand, expected_cost, fits
 from llmbudget.decide.catalogue import Catalogue, Offer
 
 AUTO: Final = "auto"
+_STRATEGIES: Final = frozenset(Strategy)
+_MOST_REMEMBERED: Final = 1024
+"""Routes of named models that are remembered."""
 
 
 class Reason(StrEnum):
@@ -68,11 +72,11 @@ def route(
     Raises:
         NoRoute.
     """
-    lower = catalogue.lowering(levels)
     strategy = _strategy(catalogue, wanted)
     if strategy is None:
-        return _named(catalogue, wanted, protocol, lower)
-    return _automatic(catalogue, strategy, protocol, demand, lower)
+        by_account = tuple([levels.get(name, 0) for name in catalogue.names])
+        return _at_levels(catalogue, wanted, protocol, by_account)
+    return _automatic(catalogue, strategy, protocol, demand, catalogue.lowering(levels))
 
 
 def only_named(catalogue: Catalogue, wanted: str, protocol: Protocol) -> Route:
@@ -120,9 +124,19 @@ def _strategy(catalogue: Catalogue, wanted: str) -> Strategy | None:
     if wanted == AUTO:
         return catalogue.account.strategy
     prefix, colon, name = wanted.partition(":")
-    if prefix == AUTO and colon and name in set(Strategy):
+    if prefix == AUTO and colon and name in _STRATEGIES:
         return Strategy(name)
     return None
+
+
+@lru_cache(maxsize=_MOST_REMEMBERED)
+def _at_levels(
+    catalogue: Catalogue, wanted: str, protocol: Protocol, levels: tuple[int, ...]
+) -> Route:
+    """Find the offers of a model that the caller named: the same ones until the levels change. Only
+    names that lead somewhere are remembered."""
+    by_account = dict(zip(catalogue.names, levels, strict=True))
+    return _named(catalogue, wanted, protocol, catalogue.lowering(by_account))
 
 
 def _named(

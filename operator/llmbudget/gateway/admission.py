@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from typing import Final
 
 from llmbudget.api.money import Nano
@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 class HeldCall:
     """One hold, resolved once: settled, released, or, at the end of the block, charged in full."""
 
+    __slots__ = ("_admission", "hold", "resolved")
+
     def __init__(self, admission: Admission, hold: Hold) -> None:
         self._admission = admission
         self.hold = hold
@@ -53,6 +55,26 @@ class HeldCall:
         await self._admission.resolve(self.hold, None)
 
 
+class _Held:
+    """The block of one hold. A class, since a generator would cost several times as much."""
+
+    __slots__ = ("_admission", "_call", "_request")
+
+    def __init__(self, admission: Admission, request: HoldRequest) -> None:
+        self._admission = admission
+        self._request = request
+
+    async def __aenter__(self) -> HeldCall:
+        self._call = HeldCall(self._admission, await self._admission.hold(self._request))
+        return self._call
+
+    async def __aexit__(self, *_: object) -> None:
+        if not self._call.resolved:
+            # A task of its own: the block may be ending because it was cancelled.
+            unknown = Settlement(cost=None, status=Status.ERROR)
+            await asyncio.shield(asyncio.create_task(self._call.settle(unknown)))
+
+
 class Admission:
     """Takes and resolves holds on one ledger."""
 
@@ -64,23 +86,17 @@ class Admission:
         """Holds resolved so far."""
         self._unresolved: set[asyncio.Task[None]] = set()
 
-    @contextlib.asynccontextmanager
-    async def held(self, request: HoldRequest) -> AsyncIterator[HeldCall]:
-        """Hold money for the block. A block that does not resolve it leaves it charged.
+    def held(self, request: HoldRequest) -> AbstractAsyncContextManager[HeldCall]:
+        """Hold money for the block. A block that does not resolve it leaves it charged. It raises
+        what `Ledger.hold` raises; BudgetExceeded.only_held after waiting in vain."""
+        return _Held(self, request)
+
+    async def hold(self, request: HoldRequest) -> Hold:
+        """Hold money, after a wait where only others' holds are in the way.
 
         Raises:
-            LedgerError: as `Ledger.hold`; BudgetExceeded.only_held after waiting in vain.
+            LedgerError: as `Ledger.hold`.
         """
-        call = HeldCall(self, await self._hold(request))
-        try:
-            yield call
-        finally:
-            if not call.resolved:
-                # A task of its own: the block may be ending because it was cancelled.
-                unknown = Settlement(cost=None, status=Status.ERROR)
-                await asyncio.shield(asyncio.create_task(call.settle(unknown)))
-
-    async def _hold(self, request: HoldRequest) -> Hold:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + WAIT_SECONDS
         first_of: str | None = None

@@ -17,10 +17,8 @@ from llmbudget.api.budget import OnExceeded
 from llmbudget.api.money import Nano, format_usd
 from llmbudget.decide.bounds import (
     Unbounded,
-    affordable_limit,
-    default_limit,
     plausible_tokens,
-    upper_bound,
+    to_hold,
 )
 from llmbudget.decide.catalogue import Catalogue, Offer
 from llmbudget.decide.consumers import Consumer
@@ -217,12 +215,8 @@ class Calls:
             raise AssertionError("routing leaves out what has no price")
         demand = call.asked.demand
         left = self._left_beside_spent(call)
-        # A limit that doesn't fit is refused by the ledger, which knows whose cap it is.
         try:
-            limit = affordable_limit(demand, offer.model, offer.prices, left) or default_limit(
-                demand, offer.model
-            )
-            amount = upper_bound(demand, offer.model, offer.prices, limit)
+            limit, amount = to_hold(demand, offer.model, offer.prices, left)
         except Unbounded:
             message = f"What an image costs {offer.name} at most is not known: set its imageTokens."
             raise errors.malformed(message, code="unbounded") from None

@@ -49,7 +49,7 @@ class Connection(asyncio.Protocol):
     def _reset(self) -> None:
         self._parser = HttpResponseParser(self)
         self.status = 0
-        self.headers: dict[str, str] = {}
+        self.headers: dict[bytes, bytes] = {}
         """Of the answer, by lower-case names; the first of several."""
         self._head_bytes = 0
         self._headed = False
@@ -233,7 +233,7 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header was read."""
         if not (self._headed or self._unexpected):
-            self.headers.setdefault(name.decode("latin-1").lower(), value.decode("latin-1"))
+            self.headers.setdefault(name.lower(), value)
 
     def on_headers_complete(self) -> None:
         """The status and all headers are there."""
@@ -244,7 +244,7 @@ class Connection(asyncio.Protocol):
         self.status = status
         self._headed = True
         headers = self.headers
-        self._until_close = "content-length" not in headers and "transfer-encoding" not in headers
+        self._until_close = b"content-length" not in headers and b"transfer-encoding" not in headers
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body came."""

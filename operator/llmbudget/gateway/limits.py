@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Final
 
 from llmbudget.contract.config import Limits
@@ -97,24 +98,33 @@ class ConsumerLimits:
         self._patience = patience
         self._states: dict[tuple[str, str], _State] = {}
 
-    @contextlib.asynccontextmanager
-    async def admitted(self, consumer: Consumer) -> AsyncIterator[Callable[[int], None]]:
-        """Admit one call; the value counts its tokens once they are known.
-
-        Raises:
-            Refusal: 429.
-        """
+    def admitted(self, consumer: Consumer) -> AbstractAsyncContextManager[Callable[[int], None]]:
+        """Admit one call for the block; the value counts its tokens once they are known. It raises
+        a Refusal, 429, where there is no room."""
         key = (consumer.account.name, consumer.name)
         state = self._states.get(key)
         if state is None:
             state = self._states[key] = _State(self._clock)
-        if state.limits != consumer.limits:
+        if state.limits is not consumer.limits and state.limits != consumer.limits:
             state.change(consumer.limits)
-        await state.admit(self._patience)
-        try:
-            yield state.count_tokens
-        finally:
-            state.leave()
+        return _Admitted(state, self._patience)
+
+
+class _Admitted:
+    """The block of one call. A class, since a generator would cost several times as much."""
+
+    __slots__ = ("_patience", "_state")
+
+    def __init__(self, state: _State, patience: float) -> None:
+        self._state = state
+        self._patience = patience
+
+    async def __aenter__(self) -> Callable[[int], None]:
+        await self._state.admit(self._patience)
+        return self._state.count_tokens
+
+    async def __aexit__(self, *_: object) -> None:
+        self._state.leave()
 
 
 class _State:

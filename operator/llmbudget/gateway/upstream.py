@@ -135,10 +135,11 @@ class Upstream:
             pool.give_back(connection)
             raise
         headers = connection.headers
+        wait = headers.get(b"retry-after")
         return Answer(
             status=connection.status,
-            content_type=headers.get("content-type", "application/json"),
-            retry_after=headers.get("retry-after"),
+            content_type=headers.get(b"content-type", b"application/json").decode("latin-1"),
+            retry_after=None if wait is None else wait.decode("latin-1"),
             _connection=connection,
             _pool=pool,
         )

@@ -25,6 +25,7 @@ from llmbudget.decide.bounds import (
     input_bound,
     longest_form,
     plausible_tokens,
+    to_hold,
     upper_bound,
 )
 from llmbudget.decide.prices import Usage, by_length, cost
@@ -100,6 +101,17 @@ def test_the_affordable_limit_is_the_largest_that_the_balance_covers(
     if limit < wanted:
         assert demand.limit is None
         assert upper_bound(demand, found, prices, limit + 1) > remaining
+
+
+@given(demands, models, all_prices, st.none() | st.integers(0, 10**13))
+def test_what_is_held_is_affordable_or_the_ledger_is_asked_for_the_default(
+    demand: Demand, found: ModelConfig, prices: Prices, left: int | None
+) -> None:
+    remaining = None if left is None else Nano(left)
+    limit, amount = to_hold(demand, found, prices, remaining)
+    affordable = affordable_limit(demand, found, prices, remaining)
+    assert limit == (affordable or default_limit(demand, found))
+    assert amount == upper_bound(demand, found, prices, limit)
 
 
 def test_without_a_cap_the_default_limit_holds() -> None:

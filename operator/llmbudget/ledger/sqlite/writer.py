@@ -11,19 +11,17 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Final
 
 from llmbudget.ledger.book import Book
 from llmbudget.ledger.feed import Committed
 from llmbudget.ledger.interface import LedgerError, LedgerUnavailable
+from llmbudget.ledger.queue import Queue
 from llmbudget.ledger.sqlite.store import Store
 
 logger = logging.getLogger(__name__)
 
-GROUP: Final = 512
-"""Most operations in one transaction."""
 IDLE_SECONDS: Final = 1.0
 """How often an idle ledger looks whether the period has turned."""
 
@@ -56,7 +54,7 @@ class Writer(Thread):
         self._path = path
         self._loop = loop
         self._publish = publish
-        self._queue: SimpleQueue[Operation | None] = SimpleQueue()
+        self._queue: Queue[Operation] = Queue(loop)
 
     def submit(self, operation: Operation) -> None:
         """Queue an operation; its future is resolved in the event loop."""
@@ -64,30 +62,15 @@ class Writer(Thread):
 
     def stop(self) -> None:
         """Let the thread end when everything that is queued now is committed."""
-        self._queue.put(None)
+        self._queue.end()
 
     def run(self) -> None:
         """Commit group after group until told to stop."""
         going = True
         while going:
-            group, going = self._gather()
+            group, going = self._queue.take(IDLE_SECONDS)
             self._commit(group)
         self._store.close()
-
-    def _gather(self) -> tuple[list[Operation], bool]:
-        """Wait for work, and take what else is there; an empty group when it is time to look
-        whether the period has turned."""
-        group: list[Operation] = []
-        try:
-            operation = self._queue.get(timeout=IDLE_SECONDS)
-            while operation is not None:
-                group.append(operation)
-                if len(group) == GROUP:
-                    return group, True
-                operation = self._queue.get_nowait()
-        except Empty:
-            return group, True
-        return group, False
 
     def _commit(self, group: list[Operation]) -> None:
         committed: Committed | None = None
