@@ -67,6 +67,9 @@ bench-ledger: setup ## Holds and settles of the ledger beside bare SQL
 bench-million: setup ## A million calls: memory, the ledger's file, start, export, retention (needs nginx, wrk)
 	$(BIN)/python -m bench.ledger.million
 
+bench-replicas: setup ## One gateway and two on the same PostgreSQL ledger (needs nginx, wrk, PostgreSQL)
+	$(BIN)/python -m bench.gateway.replicas
+
 bench-parts: setup ## HTTP servers and clients that a gateway can be made of (needs nginx, wrk)
 	$(BIN)/python -m bench.parts.run
 

@@ -176,8 +176,10 @@ async def serving(
     *,
     tls: Path | None = None,
     prefix: Sequence[str] = (),
+    postgres: Path | None = None,
 ) -> AsyncIterator[Running]:
-    """Serve for the block from a folder that was prepared."""
+    """Serve for the block from a folder that was prepared; `postgres` is the file with the
+    connection string of a shared ledger, in place of the folder's own."""
     port = free_port()
     url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
     with (folder / "gateway.log").open("ab") as log:
@@ -190,7 +192,7 @@ async def serving(
                 f"--budget={NAMESPACE}/{GATEWAY}",
                 f"--keys={folder / 'keys'}",
                 f"--ca={folder / 'ca'}",
-                f"--ledger={folder / 'ledger'}",
+                f"--postgres={postgres}" if postgres else f"--ledger={folder / 'ledger'}",
                 f"--service-account={folder / 'account'}",
                 f"--posthog-key={folder / 'none'}",
                 f"--listen=127.0.0.1:{port}",

@@ -8,7 +8,6 @@ what is spent leaves no room, nobody waits.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
 from contextlib import AbstractAsyncContextManager
