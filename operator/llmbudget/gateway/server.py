@@ -29,7 +29,6 @@ from llmbudget.gateway.probes import Monitoring
 from llmbudget.gateway.retention import Retention
 from llmbudget.gateway.serving import renew, server
 from llmbudget.ledger.interface import Ledger
-from llmbudget.ledger.postgres import PostgresLedger
 from llmbudget.ledger.sqlite import SqliteLedger
 from llmbudget.telemetry.logs import CallLog
 from llmbudget.telemetry.spans import Spans
@@ -115,6 +114,9 @@ async def run(settings: Settings) -> None:
 async def _opened(settings: Settings, clock: TrustedClock) -> AsyncIterator[Ledger]:
     ledger: Ledger
     if settings.postgres is not None:
+        # Only now: its packages take 30 MB, which a gateway with a file of its own does without.
+        from llmbudget.ledger.postgres import PostgresLedger
+
         # It need not be there yet: the process waits for it, and says so.
         ledger = PostgresLedger(settings.postgres, settings.budget)
     else:
