@@ -10,6 +10,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +57,27 @@ def _user() -> dict[str, Any]:
 class PostgresServer:
     """One server on the loopback; every test gets a schema of its own in it."""
 
-    def __init__(self, settings: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        settings: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
+        standby_of: PostgresServer | None = None,
+    ) -> None:
+        """Make its files; `standby_of` a server that runs, from which it then takes everything."""
         self.port = free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="llmbudget-postgres-"))
         self._binaries = find_binaries()
         self._user = _user()
         self._settings = settings
+        self._environment = os.environ | dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
         if self._user:
             os.chown(self.folder, self._user["user"], self._user["group"])
+        if standby_of is not None:
+            source = f"--dbname={standby_of.url(user='admin')}"
+            target = f"--pgdata={self.data}"
+            self._run("pg_basebackup", source, target, "--write-recovery-conf", "--checkpoint=fast")
+            return
         password = self.folder / "password"
         password.write_text(PASSWORD)
         password.chmod(0o644)
@@ -96,6 +109,8 @@ class PostgresServer:
                     *(part for setting in self._settings for part in ("-c", setting)),
                 ],
                 cwd="/",
+                env=self._environment,
+                start_new_session=True,
                 stdout=log,
                 stderr=log,
                 **self._user,
@@ -117,6 +132,16 @@ class PostgresServer:
         # SIGQUIT ends all backends at once without writing anything; the next start recovers.
         self._process.send_signal(signal.SIGQUIT)
         self._process.wait(30)
+
+    def kill_hard(self) -> None:
+        """SIGKILL to all of its processes at once."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(30)
+
+    def promote(self) -> None:
+        """Make a standby the primary."""
+        self.execute("SELECT pg_promote(true, 30)")
 
     def stop(self) -> None:
         """End, and remove all files."""

@@ -55,9 +55,13 @@ class GatewayError(Exception):
 class GatewayClient:
     """One gateway's ledger API."""
 
-    def __init__(self, url: str, token: Token, ca: str | None = None) -> None:
-        """Connect by `ca`, authorities in PEM; None: the public ones."""
+    def __init__(
+        self, url: str, token: Token, ca: str | None = None, *, name: str | None = None
+    ) -> None:
+        """Connect by `ca`, authorities in PEM; None: the public ones. `name` is what the
+        certificate must be for; None: the URL's host."""
         self._url = url.rstrip("/")
+        self._extensions = {"sni_hostname": name} if name is not None else {}
         self._token = token
         self._client = httpx.AsyncClient(
             # Ambient proxies must not see the token.
@@ -79,7 +83,7 @@ class GatewayClient:
         headers = {"authorization": f"Bearer {await self._token()}"}
         try:
             async with self._client.stream(
-                "GET", self._url + BALANCES_PATH, headers=headers
+                "GET", self._url + BALANCES_PATH, headers=headers, extensions=self._extensions
             ) as answer:
                 if answer.status_code != 200:
                     raise GatewayError(f"the gateway answers with status {answer.status_code}")
@@ -103,7 +107,9 @@ class GatewayClient:
         headers = {"authorization": f"Bearer {await self._token()}"}
         path = f"{ACTIONS_PATH}/{quote(action_id, safe='')}/ack"
         try:
-            answer = await self._client.post(self._url + path, headers=headers)
+            answer = await self._client.post(
+                self._url + path, headers=headers, extensions=self._extensions
+            )
         except httpx.HTTPError as error:
             raise GatewayError(f"the gateway can't be reached: {type(error).__name__}") from None
         if answer.status_code != 200:

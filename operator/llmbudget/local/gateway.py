@@ -3,7 +3,8 @@
 Everything that the process gets comes from the API server, as it would through a kubelet: its
 arguments and variables, the ConfigMaps and Secrets in its volumes, and the pod's own ServiceAccount
 token. The pod is bound to a node of its own and is Ready when the process says so. A changed pod
-template makes a new pod, which makes a new process; a claim is a folder that outlives both.
+template makes a new pod, which makes a new process; a claim is a folder that outlives both. A
+Deployment may have several pods: each is a process.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import yaml
 
 from llmbudget.clients.cluster import ApiError, Cluster
 from llmbudget.clients.kinds import DEPLOYMENTS, PODS
+from llmbudget.local.front import Front
 from llmbudget.local.node import Node, is_ready
 from llmbudget.local.pods import Mounts, arguments, environment
 from llmbudget.local.process import free_port, spawn, stop
@@ -76,10 +78,12 @@ class PodProcess:
         self.pod = pod
         self.uid: str = pod["metadata"]["uid"]
         self.restarts = 0
+        self.port = port
+        self.is_ready = False
+        """As it said last."""
         self.process: asyncio.subprocess.Process | None = None
         self._cluster = cluster
         self._server = server
-        self._port = port
         self._folder = state / "pods" / self.uid
         self._volumes = Volumes(
             cluster, pod, PodTokens(cluster, pod), self._folder, state / "claims"
@@ -103,14 +107,14 @@ class PodProcess:
         variables = await environment(
             self._cluster, self.pod, self._container, mounts, self._server
         )
-        command = arguments(self._container, mounts, self._port)
+        command = arguments(self._container, mounts, self.port)
         self.process = await spawn(command, environment=variables)
 
     @property
     def url(self) -> str:
         """Base URL of the process."""
         scheme = str(self._probe.get("scheme", "HTTP")).lower()
-        return f"{scheme}://127.0.0.1:{self._port}"
+        return f"{scheme}://127.0.0.1:{self.port}"
 
     @property
     def _probe(self) -> Manifest:
@@ -143,7 +147,8 @@ def _trusting() -> ssl.SSLContext:
 
 
 class LocalGateway:
-    """Runs the Deployment's pods, one after the other, on one port."""
+    """Runs the Deployment's pods. Where they are rolled beside each other, callers get to them as
+    through a Service, by one port in front of them; a pod that is alone has the port itself."""
 
     def __init__(
         self, cluster: Cluster, server: str, node: Node, deployment: str, port: int, state: Path
@@ -154,12 +159,15 @@ class LocalGateway:
         self._namespace, self._name = deployment.split("/")
         self._port = port
         self._state = state
-        self._current: PodProcess | None = None
+        self._pods: dict[str, PodProcess] = {}
+        self._leaving: dict[str, asyncio.Task[None]] = {}
+        self._front: Front | None = None
         self._selector: str | None = None
         self._complaint = ""
 
     async def run(self, announcement: Path) -> None:
-        """Keep the pod running until cancelled; `announcement` tells the operator where it is."""
+        """Keep the pods running until cancelled; `announcement` tells the operator where they
+        are."""
         try:
             while True:
                 try:
@@ -171,7 +179,10 @@ class LocalGateway:
                 await asyncio.sleep(PERIOD)
         finally:
             _forget(announcement)
-            await self._drop()
+            if self._front is not None:
+                self._front.close()
+            stopping = [pod.stop() for pod in self._pods.values()]
+            await asyncio.gather(*stopping, *self._leaving.values(), return_exceptions=True)
 
     def _complain(self, message: str) -> None:
         if message and message != self._complaint:
@@ -179,35 +190,62 @@ class LocalGateway:
         self._complaint = message
 
     def _announce(self, path: Path) -> None:
-        """Write where the gateway is, once its process runs; its id is for those who test kills."""
-        if self._current is None or self._current.process is None:
+        """Write where the gateways are, once a process runs; ids are for those who test kills."""
+        running = [
+            {"url": pod.url, "pid": pod.process.pid}
+            for pod in self._pods.values()
+            if pod.process is not None
+        ]
+        if not running:
             return
-        content = json.dumps({"url": self._current.url, "pid": self._current.process.pid})
+        url = running[0]["url"]
+        if self._front is not None:
+            url = f"{str(url).partition(':')[0]}://127.0.0.1:{self._port}"
+        content = json.dumps(running[0] | {"url": url, "pods": running})
         if not path.exists() or path.read_text() != content:
             fresh = path.with_suffix(".tmp")
             fresh.write_text(content)
             fresh.rename(path)
 
     async def _turn(self) -> None:
-        pods = await self._pods()
-        living = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
-        if self._current and self._current.uid not in {pod["metadata"]["uid"] for pod in living}:
-            await self._drop()
-        for pod in pods:
-            if pod not in living:
-                await self._node.remove(pod)
-        if self._current is None and living:
-            self._current = await self._take(living[0])
-        if self._current is not None:
-            seen = next(pod for pod in living if pod["metadata"]["uid"] == self._current.uid)
-            await self._keep(self._current, seen)
+        found = {pod["metadata"]["uid"]: pod for pod in await self._list()}
+        for uid, pod in found.items():
+            if pod["metadata"].get("deletionTimestamp"):
+                self._leave(uid, pod)
+            elif uid not in self._pods:
+                self._pods[uid] = await self._take(pod)
+        for uid in self._pods.keys() - found.keys():
+            self._leave(uid, None)
+        if self._front is not None:
+            self._front.ports = [pod.port for pod in self._pods.values() if pod.is_ready]
+        kept = [self._keep(pod, found[uid]) for uid, pod in self._pods.items()]
+        for result in await asyncio.gather(*kept, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
 
-    async def _pods(self) -> list[dict[str, Any]]:
+    def _leave(self, uid: str, pod: Manifest | None) -> None:
+        """End a pod's process, and then the pod, beside the others."""
+
+        async def leave() -> None:
+            if process is not None:
+                await process.stop()
+            if pod is not None:
+                with contextlib.suppress(*TRANSIENT):
+                    await self._node.remove(pod)
+            del self._leaving[uid]
+
+        if uid not in self._leaving:
+            process = self._pods.pop(uid, None)
+            self._leaving[uid] = asyncio.create_task(leave())
+
+    async def _list(self) -> list[dict[str, Any]]:
         if self._selector is None:
             deployment = await self._cluster.get(DEPLOYMENTS, self._namespace, self._name)
             if deployment is None:
                 raise NotReady(f"Deployment {self._namespace}/{self._name} does not exist yet")
             labels = deployment["spec"]["selector"]["matchLabels"]  # immutable
+            if deployment["spec"]["strategy"]["type"] == "RollingUpdate":
+                self._front = await Front.open(self._port)
             self._selector = ",".join(f"{key}={value}" for key, value in labels.items())
         pods, _ = await self._cluster.list(PODS, self._namespace, label_selector=self._selector)
         return sorted(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
@@ -215,20 +253,16 @@ class LocalGateway:
     async def _take(self, pod: Manifest) -> PodProcess:
         if not pod["spec"].get("nodeName"):
             await self._node.bind(pod)
-        return PodProcess(self._cluster, self._server, pod, self._port, self._state)
+        port = self._port if self._front is None else free_port()
+        return PodProcess(self._cluster, self._server, pod, port, self._state)
 
-    async def _keep(self, current: PodProcess, seen: Manifest) -> None:
-        await current.keep()
-        ready = await current.ready()
+    async def _keep(self, pod: PodProcess, seen: Manifest) -> None:
+        await pod.keep()
+        pod.is_ready = await pod.ready()
         statuses = seen.get("status", {}).get("containerStatuses") or [{}]
         restarts = statuses[0].get("restartCount")
-        if (ready, current.restarts) != (is_ready(seen), restarts):
-            await self._node.report(seen, ready=ready, restarts=current.restarts)
-
-    async def _drop(self) -> None:
-        if self._current is not None:
-            await self._current.stop()
-            self._current = None
+        if (pod.is_ready, pod.restarts) != (is_ready(seen), restarts):
+            await self._node.report(seen, ready=pod.is_ready, restarts=pod.restarts)
 
 
 def _forget(announcement: Path) -> None:

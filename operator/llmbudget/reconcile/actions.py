@@ -24,6 +24,7 @@ from llmbudget.reconcile.streams import Streams
 
 log = logging.getLogger(__name__)
 
+_MOST_DONE: Final = 10_000
 _GRAVE: Final = (Action.EXECUTIVE_INTERVENTION, Action.ENFORCE_STRICT_DOWNGRADE)
 
 
@@ -46,6 +47,8 @@ class Actions:
         self._due: dict[str, tuple[str, ActionEvent]] = {}
         self._told: dict[str, set[str]] = {}
         """Actions whose Event is written, and the channels that have taken their notice."""
+        self._done: dict[str, None] = {}
+        """Actions acknowledged last: another gateway may not have heard of it yet."""
 
     def take(self, root: str, event: ActionEvent) -> str:
         """Take an action over; return its key for the queue."""
@@ -65,7 +68,8 @@ class Actions:
             NotDelivered, Claimed, ApiError, GatewayError: to be tried again.
         """
         due = self._due.get(key)
-        if due is None:
+        if due is None or key in self._done:
+            self._due.pop(key, None)
             return
         root, event = due
         budget = self._store.budgets.get(event.account)
@@ -85,6 +89,9 @@ class Actions:
             await self._streams.acknowledge(root, event.id)
         self._due.pop(key, None)
         self._told.pop(key, None)
+        self._done[key] = None
+        if len(self._done) > _MOST_DONE:
+            del self._done[next(iter(self._done))]
 
     async def _notify(self, budget: Budget, event: ActionEvent, done: set[str]) -> None:
         """Send a notice, by the Secret of the nearest budget of the path that names one."""

@@ -165,8 +165,8 @@ class Controller:
                 self.drop("LLMBudget", self.store.raw["LLMBudget", root])
                 return
         self._situations[root] = (world, found, config)
-        service = names.gateway(world.root, names.regions(world)[0])
-        self._streams.follow(root, Place(service, serving.tls, serving.bundle))
+        services = tuple(names.gateway(world.root, region) for region in names.regions(world))
+        self._streams.follow(root, Place(services, serving.tls, serving.bundle))
         await self._write(root)
         self._roots.add(root, RECHECK_SECONDS if found else RESYNC_SECONDS)
 

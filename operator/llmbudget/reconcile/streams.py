@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,11 +23,14 @@ from llmbudget.contract.events import (
     SnapshotEvent,
     StreamEvent,
 )
+from llmbudget.render.names import pods_of
 
 log = logging.getLogger(__name__)
 
 _TOKEN_SECONDS: Final = 3600
 _RETRY_SECONDS: Final = (0.25, 10.0)
+_BLIND_SECONDS: Final = 10.0
+"""How long a gateway is followed that can't count money."""
 
 
 @dataclass(slots=True)
@@ -50,10 +54,10 @@ class GatewayState:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a gateway is, and how it is spoken to."""
+    """Where a root's gateways are, and how they are spoken to. Any one of them tells all."""
 
-    service: str
-    """Name of its Service."""
+    services: tuple[str, ...]
+    """Names of their Services, one a region."""
     tls: bool
     ca: str | None
     """Authorities of its certificate, in PEM; None: the public ones."""
@@ -83,6 +87,8 @@ class Streams:
         self._states: dict[str, GatewayState] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._places: dict[str, Place] = {}
+        self._turns: dict[str, int] = {}
+        """How often another gateway of a root was taken."""
 
     def state(self, root: str) -> GatewayState:
         """Tell what a root's gateway said last."""
@@ -93,7 +99,7 @@ class Streams:
         before = self._places.get(root)
         if before == place:
             return
-        moved = before is None or (before.service, before.tls) != (place.service, place.tls)
+        moved = before is None or (before.services, before.tls) != (place.services, place.tls)
         state = GatewayState() if moved else self._states[root]
         self.forget(root)
         self._places[root] = place
@@ -107,6 +113,7 @@ class Streams:
             task.cancel()
         self._states.pop(root, None)
         self._places.pop(root, None)
+        self._turns.pop(root, None)
 
     async def acknowledge(self, root: str, action_id: str) -> None:
         """Mark an action as done in its ledger.
@@ -117,9 +124,12 @@ class Streams:
         place = self._places.get(root)
         if place is None:
             raise GatewayError("the gateway is not followed now")
-        client = self._client(root, place)
+        client = self._client(root, place, self._turns.get(root, 0))
         try:
             await client.acknowledge(action_id)
+        except GatewayError:
+            self._turns[root] = self._turns.get(root, 0) + 1
+            raise
         finally:
             await client.close()
 
@@ -133,11 +143,12 @@ class Streams:
         pause = first
         while True:
             state = self._states[root]
+            said = False
             try:
-                client = self._client(root, place)
+                client = self._client(root, place, self._turns.setdefault(root, 0))
                 try:
-                    async for event in client.events():
-                        pause = first
+                    async for event in self._patiently(state, client.events()):
+                        pause, said = first, True
                         self._take(root, state, event)
                 finally:
                     await client.close()
@@ -148,12 +159,30 @@ class Streams:
                 # The edge of one gateway's stream: whatever it sent, the others go on.
                 log.exception("stream", extra={"fields": {"budget": root}})
                 problem = f"its stream could not be read ({type(error).__name__})"
+            self._turns[root] += 1
+            if said and state.connected:
+                # Gateways are rolled and killed: another one is asked before anything is said.
+                continue
             if state.connected or state.problem != problem:
                 state.asked, state.connected, state.problem = True, False, problem
                 log.info("gateway: %s", problem, extra={"fields": {"budget": root}})
                 self._changed(root, True)
             await asyncio.sleep(pause)
             pause = min(pause * 2, longest)
+
+    async def _patiently(
+        self, state: GatewayState, events: AsyncIterator[StreamEvent]
+    ) -> AsyncIterator[StreamEvent]:
+        """Follow a gateway, but leave one that can't count money: another may."""
+        since: float | None = None
+        async for event in events:
+            yield event
+            if state.ledger_problem is None:
+                since = None
+            elif since is None:
+                since = time.monotonic()
+            elif time.monotonic() - since > _BLIND_SECONDS:
+                return
 
     def _take(self, root: str, state: GatewayState, event: StreamEvent) -> None:
         transition = False
@@ -183,19 +212,25 @@ class Streams:
         if state.connected:
             self._changed(root, transition)
 
-    def _client(self, root: str, place: Place) -> GatewayClient:
-        return GatewayClient(self._url(root, place), _Tokens(self, root).token, place.ca)
-
-    def _url(self, root: str, place: Place) -> str:
-        """Find a gateway: by its Service, or, on one machine, by a file."""
+    def _client(self, root: str, place: Place, turn: int) -> GatewayClient:
+        """Speak to one of a root's gateways, to another each turn."""
+        token = _Tokens(self, root).token
+        if self._local_gateways is not None:
+            return GatewayClient(self._local_url(self._local_gateways, root, turn), token, place.ca)
         namespace, _, _ = root.partition("/")
-        if self._local_gateways is None:
-            scheme = "https" if place.tls else "http"
-            return f"{scheme}://{place.service}.{namespace}.svc:{GATEWAY_PORT}"
+        service = place.services[turn % len(place.services)]
+        scheme = "https" if place.tls else "http"
+        # Pods that are not ready too: they say why.
+        url = f"{scheme}://{pods_of(service)}.{namespace}.svc:{GATEWAY_PORT}"
+        return GatewayClient(url, token, place.ca, name=f"{service}.{namespace}.svc")
+
+    def _local_url(self, folder: Path, root: str, turn: int) -> str:
+        """Find a gateway of this machine by the file in which it is announced."""
         try:
-            text = (self._local_gateways / f"{root.replace('/', '_')}.json").read_text()
-            return str(json.loads(text)["url"])
-        except (OSError, ValueError, KeyError):
+            text = (folder / f"{root.replace('/', '_')}.json").read_text()
+            pods = json.loads(text)["pods"]
+            return str(pods[turn % len(pods)]["url"])
+        except (OSError, ValueError, LookupError, ZeroDivisionError):
             raise GatewayError("no local gateway has announced itself") from None
 
     async def request_token(self, root: str) -> tuple[str, datetime]:

@@ -17,7 +17,7 @@ from llmbudget.render.network_policy import network_policy
 from llmbudget.render.rbac import cluster_role_binding, role, role_binding, service_account
 from llmbudget.render.scaling import autoscaler, disruption_budget
 from llmbudget.render.secret import secret
-from llmbudget.render.service import service
+from llmbudget.render.service import pods_service, service
 
 
 def children(
@@ -47,6 +47,7 @@ def children(
     built.append(network_policy(world, found))
     for region in regions(world):
         built.append(service(world, region))
+        built.append(pods_service(world, region))
         built.append(deployment(world, found, region))
         if spec.high_availability.enabled:
             built.append(autoscaler(world, region))

@@ -23,11 +23,20 @@ _MOST: Final = 63
 
 def gateway(budget: Budget, region: str | None = None) -> str:
     """Name everything of the gateway: `NAME-gateway`, `NAME-gateway-REGION`."""
-    name = f"{budget.name}-gateway" + (f"-{region}" if region else "")
+    return _short(f"{budget.name}-gateway" + (f"-{region}" if region else ""))
+
+
+def _short(name: str) -> str:
+    """Cut a name to what a Service's may have, and keep it unique."""
     if len(name) <= _MOST:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
     return f"{name[: _MOST - 9]}-{digest}"
+
+
+def pods_of(gateway: str) -> str:
+    """Name the Service of all pods of a gateway, by which the operator finds them."""
+    return _short(f"{gateway}-pods")
 
 
 def ledger_claim(budget: Budget) -> str:

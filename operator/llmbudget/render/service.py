@@ -1,11 +1,11 @@
-"""The Services that applications call."""
+"""The Services that applications call, and those by which the operator finds the pods."""
 
 from __future__ import annotations
 
 from llmbudget.contract.config import GATEWAY_PORT
 from llmbudget.decide.world import World
 from llmbudget.render.deployment import pod_labels, port_name
-from llmbudget.render.names import Manifest, gateway, metadata
+from llmbudget.render.names import Manifest, gateway, metadata, pods_of
 
 
 def service(world: World, region: str | None) -> Manifest:
@@ -15,6 +15,21 @@ def service(world: World, region: str | None) -> Manifest:
         "kind": "Service",
         "metadata": metadata(world, gateway(world.root, region)),
         "spec": {
+            "selector": pod_labels(world, region),
+            "ports": [_port(port_name(world))],
+        },
+    }
+
+
+def pods_service(world: World, region: str | None) -> Manifest:
+    """Build the Service by which the operator finds each pod, also one that is not ready."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(world, pods_of(gateway(world.root, region))),
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
             "selector": pod_labels(world, region),
             "ports": [_port(port_name(world))],
         },

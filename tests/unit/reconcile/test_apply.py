@@ -208,7 +208,7 @@ async def test_a_binding_of_the_cluster_is_swept_by_its_labels(server: ApiServer
 async def test_what_is_not_ours_stays(server: ApiServer, metadata: dict[str, Any]) -> None:
     root, _ = wanted()
     assert root.uid == "uid-6"
-    (mine,) = (one for one in server.ours.values() if one["kind"] == "Service")
+    mine = next(one for one in server.ours.values() if one["kind"] == "Service")
     theirs = mine | {"metadata": mine["metadata"] | {"name": "theirs"} | metadata}
     server.ours["Service", "theirs"] = theirs
     assert await bring(server, server.live()) == 0
