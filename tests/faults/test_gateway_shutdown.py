@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -109,6 +110,60 @@ async def test_what_outlasts_the_grace_period_is_charged_and_ended(
             if '"ended"' in line or "the gateway ended" in line
         ]
         assert len(told) >= len(running)
+    finally:
+        simulator.stop()
+
+
+async def test_a_single_pod_that_is_replaced_is_away_and_loses_nothing(
+    cluster: Cluster, kubeconfig: Path, namespace: str, tmp_path: Path
+) -> None:
+    """The one gateway of an SQLite ledger: the next one begins when it has ended."""
+    simulator = Simulator(tmp_path, latency_ms="30")
+    gateway = GatewayProcess(cluster, kubeconfig, namespace, tmp_path)
+    enough = asyncio.Event()
+    answered: list[float] = []
+    others: Counter[str] = Counter()
+
+    async def call(client: httpx.AsyncClient) -> None:
+        while not enough.is_set():
+            try:
+                answer = await client.post("/v1/chat/completions", json=body())
+            except httpx.TransportError:
+                others["no connection"] += 1
+            else:
+                others[str(answer.status_code)] += answer.status_code != 200
+                answered.extend([time.monotonic()] * (answer.status_code == 200))
+            await asyncio.sleep(0.02)
+
+    try:
+        await simulator.ready()
+        await gateway.prepare()
+        await gateway.configure(
+            config(namespace, (account(namespace, USD),), (provider("sim", simulator.port),))
+        )
+        gateway.start()
+        await gateway.ready()
+        headers = {"authorization": f"Bearer {await gateway.token()}"}
+        async with httpx.AsyncClient(
+            trust_env=False, timeout=30, base_url=gateway.url, headers=headers
+        ) as client:
+            callers = [asyncio.create_task(call(client)) for _ in range(8)]
+            await asyncio.sleep(1)
+            assert await asyncio.to_thread(gateway.stop) == 0
+            ended = time.monotonic()
+            gateway.start()
+            await gateway.ready()
+            await asyncio.sleep(1)
+            enough.set()
+            await asyncio.gather(*callers)
+        before = max(at for at in answered if at < ended)
+        after = min(at for at in answered if at > ended)
+        print(f"away for {after - before:.1f} s; answered {len(answered)}, not: {dict(others)}")
+        assert set(others) <= {"503", "no connection", "200"}
+        entries, bill = await rows(gateway), await simulator.bill()
+        assert len(entries) == bill["calls"] == len(answered)
+        assert sum(entry.cost for entry in entries) == bill["nano"]
+        assert {entry.outcome for entry in entries} == {"metered"}
     finally:
         simulator.stop()
 

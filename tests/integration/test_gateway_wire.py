@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
+import ssl
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from tests.support.gateway_process import (
@@ -17,9 +21,11 @@ from tests.support.gateway_process import (
     config,
     post,
     provider,
+    rows,
 )
 
 from llmbudget.local.http1 import Answer, Request, port_of, serve
+from llmbudget.reconcile.x509 import Authority
 
 pytestmark = pytest.mark.cluster
 
@@ -131,6 +137,105 @@ async def test_of_the_callers_headers_none_goes_on(gateway: GatewayProcess, name
         "user-agent": "llmbudget",
     }
     assert token not in str(seen[0])
+
+
+async def test_what_is_compressed_is_neither_taken_nor_given_on(
+    gateway: GatewayProcess, simulator: Simulator, namespace: str
+) -> None:
+    refused = await post(gateway, gzip.compress(DOCUMENT), content_encoding="gzip")
+    assert refused.status_code == 400
+    assert "Content-Encoding" in refused.text
+    assert (await simulator.bill())["requests"] == 0
+    unfolding = gzip.compress(b"0" * 50_000_000)
+
+    async def listen(request: Request, answer: Answer) -> None:
+        answer.send(200, unfolding, headers={"content-encoding": "gzip"})
+
+    async with AsyncExitStack() as stack:
+        port = port_of(await stack.enter_async_context(await serve(listen, 0)))
+        mine = (account(namespace, USD),)
+        await gateway.configure(config(namespace, mine, (provider("sim", port),), generation=2))
+        await asyncio.sleep(0.5)
+        found = await post(gateway, body())
+    assert found.status_code == 502
+    assert "compressed" in found.text
+    (entry,) = await rows(gateway)
+    assert entry.cost == entry.held, "the provider may have done the work"
+
+
+async def test_the_environments_proxies_see_nothing_and_no_redirect_is_followed(
+    gateway: GatewayProcess, namespace: str
+) -> None:
+    seen: list[str] = []
+
+    async def elsewhere(request: Request, answer: Answer) -> None:
+        seen.append(f"{request.method} {request.path} {dict(request.headers)}")
+        answer.send(200, b"{}")
+
+    async with AsyncExitStack() as stack:
+        trap = port_of(await stack.enter_async_context(await serve(elsewhere, 0)))
+
+        async def redirect(request: Request, answer: Answer) -> None:
+            to = {"location": f"http://127.0.0.1:{trap}/v1/chat/completions"}
+            answer.send(307, b"", headers=to)
+
+        port = port_of(await stack.enter_async_context(await serve(redirect, 0)))
+        assert gateway.stop() == 0
+        proxy = f"http://127.0.0.1:{trap}"
+        names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+        gateway.start(
+            {**dict.fromkeys(names, proxy), **dict.fromkeys(map(str.lower, names), proxy)}
+        )
+        await gateway.ready()
+        mine = (account(namespace, USD),)
+        await gateway.configure(config(namespace, mine, (provider("sim", port),), generation=2))
+        await asyncio.sleep(0.5)
+        found = await post(gateway, body())
+    assert found.status_code == 502
+    assert "location" not in found.headers
+    assert seen == []
+
+
+async def test_a_provider_is_checked_by_the_authorities_that_it_names(
+    gateway: GatewayProcess, namespace: str, tmp_path: Path
+) -> None:
+    now = datetime.now(UTC)
+    authority = Authority.make(now, timedelta(days=2))
+    pair = authority.issue(["127.0.0.1"], now, timedelta(days=1))
+    (tmp_path / "provider.crt").write_bytes(pair.certificate)
+    (tmp_path / "provider.key").write_bytes(pair.key)
+    (tmp_path / "ca" / "sim.pem").write_bytes(authority.pair.certificate)
+    other = Authority.make(now, timedelta(days=2)).pair.certificate
+    (tmp_path / "ca" / "other.pem").write_bytes(other)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "provider.crt", tmp_path / "provider.key")
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 2\r\n\r\n{}")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(listen, "127.0.0.1", 0, ssl=context) as server:
+        port = server.sockets[0].getsockname()[1]
+        url = f"https://127.0.0.1:{port}/v1"
+        for generation, (bundle, status, says) in enumerate(
+            (
+                ("sim.pem", 400, ""),
+                (None, 502, "certificate is not accepted"),
+                ("other.pem", 502, "certificate is not accepted"),
+                ("missing.pem", 502, "CA bundle missing.pem is missing"),
+            ),
+            start=2,
+        ):
+            named = provider("sim", port, endpoint=url, ca_file=bundle)
+            mine = (account(namespace, USD),)
+            await gateway.configure(config(namespace, mine, (named,), generation=generation))
+            await asyncio.sleep(0.5)
+            found = await post(gateway, body())
+            assert found.status_code == status, (bundle, found.text)
+            assert says in found.text
+    assert all(entry.cost == 0 for entry in await rows(gateway))
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,9 @@ class Upstream:
                 total_seconds=self.provider.total_timeout_ms / _MILLISECONDS,
             )
             await connection.head()
+            if connection.headers.get("content-encoding", "identity").lower() != "identity":
+                # Asked for as it is, so that nothing has to be unfolded without a bound.
+                raise Doubtful("its answer is compressed, which was not asked for")
         except BaseException:
             pool.give_back(connection)
             raise

@@ -19,11 +19,13 @@ _MAX_DRAIN: Final = 8 * MAX_BODY
 would see a broken connection instead of the answer."""
 _ONCE: Final = frozenset(
     {"authorization", "x-api-key", "content-length", "content-type", "host", "idempotency-key"}
+    | {"content-encoding"}
     | {"transfer-encoding", "x-llmbudget-budget", "x-llmbudget-envelope"}
     | {"x-llmbudget-task-id"}
 )
 """Headers that mean something here, so that two of them mean nothing."""
 
+_PLAIN: Final = "identity"
 REQUEST_ID: Final = "x-request-id"
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 """What a caller may call a request; anything else could be taken for something in a log."""
@@ -164,8 +166,11 @@ class Request:
         """Read the body.
 
         Raises:
-            Refusal: 413, or 400 where it takes too long.
+            Refusal: 413, or 400 where it takes too long or is compressed.
         """
+        if self.headers.get("content-encoding", _PLAIN).lower() != _PLAIN:
+            # What it unfolds to has no bound that could be known before.
+            raise malformed("The body is compressed: send it without Content-Encoding.")
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 return await self._read()
