@@ -35,6 +35,7 @@ MAX_ANSWER: Final = 32 * 1024 * 1024
 _FAILURES: Final = 500
 """Statuses from here on say that the provider failed."""
 _MILLISECONDS: Final = 1000
+_PLAIN: Final = b"identity"
 
 
 @dataclass(slots=True)
@@ -131,7 +132,7 @@ class Upstream:
                 total_seconds=self.provider.total_timeout_ms / _MILLISECONDS,
             )
             await connection.head()
-            if connection.headers.get("content-encoding", "identity").lower() != "identity":
+            if connection.headers.get(b"content-encoding", _PLAIN).lower() != _PLAIN:
                 # Asked for as it is, so that nothing has to be unfolded without a bound.
                 raise Doubtful("its answer is compressed, which was not asked for")
         except BaseException:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 from tests.support.collector import Collector, collecting
 
 from llmbudget.local.process import free_port
-from llmbudget.telemetry import spans
+from llmbudget.telemetry import otlp, spans
 from llmbudget.telemetry.spans import Spans
 from llmbudget.telemetry.trace_context import TraceContext
 
@@ -74,7 +76,7 @@ async def test_without_a_collector_nothing_is_made(collector: Collector) -> None
 async def test_a_collector_that_does_not_answer_holds_nothing_up(
     collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spans, "_QUEUED", 600)
+    monkeypatch.setattr(otlp, "_QUEUED", 600)
     monkeypatch.setattr(spans, "_LAST_SECONDS", 0.2)
     collector.answering.clear()
     for url in (collector.url, f"http://127.0.0.1:{free_port()}/v1/traces"):
@@ -87,3 +89,9 @@ async def test_a_collector_that_does_not_answer_holds_nothing_up(
         # Beyond what may wait, spans are dropped: none of these waited for the collector.
         assert collector.spans == []
         await made.close()
+
+
+def test_a_gateway_without_tracing_does_not_load_the_sdk() -> None:
+    loaded = "import sys, llmbudget.cli.gateway; print('opentelemetry.sdk' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", loaded], capture_output=True, check=True)
+    assert output.stdout.split() == [b"False"]
