@@ -32,10 +32,12 @@ check: setup ## Lint, types, import layers, generated files, CRDs compatible wit
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/llmbudget crds generate --check
+	$(BIN)/llmbudget local chart --check
 	$(BIN)/llmbudget crds compare tests/crd/released
 
-generate: setup ## Write crds/ and docs/reference.md from the models
+generate: setup ## Write crds/ and docs/reference.md from the models, the chart from manifests/
 	$(BIN)/llmbudget crds generate
+	$(BIN)/llmbudget local chart
 
 golden: setup ## Write the golden files of tests/golden from what is rendered now
 	$(BIN)/pytest tests/golden --update-golden

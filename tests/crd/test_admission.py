@@ -383,6 +383,6 @@ def test_a_gateway_gets_what_the_operator_has(kubectl: Kubectl, place: str) -> N
 
 
 def test_no_rule_has_a_wildcard(kubectl: Kubectl) -> None:
-    text = kubectl("kustomize", str(ROOT / "manifests" / "base"))
+    text = kubectl("kustomize", str(ROOT / "manifests" / "default"))
     assert '"*"' not in text
     assert "'*'" not in text

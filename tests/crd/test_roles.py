@@ -139,7 +139,8 @@ def test_what_the_operator_may(kubectl: Kubectl, namespace: str) -> None:
     assert may(namespace, NOWHERE) == []
     assert may(SYSTEM, NOWHERE + WHERE_LET_IN) == []
     own = ["create /serviceaccounts/token:llmbudget-operator"]
-    own += [f"{verb} coordination.k8s.io/leases" for verb in ("get", "create", "update")]
+    own += ["create coordination.k8s.io/leases"]
+    own += [f"{verb} coordination.k8s.io/leases:llmbudget-operator" for verb in ("get", "patch")]
     assert may(SYSTEM, own) == own
     assert may(namespace, own) == []
     slices = ["list discovery.k8s.io/endpointslices"]

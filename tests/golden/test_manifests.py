@@ -17,19 +17,20 @@ from llmbudget.local import binaries
 from llmbudget.local.release import kustomize
 
 HERE = Path(__file__).parent
-FOLDERS = ("default", "namespace")
+FOLDERS = ("default", "namespace", "namespaced", "prerequisites")
 Manifest = dict[str, Any]
 
 
 def built(folder: str) -> list[Manifest]:
     """What kustomize makes of a folder, in an order that no version of it changes."""
     text = kustomize(binaries.find(lambda _: None).kubectl, folder)
-
-    def place(document: Manifest) -> tuple[str, ...]:
-        metadata = document["metadata"]
-        return document["kind"], metadata.get("namespace", ""), metadata["name"]
-
     return sorted(yaml.safe_load_all(text), key=place)
+
+
+def place(document: Manifest) -> tuple[str, ...]:
+    """What it is called."""
+    metadata = document["metadata"]
+    return document["kind"], metadata.get("namespace", ""), metadata["name"]
 
 
 def rules(documents: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
@@ -76,6 +77,35 @@ def test_what_holds_in_the_whole_cluster_is_bound_by_one_purpose_each() -> None:
         if name in everywhere:
             assert "secrets" not in rule["resources"]
             assert "pods" not in rule["resources"]
+
+
+def test_without_rights_in_the_whole_cluster_there_are_the_same_in_one_namespace() -> None:
+    """Rule by rule, but for what only a whole cluster has."""
+    documents = built("namespaced")
+    assert not [one["kind"] for one in documents if one["kind"].startswith("Cluster")]
+    assert {one["metadata"]["namespace"] for one in documents} == {"llmbudget-team"}
+    here = {name: rule for name, rule in gathered(documents).items() if "-operator-" in name}
+    whole = gathered(built("default"))
+    only_cluster = {"llmbudget-operator-token-review", "llmbudget-operator-api-servers"}
+    expected = {
+        "llmbudget-operator-gateways" if name == "llmbudget-namespace" else name: found
+        for name, found in whole.items()
+        if name.startswith(("llmbudget-operator-", "llmbudget-namespace"))
+        and name not in only_cluster
+    }
+    assert here == expected
+    bindings = [one for one in documents if one["kind"] == "RoleBinding"]
+    assert {one["roleRef"]["name"] for one in bindings} == set(here)
+    subject = {"kind": "ServiceAccount", "name": "llmbudget-operator"}
+    assert all(one["subjects"] == [subject | {"namespace": "llmbudget-team"}] for one in bindings)
+
+
+def gathered(documents: list[Manifest]) -> dict[str, list[Manifest]]:
+    """Rules by role."""
+    found: dict[str, list[Manifest]] = {}
+    for name, rule in rules(documents):
+        found.setdefault(name, []).append(rule)
+    return found
 
 
 def test_the_operator_reaches_the_gateways_that_it_renders() -> None:

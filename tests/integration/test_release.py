@@ -25,7 +25,7 @@ def apply(plane: ControlPlane, *arguments: str | Path) -> str:
 
 
 async def test_one_file_installs_everything(empty_cluster: ControlPlane, tmp_path: Path) -> None:
-    everything, namespace = release(tmp_path / "dist", IMAGE)
+    everything, namespace, *_ = release(tmp_path / "dist", IMAGE)
     documents = list(yaml.safe_load_all(everything.read_text()))
     assert apply(empty_cluster, "apply", "-f", everything).count(" created") == len(documents)
     assert apply(empty_cluster, "apply", "-f", everything).count(" unchanged") >= len(documents) - 3
@@ -42,10 +42,11 @@ async def test_one_file_installs_everything(empty_cluster: ControlPlane, tmp_pat
 
 
 def test_nothing_is_left_out(tmp_path: Path) -> None:
-    everything, _ = release(tmp_path / "dist")
+    everything, *_ = release(tmp_path / "dist")
     documents = list(yaml.safe_load_all(everything.read_text()))
     root = Path(__file__).parents[2]
-    folders = [root / "crds", root / "manifests" / "base", root / "manifests" / "admission"]
+    parts = ("base", "cluster", "people", "admission")
+    folders = [root / "crds", *(root / "manifests" / part for part in parts)]
     written = [
         (one["kind"], one["metadata"]["name"])
         for folder in folders

@@ -20,6 +20,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "kubeconfig": (__name__, "Print the path of its kubeconfig."),
     "provider": ("llmbudget.local.provider", "Simulate a provider that keeps its own bill."),
     "gateway": ("llmbudget.local.gateway", "Run a budget's gateway pod as a process."),
+    "chart": ("llmbudget.local.chart", "Write the Helm chart's templates from the manifests."),
     "release": ("llmbudget.local.release", "Write the files that install it by kubectl apply -f."),
     "demo": ("llmbudget.local.demo", "Spend a budget before your eyes."),
 }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 from pathlib import Path
 
 import click
 
-from llmbudget.clients.cluster import ApiError
+from llmbudget.clients.cluster import ApiError, parse_address
 from llmbudget.contract.config import TOKEN_DIRECTORY
 from llmbudget.decide.world import Installation
 from llmbudget.reconcile.operator import OperatorEnded, Options, run
@@ -45,6 +46,21 @@ _PATH = click.Path(path_type=Path)
     metavar="HOST[:PORT]",
     help="A private endpoint that providers with allowPrivate may name; repeatable.",
 )
+@click.option(
+    "--namespaces",
+    callback=lambda _context, _option, text: _names(text),
+    metavar="NS[,NS]",
+    help="Serve only these, with Roles in each and no right in the whole cluster; default: all.",
+)
+@click.option(
+    "--api-server",
+    "api_servers",
+    multiple=True,
+    callback=lambda _context, _option, texts: tuple(_address(text) for text in texts),
+    metavar="IP:PORT",
+    help="With --namespaces: where gateways reach the API server, for their NetworkPolicies;"
+    " repeatable. Default: where it says that it is.",
+)
 @click.option("--local-gateways", type=_PATH, help="Where gateways of this machine announce.")
 @click.option("--health-port", default=8081, show_default=True, help="Port of /healthz.")
 @click.option(
@@ -62,12 +78,21 @@ def command(
     gateway_image: str,
     image_prefixes: tuple[str, ...],
     private_hosts: tuple[str, ...],
+    namespaces: tuple[str, ...],
+    api_servers: tuple[tuple[str, int], ...],
     local_gateways: Path | None,
     health_port: int,
     identity: str,
     log_level: str,
 ) -> None:
     """Reconcile LLMBudgets and LLMProviders."""
+    if api_servers and not namespaces:
+        raise click.UsageError(
+            "--api-server is for --namespaces: without it the operator reads the addresses from the"
+            " cluster"
+        )
+    if namespaces and namespace not in namespaces:
+        raise click.UsageError(f"--namespaces must name {namespace} too, where its own Lease is")
     logs.set_up(log_level)
     if kubeconfig is not None:
         # Kopf logs in by itself, and reads the environment.
@@ -82,7 +107,9 @@ def command(
             image_prefixes=image_prefixes,
             private_hosts=frozenset(private_hosts),
             loopback=local_gateways is not None,
+            namespaces=namespaces,
         ),
+        api_servers=api_servers,
         local_gateways=local_gateways,
         health_port=health_port,
         identity=identity,
@@ -93,3 +120,32 @@ def command(
         raise click.ClickException(f"the environment lacks {error}: set --kubeconfig") from None
     except (ApiError, OSError, OperatorEnded) as error:
         raise click.ClickException(str(error)) from None
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    """Read a list of namespaces.
+
+    Raises:
+        BadParameter: it is no such list: an empty one must not mean the whole cluster.
+    """
+    if text is None:
+        return ()
+    names = tuple(text.split(","))
+    for name in names:
+        if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name):
+            raise click.BadParameter(
+                f"{name!r} is no name of a namespace", param_hint="--namespaces"
+            )
+    return names
+
+
+def _address(text: str) -> tuple[str, int]:
+    """Read an address with a port.
+
+    Raises:
+        BadParameter.
+    """
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--api-server") from None

@@ -7,6 +7,7 @@ to end.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from llmbudget.clients.connection import WATCH_SECONDS, ApiError, Connection
 from llmbudget.clients.kinds import Kind, kind_of
 from llmbudget.clients.watch_events import Known, Manifest, WatchEvent
 
-__all__ = ["ApiError", "Cluster", "TokenIdentity", "WatchEvent"]
+__all__ = ["ApiError", "Cluster", "TokenIdentity", "WatchEvent", "parse_address"]
 
 Manifests = list[Manifest]
 
@@ -264,6 +265,16 @@ class Cluster:
             (await self._connection.send("POST", path, body)).get("status", {}).get("allowed")
         )
 
+    async def server_address(self) -> tuple[str, int] | None:
+        """Ask the API server where it is, which everybody may; None: not at an address."""
+        found = await self._connection.send("GET", "/api")
+        for known in found.get("serverAddressByClientCIDRs") or ():
+            try:
+                return parse_address(known.get("serverAddress", ""))
+            except ValueError:
+                continue
+        return None
+
     async def server_time(self) -> datetime:
         """Read the API server's clock, whole seconds."""
         return await self._connection.server_time()
@@ -321,6 +332,23 @@ class Cluster:
                 version = event["object"]["metadata"]["resourceVersion"]
                 if event["type"] != "BOOKMARK":
                     yield WatchEvent(event["type"], event["object"])
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Read `ADDRESS:PORT`, an IPv6 address in brackets.
+
+    Raises:
+        ValueError.
+    """
+    host, _, port = text.rpartition(":")
+    try:
+        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+        number = int(port)
+    except ValueError:
+        raise ValueError(f"{text!r} is no address with a port, such as 192.0.2.1:6443") from None
+    if not 0 < number < 65536:
+        raise ValueError(f"{text!r}: a port is from 1 to 65535")
+    return str(address), number
 
 
 def _path(manifest: Manifest) -> str:

@@ -13,6 +13,7 @@ from typing import Final
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from llmbudget.api.budget import IdentityMode
 from llmbudget.api.conditions import Reason
 from llmbudget.api.gateway_spec import LedgerMode, PostHog, SecretDelivery
 from llmbudget.api.meta import ANNOTATION_ALLOWED_HOST, LABEL_LEDGER, LABEL_PROVIDER_KEY
@@ -341,6 +342,19 @@ def caps_given(world: World) -> Iterator[Finding]:
             )
 
 
+def identity_possible(world: World) -> Iterator[Finding]:
+    """Tokens are reviewed only where the gateway can be bound in the whole cluster."""
+    mode = world.root.spec.identity.mode
+    if world.installation.namespaces and mode is IdentityMode.TOKEN_REVIEW:
+        yield Finding(
+            Reason.NOT_SUPPORTED,
+            "This operator has no rights in the whole cluster (--namespaces), so that its gateways"
+            " can't have tokens reviewed: set spec.identity.mode to Offline.",
+            account=world.root.account,
+            fatal=True,
+        )
+
+
 def models_priced(world: World) -> Iterator[Finding]:
     """Each model has a price."""
     for provider in used_providers(world):
@@ -396,6 +410,7 @@ CHAIN: Final[tuple[Check, ...]] = (
     key_variables_differ,
     features_supported,
     caps_given,
+    identity_possible,
     models_priced,
     ladders_known,
 )

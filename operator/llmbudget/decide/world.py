@@ -74,6 +74,8 @@ class Installation:
     """Hosts, or HOST:PORT, that a provider with allowPrivate may name."""
     loopback: bool = False
     """Gateways run as processes of this machine and are called there."""
+    namespaces: tuple[str, ...] = ()
+    """The only ones that are served, without a right in the whole cluster; none: all are."""
 
 
 @dataclass(frozen=True, slots=True)

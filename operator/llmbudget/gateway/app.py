@@ -11,7 +11,7 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from llmbudget.api.budget import IdentityMode
-from llmbudget.api.meta import AUDIENCE
+from llmbudget.api.meta import AUDIENCE, operator_audience
 from llmbudget.api.provider import Protocol
 from llmbudget.clients.cluster import TokenIdentity
 from llmbudget.contract.config import GatewayConfig
@@ -27,7 +27,7 @@ from llmbudget.gateway import envelopes, openapi
 from llmbudget.gateway.call import Calls, refusal_of
 from llmbudget.gateway.clock import TrustedClock
 from llmbudget.gateway.configuration import Configuration
-from llmbudget.gateway.identity import Identify, Identities
+from llmbudget.gateway.identity import Identify
 from llmbudget.gateway.keys import Keys
 from llmbudget.gateway.ledger_api import entry_document, envelope_document, stream_balances
 from llmbudget.gateway.limits import ConsumerLimits
@@ -64,8 +64,7 @@ class App:
         ledger: Ledger,
         keys: Keys,
         calls: Calls,
-        consumers: Mapping[IdentityMode, Identify],
-        operators: Callable[[str], Identities],
+        identify: Callable[[IdentityMode, str], Identify],
         monitoring: Monitoring,
         limits: ConsumerLimits,
         clock: TrustedClock,
@@ -77,8 +76,8 @@ class App:
         self._ledger = ledger
         self._keys = keys
         self._calls = calls
-        self._consumers = consumers
-        self._operators = operators
+        self._identify = identify
+        """By mode and audience."""
         self._monitoring = monitoring
         self._limits = limits
         self._clock = clock
@@ -324,7 +323,7 @@ class App:
         return _match(routes, account, envelope.account), envelope
 
     async def _service_account(self, request: Request) -> tuple[str, str]:
-        identify = self._consumers[self._serving().config.identity_mode]
+        identify = self._identify(self._serving().config.identity_mode, AUDIENCE)
         identity = await identify(request.token, request.client)
         if identity.service_account is None:
             raise errors.unidentified(f"The token's audience is {AUDIENCE}, but not its owner's.")
@@ -334,7 +333,8 @@ class App:
         config = self._configured()
         if config is None:
             raise errors.unavailable("The gateway has no configuration yet.")
-        identity = await self._operators(config.root).identify(request.token, request.client)
+        identify = self._identify(config.identity_mode, operator_audience(config.root))
+        identity = await identify(request.token, request.client)
         account = identity.service_account
         if account is None or "/".join(account) != config.operator:
             raise errors.forbidden("Only the operator may read this.", "forbidden")

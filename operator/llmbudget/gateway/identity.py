@@ -88,7 +88,14 @@ class Identities:
         try:
             # Shielded: a caller that goes away must not take the others' answer along.
             return await asyncio.wait_for(asyncio.shield(task), REVIEW_SECONDS)
-        except (ApiError, TimeoutError):
+        except ApiError as error:
+            raise unavailable(
+                "This gateway may not have tokens reviewed: its ServiceAccount is not bound to"
+                " system:auth-delegator."
+                if error.status == 403
+                else "The API server can't review tokens now."
+            ) from None
+        except TimeoutError:
             raise unavailable("The API server can't review tokens now.") from None
 
     def _done(self, digest: _Digest, task: asyncio.Task[TokenIdentity | None]) -> None:

@@ -9,11 +9,11 @@ import logging
 import signal
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from llmbudget.api.budget import IdentityMode
-from llmbudget.api.meta import AUDIENCE, operator_audience
 from llmbudget.clients.cluster import Cluster
 from llmbudget.gateway.admission import Admission
 from llmbudget.gateway.analytics import Analytics
@@ -21,7 +21,7 @@ from llmbudget.gateway.app import App
 from llmbudget.gateway.call import Calls
 from llmbudget.gateway.clock import TrustedClock
 from llmbudget.gateway.configuration import Configuration
-from llmbudget.gateway.identity import Identities
+from llmbudget.gateway.identity import Identify, Identities
 from llmbudget.gateway.keys import Keys
 from llmbudget.gateway.limits import ConsumerLimits
 from llmbudget.gateway.offline import OfflineIdentities
@@ -149,21 +149,18 @@ def _assemble(
     followers.append(Retention(ledger, configuration).follow())
     for follower in followers:
         _start(follower, stack)
-    operators: dict[str, Identities] = {}
 
-    def operators_of(root: str) -> Identities:
-        return operators.setdefault(root, Identities(cluster, operator_audience(root)))
+    @cache
+    def identify(mode: IdentityMode, audience: str) -> Identify:
+        kind = OfflineIdentities if mode is IdentityMode.OFFLINE else Identities
+        return kind(cluster, audience).identify
 
     return App(
         configuration=configuration,
         ledger=ledger,
         keys=keys,
         calls=Calls(ledger, Admission(ledger), keys),
-        consumers={
-            IdentityMode.TOKEN_REVIEW: Identities(cluster, AUDIENCE).identify,
-            IdentityMode.OFFLINE: OfflineIdentities(cluster, AUDIENCE).identify,
-        },
-        operators=operators_of,
+        identify=identify,
         monitoring=Monitoring(cluster, ledger),
         limits=ConsumerLimits(asyncio.get_running_loop().time),
         clock=clock,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -12,10 +13,32 @@ import click
 from llmbudget.local import binaries
 from llmbudget.local.stage import ROOT
 
-FILES: Final = {"llmbudget.yaml": "default", "llmbudget-namespace.yaml": "namespace"}
-"""File → folder of manifests/ that it is built from."""
-_MENTIONS: Final = {"llmbudget.yaml": 2, "llmbudget-namespace.yaml": 0}
-"""How often each names the image: the operator's own, and the gateways' that it starts."""
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    folder: str
+    """Of manifests/, that it is built from."""
+    use: str
+    """How it is applied."""
+    images: int = 0
+    """How often it names the image: the operator's own, and the gateways' that it starts."""
+
+
+FILES: Final = {
+    "llmbudget.yaml": _File("default", "kubectl apply -f llmbudget.yaml", images=2),
+    "llmbudget-namespace.yaml": _File(
+        "namespace", "kubectl apply -n NAMESPACE -f llmbudget-namespace.yaml"
+    ),
+    "llmbudget-prerequisites.yaml": _File(
+        "prerequisites", "kubectl apply -f llmbudget-prerequisites.yaml"
+    ),
+    "llmbudget-namespaced.yaml": _File(
+        "namespaced",
+        "sed s/llmbudget-team/NAMESPACE/ llmbudget-namespaced.yaml | kubectl apply -f -",
+        images=2,
+    ),
+}
+"""What is released."""
 
 
 class NotWhole(Exception):
@@ -43,8 +66,9 @@ def release(directory: Path, image: str | None = None) -> list[Path]:
     kubectl = binaries.find(lambda _: None).kubectl
     directory.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, folder in FILES.items():
-        text = _header(name) + _with_image(kustomize(kubectl, folder), name, image)
+    for name, file in FILES.items():
+        text = f"# LLM Budget {version('llmbudget')}: {file.use}\n"
+        text += _with_image(kustomize(kubectl, file.folder), name, image)
         (directory / name).write_text(text, encoding="utf-8")
         written.append(directory / name)
     return written
@@ -63,16 +87,11 @@ def kustomize(kubectl: Path, folder: str) -> str:
     return built.stdout
 
 
-def _header(name: str) -> str:
-    where = " -n NAMESPACE" if name == "llmbudget-namespace.yaml" else ""
-    return f"# LLM Budget {version('llmbudget')}: kubectl apply{where} -f {name}\n"
-
-
 def _with_image(text: str, name: str, image: str | None) -> str:
     default = f"llmbudget:{version('llmbudget')}"
-    if text.count(default) != _MENTIONS[name]:
+    if text.count(default) != FILES[name].images:
         raise NotWhole(
             f"{name} names the image {default} {text.count(default)} times instead of"
-            f" {_MENTIONS[name]}: bring manifests/ and the version of pyproject.toml together"
+            f" {FILES[name].images}: bring manifests/ and the version of pyproject.toml together"
         )
     return text.replace(default, image or default)

@@ -157,12 +157,15 @@ class Stage:
         name: str = "operator",
         identity: str = "local",
         server: str | None = None,
+        only: str | None = None,
     ) -> asyncio.subprocess.Process:
         """Start the operator with its own account's token; `server`: another way to the API server
-        than the administrator's. Two of one identity both act."""
+        than the administrator's; `only`: in this namespace, for it. Two of one identity both act.
+        """
+        namespace = only or OPERATOR_NAMESPACE
         kubeconfig = self.folder / f"{name}.kubeconfig"
         config = yaml.safe_load(self.kubeconfig.read_text())
-        token = await self.token(OPERATOR_NAMESPACE, OPERATOR_ACCOUNT)
+        token = await self.token(namespace, OPERATOR_ACCOUNT)
         config["users"] = [
             {"name": user["name"], "user": {"token": token}} for user in config["users"]
         ]
@@ -179,8 +182,9 @@ class Stage:
             name,
             "operator",
             *("--kubeconfig", kubeconfig),
-            *("--namespace", OPERATOR_NAMESPACE),
-            *("--service-account", f"{OPERATOR_NAMESPACE}/{OPERATOR_ACCOUNT}"),
+            *("--namespace", namespace),
+            *("--service-account", f"{namespace}/{OPERATOR_ACCOUNT}"),
+            *(("--namespaces", only) if only else ()),
             *("--gateway-image", GATEWAY_IMAGE),
             *("--local-gateways", self.gateways),
             *("--health-port", str(port)),

@@ -74,6 +74,7 @@ class Controller:
         cluster: Cluster,
         installation: Installation,
         *,
+        api_servers: tuple[tuple[str, int], ...] = (),
         local_gateways: Path | None,
         instance: str,
         clock: Clock = utc_now,
@@ -84,7 +85,10 @@ class Controller:
         self.store = Store()
         self._roots = WorkQueue("roots", self._look, workers=_ROOT_WORKERS, failed=self._report)
         self._status_queue = WorkQueue("statuses", self._write, workers=_STATUS_WORKERS)
-        self._live = Live(cluster, self.look_at, self.look_at_all)
+        clusterwide = not installation.namespaces
+        self._live = Live(
+            cluster, self.look_at, self.look_at_all, clusterwide=clusterwide, servers=api_servers
+        )
         self._streams = Streams(
             cluster, installation.service_account, local_gateways, self._heard, self._acted
         )
@@ -201,10 +205,15 @@ class Controller:
             ApiError.
         """
         for kind in (PROVIDERS, BUDGETS):
-            items, version = await self._cluster.list(kind)
+            lists = [
+                await self._cluster.list(kind, namespace)
+                for namespace in self._installation.namespaces or (None,)
+            ]
+            items = [item for found, _ in lists for item in found]
             for item in items:
                 self.put(kind.kind, item)
-            for raw in self.store.missing_from(kind.kind, items, int(version)):
+            version = min(int(version) for _, version in lists)
+            for raw in self.store.missing_from(kind.kind, items, version):
                 self.drop(kind.kind, raw)
 
     async def find_leftovers(self) -> None:
@@ -214,6 +223,8 @@ class Controller:
         Raises:
             ApiError: the bindings can't be listed.
         """
+        if self._installation.namespaces:
+            return  # nothing of theirs is in the whole cluster
         bindings, _ = await self._cluster.list(CLUSTER_ROLE_BINDINGS, label_selector=SELECTOR)
         for account in filter(None, map(account_of, bindings)):
             self._roots.add(account)
@@ -221,7 +232,7 @@ class Controller:
     async def _sweep(self, account: str, *, surely: bool = False) -> None:
         """Delete what a root had in the whole cluster, which no owner takes along: where it is
         known, or in any case."""
-        if not surely and not self._live.of(account):
+        if self._installation.namespaces or not (surely or self._live.of(account)):
             return
         namespace, _, name = account.partition("/")
         labels = f"{SELECTOR},{LABEL_BUDGET}={name},{LABEL_BUDGET_NAMESPACE}={namespace}"
@@ -340,6 +351,7 @@ def _explained(account: str, failure: Failure) -> tuple[Reason, str] | None:
         namespace, _, _ = account.partition("/")
         message += (
             " Let the operator manage this namespace:"
-            f" kubectl apply -n {namespace} -k manifests/namespace."
+            f" kubectl apply -n {namespace} -k manifests/namespace (without cluster rights:"
+            " -k manifests/namespaced/roles)."
         )
     return Reason.API_ERROR, message

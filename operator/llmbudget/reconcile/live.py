@@ -57,8 +57,20 @@ _MOST_GONE: Final = 10_000
 class Live:
     """All children, by kind, namespace and name; `notify` gets the account of a changed one."""
 
-    def __init__(self, cluster: Cluster, notify: Notify, notify_all: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        notify: Notify,
+        notify_all: Callable[[], None],
+        *,
+        clusterwide: bool = True,
+        servers: tuple[tuple[str, int], ...] = (),
+    ) -> None:
         self._cluster = cluster
+        self._clusterwide = clusterwide
+        """Whether anything outside of the budgets' namespaces may be read."""
+        self._servers = servers
+        """Where the API server is, if that is not to be read."""
         self._notify = notify
         self._notify_all = notify_all
         self._objects: dict[Key, Manifest] = {}
@@ -78,7 +90,8 @@ class Live:
             ApiError: they can't be listed; 403 where the operator has no role there.
         """
         wanted: list[tuple[Kind, str | None]] = [(kind, namespace) for kind in NAMESPACED]
-        wanted += [(CLUSTER_ROLE_BINDINGS, None), (ENDPOINT_SLICES, "default")]
+        if self._clusterwide:
+            wanted += [(CLUSTER_ROLE_BINDINGS, None), (ENDPOINT_SLICES, "default")]
         keys = [self._follow(kind, where) for kind, where in wanted]
         for key in keys:
             try:
@@ -123,7 +136,7 @@ class Live:
 
     def api_servers(self) -> tuple[tuple[str, int], ...]:
         """List addresses and ports of the API server, sorted."""
-        found = {
+        found = set(self._servers) or {
             (address, port["port"])
             for item in self._slices.values()
             for endpoint in item.get("endpoints") or ()

@@ -41,6 +41,8 @@ class Options:
     service_account: Path
     """Folder of the pod's own token and CA."""
     installation: Installation
+    api_servers: tuple[tuple[str, int], ...]
+    """Where gateways reach the API server; none: to be found out."""
     local_gateways: Path | None
     health_port: int
     identity: str
@@ -82,15 +84,33 @@ async def _lead(cluster: Cluster, options: Options, health: Health, stop: asynci
     controller = Controller(
         cluster,
         options.installation,
+        api_servers=await _api_servers(cluster, options),
         local_gateways=options.local_gateways,
         instance=f"{socket.gethostname()}-{os.getpid()}",
     )
     await _list_all(controller)
     found = {"budgets": len(controller.store.budgets), "providers": len(controller.store.providers)}
     log.info("listed", extra={"fields": found})
-    watches = Watches(controller, health, stop)
+    watches = Watches(controller, health, stop, options.installation.namespaces)
     works = (controller.run(), watches.run(), keep_listing(controller, watches.relisted))
     await _first_end(*works)
+
+
+async def _api_servers(cluster: Cluster, options: Options) -> tuple[tuple[str, int], ...]:
+    """Tell where the API server is, where its EndpointSlices may not be read: none else.
+
+    Raises:
+        ApiError: it can't be asked.
+        OperatorEnded: it doesn't say.
+    """
+    if options.api_servers or not options.installation.namespaces:
+        return options.api_servers
+    found = await cluster.server_address()
+    if found is None:
+        raise OperatorEnded(
+            "the API server doesn't say at which address it is: name it by --api-server"
+        )
+    return (found,)
 
 
 async def _list_all(controller: Controller) -> None:

@@ -56,7 +56,15 @@ async def reconcile_targets(
     report = TargetReport()
     for target in targets:
         labels = ",".join(f"{k}={v}" for k, v in sorted(target.selector.match_labels.items()))
-        found, _ = await cluster.list(DEPLOYMENTS, target.namespace, label_selector=labels)
+        try:
+            found, _ = await cluster.list(DEPLOYMENTS, target.namespace, label_selector=labels)
+        except ApiError as error:
+            if error.status != 403:
+                raise
+            report.unmatched.append(
+                f"The operator may not look at the Deployments in namespace {target.namespace}."
+            )
+            continue
         if target.namespace != account.partition("/")[0]:
             # What does not consent in another namespace is nobody's business here.
             found = [each for each in found if consents(each, account)]

@@ -46,13 +46,21 @@ class _Backoffs:
 class Watches:
     """Kopf, run with handlers for one controller."""
 
-    def __init__(self, controller: Controller, health: Health, stop: asyncio.Event) -> None:
+    def __init__(
+        self,
+        controller: Controller,
+        health: Health,
+        stop: asyncio.Event,
+        namespaces: tuple[str, ...] = (),
+    ) -> None:
         self.relisted = asyncio.Event()
         """Set when a watch has begun anew."""
         self._controller = controller
         self._health = health
         self._stop = stop
         """Set by the signals that end the process."""
+        self._namespaces = namespaces
+        """The only ones that are watched; none: all are."""
         self._started = 0.0
         self._next_login = 0.0
 
@@ -61,7 +69,11 @@ class Watches:
         self._started = time.monotonic()
         self._health.ended = self._ended
         await kopf.operator(
-            registry=self._registry(), settings=_settings(), clusterwide=True, standalone=True
+            registry=self._registry(),
+            settings=_settings(),
+            clusterwide=not self._namespaces,
+            namespaces=self._namespaces,
+            standalone=True,
         )
 
     def _ended(self) -> list[str]:

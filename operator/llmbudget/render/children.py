@@ -33,9 +33,10 @@ def children(
         service_account(world),
         role(world),
         role_binding(world),
-        cluster_role_binding(world),
         config_map(world, gateway_config(world, found)),
     ]
+    if not world.installation.namespaces:
+        built.insert(3, cluster_role_binding(world))
     if spec.deployment.secret_delivery is SecretDelivery.ENV:
         built.append(secret(world, keys))
     if serving.pair is not None:

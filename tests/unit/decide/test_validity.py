@@ -13,6 +13,8 @@ from tests.support.worlds import INSTALLATION, Manifest, read, world_of
 from llmbudget.api.conditions import Reason
 from llmbudget.decide.validity import about, callable_providers, findings, used_providers
 from llmbudget.decide.world import World
+from llmbudget.render.certificate import PLAIN_HTTP
+from llmbudget.render.children import children
 from llmbudget.render.gateway_config import gateway_config
 
 SCENARIOS = Path(__file__).parents[2] / "golden" / "scenarios"
@@ -384,3 +386,19 @@ def test_spans_go_where_otlp_is_spoken(collector: str, url: str) -> None:
     assert gateway_config(made, ()).tracing == url
     made = world(setting(ROOT, "spec.monitoring.distributedTracing", tracing | {"enabled": False}))
     assert gateway_config(made, ()).tracing is None
+
+
+def test_tokens_are_reviewed_only_by_an_operator_of_the_whole_cluster() -> None:
+    small = {"installation": replace(INSTALLATION, namespaces=("llm-platform",))}
+    (found,) = findings(world(**small))
+    assert found.reason is Reason.NOT_SUPPORTED
+    assert found.fatal
+    assert "set spec.identity.mode to Offline" in found.message
+    offline = world(setting(ROOT, "spec.identity", {"mode": "Offline"}), **small)
+    assert findings(offline) == ()
+    made = children(offline, (), {}, PLAIN_HTTP)
+    assert not [one["kind"] for one in made if one["kind"].startswith("Cluster")]
+    whole = [
+        one for one in children(world(), (), {}, PLAIN_HTTP) if one["kind"] != "ClusterRoleBinding"
+    ]
+    assert [one["kind"] for one in made] == [one["kind"] for one in whole]

@@ -147,3 +147,13 @@ async def test_a_changed_container_is_told_of_when_its_target_names_another() ->
     await reconcile_targets(cluster, ACCOUNT, [target("a")], lower_to("cheap"))
     report = await reconcile_targets(cluster, ACCOUNT, [target("b")], lower_to("cheap"))
     assert report.changed == [MOVED] or env_of(cluster.found or {}) == [value("dear")]
+
+
+async def test_a_namespace_that_may_not_be_read_is_told_of() -> None:
+    class Closed(Workload):
+        async def list(self, *_: object, **__: object) -> tuple[list[Manifest], str]:
+            raise ApiError(403, "Forbidden", "no")
+
+    report = await reconcile_targets(Closed(None), ACCOUNT, [target()], lower_to("cheap"))
+    assert report.unmatched == ["The operator may not look at the Deployments in namespace team-a."]
+    assert not report.changed
