@@ -12,7 +12,8 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "operator": ("llmbudget.cli.operator", "Reconcile budgets and providers."),
     "gateway": ("llmbudget.cli.gateway", "Serve one root budget's calls."),
     "usage": ("llmbudget.cli.usage", "Export the ledger's rows."),
-    "ledger": ("llmbudget.cli.ledger", "Look after a PostgreSQL ledger."),
+    "ledger": ("llmbudget.cli.ledger", "Look after a ledger."),
+    "import": ("llmbudget.cli.importing", "Turn a 371OS installation into resources."),
     "crds": ("llmbudget.cli.crds", "Generate CRDs and the field reference."),
     "local": ("llmbudget.cli.local", "Run a cluster, a provider or a gateway on this machine."),
 }

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import defaultdict
 from pathlib import Path
+from zoneinfo import ZoneInfoNotFoundError
 
 import click
 import psycopg
 
 from llmbudget.ledger.audit import audit, database_source, file_source
-from llmbudget.ledger.interface import LedgerUnavailable
+from llmbudget.ledger.export import exact_usd
+from llmbudget.ledger.guide import read_usage_file
+from llmbudget.ledger.interface import Entry, LedgerError, LedgerUnavailable
+from llmbudget.ledger.operations import Operations
+from llmbudget.ledger.postgres import PostgresLedger
 from llmbudget.ledger.postgres.connection import Database
 from llmbudget.ledger.postgres.migrations import SCHEMA, migrate
+from llmbudget.ledger.sqlite import SqliteLedger
+from llmbudget.ledger.sqlite.schema import FILE_NAME
 
 
 @click.group(name="ledger")
@@ -77,3 +86,64 @@ def verify(context: click.Context, ledger: Path | None, postgres: Path | None) -
     verdict = f"{len(report.findings)} findings" if report.findings else "the ledger is sound"
     click.echo(f"{verdict}: {report}", err=True)
     context.exit(1 if report.findings else 0)
+
+
+@command.command("take-over")
+@click.option("--account", required=True, metavar="NAMESPACE/NAME", help="The root budget.")
+@click.option(
+    "--usage",
+    required=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="The 371OS guide's llm_usage.json, also as .json.gz.",
+)
+@click.option(
+    "--ledger",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Directory of the embedded ledger; no gateway may have it open.",
+)
+@click.option(
+    "--postgres",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="File with the connection string of a PostgreSQL ledger.",
+)
+@click.option("--time-zone", default="UTC", show_default=True, help="The budget's.")
+def take_over(
+    account: str, usage: Path, ledger: Path | None, postgres: Path | None, time_zone: str
+) -> None:
+    """Charge what another system counted, so that this month's spend counts against the cap.
+
+    All rows or none; a second time nothing.
+    """
+    if account.count("/") != 1:
+        raise click.BadParameter("write NAMESPACE/NAME", param_hint="--account")
+    if (ledger is None) == (postgres is None):
+        raise click.UsageError("name one ledger: --ledger or --postgres")
+    try:
+        drafts = list(read_usage_file(usage, account, time_zone))
+        first = asyncio.run(_take_over(account, drafts, ledger, postgres))
+    except (LedgerError, ValueError, ZoneInfoNotFoundError) as error:
+        raise click.ClickException(str(error)) from None
+    if not first:
+        click.echo(f"{account} was taken over before: nothing was charged", err=True)
+        return
+    click.echo(f"{len(drafts)} calls charged to {account}", err=True)
+    months: dict[str, int] = defaultdict(int)
+    for draft in drafts:
+        months[draft.period] += draft.cost
+    for period, spent in sorted(months.items()):
+        click.echo(f"  {period}  {exact_usd(spent)} USD", err=True)
+
+
+async def _take_over(
+    account: str, drafts: list[Entry], ledger: Path | None, postgres: Path | None
+) -> bool:
+    opened: Operations
+    if postgres is not None:
+        opened = await PostgresLedger.open(postgres, account)
+    else:
+        assert ledger is not None
+        opened = await SqliteLedger.open(ledger / FILE_NAME)
+    try:
+        return await opened.take_over("llm_usage.json", account, drafts)
+    finally:
+        await opened.close()

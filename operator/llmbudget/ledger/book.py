@@ -9,7 +9,8 @@ fails.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC
 from typing import Final
@@ -249,6 +250,26 @@ class Book(Envelopes):
         self._check_cost(checked(draft.cost, "cost"), self._read(account, period))
         self.changes.entries[draft.id] = EntryRow(replace(draft, seq=self._last_seq), (account,))
         self._changing(account, period).spent += draft.cost
+
+    def take_over(self, source: str, account: str, drafts: Iterable[Entry]) -> bool:
+        """Charge the calls that another ledger counted before, all of them, once for each source;
+        tell whether it was the first time.
+
+        Raises:
+            ValueError: a figure is negative or beyond what the ledger counts.
+        """
+        if self.cursor(source):
+            return False
+        charged, sums = list(drafts), defaultdict[str, int](int)
+        for draft in charged:
+            sums[draft.period] += checked(draft.cost, "cost")
+        for period, cost in sums.items():
+            self._check_cost(cost, self._read(account, period))
+        for draft in charged:
+            self.record(account, draft.period, draft)
+        self.advance(source, 1)
+        self._evaluate((account,))
+        return True
 
     def spent(self, account: str, period: str) -> Nano:
         """Tell what an account spent in a period."""

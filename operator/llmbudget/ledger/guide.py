@@ -17,6 +17,7 @@ a cap together. The gateway's holds are what makes a cap hold.
 from __future__ import annotations
 
 import fcntl
+import gzip
 import json
 import logging
 import math
@@ -28,9 +29,10 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Protocol
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmbudget.api.money import NANO_PER_USD, Nano, round_up
+from llmbudget.decide.periods import period_at
 from llmbudget.ledger.book import Book
 from llmbudget.ledger.export import export, file_rows, replacing
 from llmbudget.ledger.interface import Entry, LedgerUnavailable, Outcome
@@ -99,7 +101,7 @@ class UsageLedger:
             ValueError: the cost is negative, NaN, infinite or absurd, or the existing
                 `usage_file` is none.
         """
-        draft = _draft(usage_data, usd_to_nano(usage_data.cost))
+        draft = _draft(usage_data, usd_to_nano(usage_data.cost), _ACCOUNT)
         with self._transaction() as book:
             book.record(_ACCOUNT, draft.period, draft)
         try:
@@ -115,7 +117,7 @@ class UsageLedger:
             ValueError: the existing `usage_file` is none.
         """
         with self._transaction() as book:
-            spent = book.spent(_ACCOUNT, _period(datetime.now(UTC)))
+            spent = book.spent(_ACCOUNT, period_at(datetime.now(UTC), "UTC").name)
         return spent / NANO_PER_USD
 
     def _capture_posthog_event(self, usage_data: LLMUsage) -> None:
@@ -162,12 +164,10 @@ class UsageLedger:
 
     def _take_over(self, book: Book) -> None:
         """Read the rows of a `usage_file` that is older than the database, once."""
-        if book.cursor(_TAKEN_OVER):
-            return
-        if self.usage_file.exists():
-            for draft in _read_usage_file(self.usage_file):
-                book.record(_ACCOUNT, draft.period, draft)
-        book.advance(_TAKEN_OVER, 1)
+        if not book.cursor(_TAKEN_OVER):
+            known = self.usage_file.exists()
+            drafts = read_usage_file(self.usage_file, _ACCOUNT) if known else ()
+            book.take_over(_TAKEN_OVER, _ACCOUNT, drafts)
 
 
 class MonthlyCost(Protocol):
@@ -227,18 +227,48 @@ def usd_to_nano(amount: float | Decimal) -> Nano:
     return round_up(_EXACT.multiply(rounded, Decimal(NANO_PER_USD)))
 
 
-def _period(instant: datetime) -> str:
-    return f"{instant.year:04d}-{instant.month:02d}"
+def read_usage_file(path: Path, account: str, time_zone: str = "UTC") -> Iterator[Entry]:
+    """Read the guide's file, or one that gzip made of it, as calls of an account whose months turn
+    in a time zone. A cost is read by its text, since JSON's numbers are exact decimals, and
+    rounded up once.
+
+    Raises:
+        ValueError: it is no such file; the message says which row.
+        LedgerUnavailable: it can't be read.
+    """
+    number = 0
+    try:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+        rows = json.loads(text, parse_float=Decimal) if text.strip() else []
+        for number, row in enumerate(rows, 1):  # noqa: B007, the message names it
+            cost = usd_to_nano(Decimal(row["cost"]))
+            usage = LLMUsage.model_validate({**row, "cost": cost / NANO_PER_USD})
+            yield _draft(usage, cost, account, time_zone)
+    except OSError as error:
+        raise LedgerUnavailable(f"{path}: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError, InvalidOperation) as error:
+        where = f"row {number}: {_why(error)}" if number else type(error).__name__
+        raise ValueError(
+            f"{path}: not the guide's usage rows ({where}): mend the file or move it away"
+        ) from error
 
 
-def _draft(usage: LLMUsage, cost: Nano) -> Entry:
+def _why(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
+
+
+def _draft(usage: LLMUsage, cost: Nano, account: str, time_zone: str = "UTC") -> Entry:
     ts = usage.ts.replace(tzinfo=UTC) if usage.ts.tzinfo is None else usage.ts.astimezone(UTC)
     return Entry(
         seq=0,
         id=uuid4().hex,
         ts=ts,
-        account=_ACCOUNT,
-        period=_period(ts),
+        account=account,
+        period=period_at(ts, time_zone).name,
         provider=usage.provider,
         model=usage.model,
         tokens_in=usage.tokens_in,
@@ -250,20 +280,3 @@ def _draft(usage: LLMUsage, cost: Nano) -> Entry:
         status=usage.status,
         outcome=Outcome.METERED,
     )
-
-
-def _read_usage_file(path: Path) -> Iterator[Entry]:
-    """Read the guide's file; costs by their text, since JSON's numbers are exact decimals."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        rows = json.loads(text, parse_float=Decimal) if text.strip() else []
-        for row in rows:
-            cost = usd_to_nano(row["cost"])
-            yield _draft(LLMUsage.model_validate({**row, "cost": cost / NANO_PER_USD}), cost)
-    except OSError as error:
-        raise LedgerUnavailable(f"{path}: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{path}: not the guide's usage rows ({type(error).__name__}): "
-            "mend the file or move it away"
-        ) from error

@@ -168,6 +168,16 @@ class Operations(ABC):
         """See `Ledger.open_envelopes`."""
         return self._feed.envelopes
 
+    async def take_over(self, source: str, account: str, drafts: Sequence[Entry]) -> bool:
+        """Charge the calls that another ledger counted before, all of them, once for each source;
+        tell whether it was the first time.
+
+        Raises:
+            ValueError: a figure is negative or beyond what the ledger counts.
+            LedgerUnavailable: nothing was charged.
+        """
+        return await self._submit(lambda book: book.take_over(source, account, drafts))
+
     async def acknowledge(self, action_id: str) -> None:
         """See `Ledger.acknowledge`."""
         await self._submit(lambda book: book.acknowledge(action_id))

@@ -355,7 +355,7 @@ class Store:
         changes, header = book.changes, book.header
         rare = changes.header or changes.accounts or changes.actions
         with connection.pipeline():
-            self._make_partitions(connection, header.period)
+            self._make_partitions(connection, header.period, changes)
             write(connection, changes, version)
             connection.execute(
                 _WRITE,
@@ -380,13 +380,17 @@ class Store:
         self.epoch, self._seen = header.epoch, version
         self._lost.clear()
 
-    def _make_partitions(self, connection: Connection, period: str | None) -> None:
-        """Have the month's partition, and the next one's before anybody needs it."""
-        if period is None or period in self._partitions:
-            return
-        for month in (period, months_before(period, -1)):
+    def _make_partitions(
+        self, connection: Connection, period: str | None, changes: Changes
+    ) -> None:
+        """Have the partitions of the months that are written to: the current one's, the next one's
+        before anybody needs it, and those of calls that another ledger counted."""
+        months = {row.entry.period for row in changes.entries.values()}
+        if period is not None:
+            months |= {period, months_before(period, -1)}
+        for month in sorted(months - self._partitions):
             connection.execute("SELECT make_entries_partition(%s)", (month,))
-        self._partitions = {period}
+        self._partitions |= months
 
     def _tidy(self, book: Book) -> None:
         """Put away what belongs to other owners, before the book is used again."""

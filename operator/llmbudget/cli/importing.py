@@ -1,0 +1,319 @@
+"""`llmbudget import`: a 371OS installation's files, turned into resources and an opening ledger."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import gzip
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from llmbudget.api.budget import BudgetSpec
+from llmbudget.api.provider import ProviderSpec
+from llmbudget.cli.guide_files import (
+    Manifest,
+    Place,
+    Remarks,
+    budget,
+    is_base64,
+    providers,
+    secrets,
+)
+from llmbudget.cli.opening import opening
+from llmbudget.ledger.export import exact_usd
+from llmbudget.ledger.guide import read_usage_file
+from llmbudget.ledger.interface import LedgerUnavailable
+from llmbudget.local.stage import write_private
+
+_SKIPPED: Final = frozenset({".git", ".venv", "node_modules"})
+_MOST_USAGE: Final = 900_000
+"""Bytes of a ConfigMap, which ends at a mebibyte."""
+
+
+class NotImported(Exception):
+    """The files can't be imported; the message says which, and why."""
+
+
+@click.command(name="import")
+@click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--namespace", default="llm-platform", show_default=True, help="Of the resources.")
+@click.option("--name", default="org", show_default=True, help="Of the budget.")
+@click.option("--profile", help="Which production-PROFILE.yaml, where there are several.")
+@click.option(
+    "--endpoint",
+    "endpoints",
+    multiple=True,
+    metavar="PROVIDER=URL",
+    help="Where a provider is, which providers.json does not say; repeatable.",
+)
+@click.option(
+    "--image",
+    default=f"llmbudget:{version('llmbudget')}",
+    show_default=True,
+    help="Image that brings the opening ledger to its volume.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("imported"),
+    show_default=True,
+    help="Where the resources are written; a new folder.",
+)
+def command(
+    directory: Path,
+    namespace: str,
+    name: str,
+    profile: str | None,
+    endpoints: tuple[str, ...],
+    image: str,
+    output: Path,
+) -> None:
+    """Turn a 371OS installation's files in DIRECTORY into resources, and say what is missing.
+
+    Read are production-*.yaml, providers.json, secrets.yaml, llm_usage.json and config.py, wherever
+    they are below DIRECTORY. Nothing is applied, and no key is printed.
+    """
+    place, remarks = Place(namespace, name), Remarks()
+    known = dict(each.partition("=")[::2] for each in endpoints)
+    try:
+        files = _files(directory)
+        written, sums = _resources(files, profile, known, image, place, remarks)
+        _write(output, written)
+    except (NotImported, LedgerUnavailable, OSError) as error:
+        raise click.ClickException(str(error)) from None
+    _tell(output, written, sums, place, remarks)
+
+
+def _resources(
+    files: Mapping[str, Path],
+    profile: str | None,
+    endpoints: Mapping[str, str],
+    image: str,
+    place: Place,
+    remarks: Remarks,
+) -> tuple[dict[str, list[Manifest]], dict[str, int]]:
+    """Make every file that is written, and the months' sums in nano-USD.
+
+    Raises:
+        NotImported: a file is missing, or says what no resource may.
+    """
+    if "providers.json" not in files:
+        raise NotImported("there is no providers.json")
+    entries = _json(files["providers.json"])
+    made = providers(entries, place, endpoints, remarks)
+    chosen, content = _production(files, profile)
+    org, asked = budget(content, chosen, place, made, remarks)
+    remarks.fill_in.append(
+        "spec.consumers of the budget: who may call, by namespace and ServiceAccount; until then"
+        " nobody may"
+    )
+    keys = _keys(files.get("secrets.yaml"))
+    written = {
+        "secrets.yaml": secrets(made, asked, keys, place, remarks),
+        "providers.yaml": made,
+        "budget.yaml": [org],
+    }
+    for manifest in made:
+        if "endpoint" in manifest["spec"]:
+            _check(manifest, ProviderSpec, "providers.json")
+    _check(org, BudgetSpec, chosen)
+    sums: dict[str, int] = defaultdict(int)
+    usage = files.get("llm_usage.json")
+    if usage is not None:
+        try:
+            for row in read_usage_file(usage, f"{place.namespace}/{place.name}"):
+                sums[row.period] += row.cost
+        except ValueError as error:
+            raise NotImported(str(error)) from None
+        packed = gzip.compress(usage.read_bytes(), mtime=0)
+        if len(packed) > _MOST_USAGE:
+            remarks.left_out.append(
+                f"llm_usage.json: too large for a ConfigMap ({len(packed)} bytes): mount it some"
+                " other way and run `llmbudget ledger take-over` (docs/import.md)"
+            )
+        else:
+            written["opening.yaml"] = opening(org, packed, image)
+    return written, sums
+
+
+def _files(directory: Path) -> dict[str, Path]:
+    """Find the files by name.
+
+    Raises:
+        NotImported: one is there twice.
+    """
+    found: dict[str, Path] = {}
+    names = {"providers.json", "secrets.yaml", "llm_usage.json", "config.py", "production.yaml"}
+    for path in sorted(directory.rglob("*")):
+        wanted = path.name in names or path.match("production-*.yaml")
+        if not wanted or _SKIPPED & set(path.parts) or not path.is_file():
+            continue
+        if path.name in found:
+            raise NotImported(f"there are {found[path.name]} and {path}: name the folder of one")
+        found[path.name] = path
+    return found
+
+
+def _production(files: Mapping[str, Path], profile: str | None) -> tuple[str, dict[str, Any]]:
+    """Read the one production file that is meant, on top of production.yaml.
+
+    Raises:
+        NotImported: there is none, or several and nobody said which.
+    """
+    profiles = sorted(
+        name.removeprefix("production-").removesuffix(".yaml")
+        for name in files
+        if name.startswith("production-")
+    )
+    if profile is None and len(profiles) > 1:
+        raise NotImported(f"there are several production files: --profile {' | '.join(profiles)}")
+    chosen = profile or (profiles[0] if profiles else None)
+    name = f"production-{chosen}.yaml" if chosen else "production.yaml"
+    if name not in files:
+        raise NotImported(f"there is no {name}")
+    content = _yaml(files[name])
+    if "production.yaml" in files and name != "production.yaml":
+        content = _merged(_yaml(files["production.yaml"]), content)
+    if content.get("budget", {}).get("monthly_cap") is None and "config.py" in files:
+        cap = _cap(files["config.py"])
+        if cap is not None:
+            content.setdefault("budget", {})["monthly_cap"] = cap
+    return name, content
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        key: _merged(below[key], value)
+        for key, value in above.items()
+        if isinstance(value, dict) and isinstance(below.get(key), dict)
+    }
+    return {**below, **above, **both}
+
+
+def _cap(path: Path) -> Decimal | None:
+    """Read MONTHLY_BUDGET_CAP of the guide's config.py, without running it."""
+    text = path.read_text(encoding="utf-8")
+    for statement in ast.parse(text).body:
+        if not isinstance(statement, ast.Assign):
+            continue
+        named = [target.id for target in statement.targets if isinstance(target, ast.Name)]
+        if "MONTHLY_BUDGET_CAP" in named:
+            return Decimal(ast.get_source_segment(text, statement.value) or "")
+    return None
+
+
+def _keys(path: Path | None) -> dict[str, str]:
+    """Read the keys in base64, by variable."""
+    keys: dict[str, str] = {}
+    if path is None:
+        return keys
+    try:
+        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        # Its text would show what stands there.
+        raise NotImported(f"{path}: no YAML ({type(error).__name__})") from None
+    for document in documents:
+        if isinstance(document, dict):
+            keys |= {key: str(value) for key, value in (document.get("data") or {}).items()}
+            keys |= {
+                key: base64.b64encode(str(value).encode()).decode()
+                for key, value in (document.get("stringData") or {}).items()
+            }
+    return {key: value.strip() if is_base64(value.strip()) else "" for key, value in keys.items()}
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads numbers as the exact decimals that they are."""
+
+
+def _decimal(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Decimal | str:
+    try:
+        return Decimal(node.value.replace("_", ""))
+    except InvalidOperation:
+        return str(node.value)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:float", _decimal)
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506, a SafeLoader
+    except yaml.YAMLError as error:
+        raise NotImported(f"{path}: {error}") from None
+    if not isinstance(found, dict):
+        raise NotImported(f"{path}: no mapping")
+    return found
+
+
+def _json(path: Path) -> list[dict[str, Any]]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)
+    except ValueError as error:
+        raise NotImported(f"{path}: {error}") from None
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        raise NotImported(f"{path}: no list of providers")
+    return found
+
+
+def _check(manifest: Manifest, model: type[BaseModel], file: str) -> None:
+    try:
+        model.model_validate(manifest["spec"])
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"spec.{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:5]
+        )
+        name = manifest["metadata"]["name"]
+        raise NotImported(f"{file}: as {manifest['kind']} {name} it is refused: {wrong}") from None
+
+
+def _write(output: Path, written: Mapping[str, list[Manifest]]) -> None:
+    if output.exists() and any(output.iterdir()):
+        raise NotImported(f"{output} has files: name a new folder by --output")
+    output.mkdir(parents=True, exist_ok=True)
+    for name, manifests in written.items():
+        text = yaml.safe_dump_all(manifests, sort_keys=False, width=100)
+        write_private(output / name, text)
+
+
+def _tell(
+    output: Path,
+    written: Mapping[str, list[Manifest]],
+    sums: Mapping[str, int],
+    place: Place,
+    remarks: Remarks,
+) -> None:
+    for name, manifests in written.items():
+        told = ", ".join(f"{each['kind']} {each['metadata']['name']}" for each in manifests)
+        click.echo(f"{output / name}: {told}")
+    for month, spent in sorted(sums.items()):
+        click.echo(f"spent in {month}: {exact_usd(spent)} USD")
+    for title, lines in (
+        ("To fill in", remarks.fill_in),
+        ("Not carried over", remarks.left_out),
+    ):
+        if lines:
+            click.echo(f"\n{title}:")
+        for line in lines:
+            click.echo(f"  - {line}")
+    click.echo("\nThen, in this order:")
+    # On the server: a client's apply would keep a copy in an annotation, of keys too.
+    apply = "  kubectl apply --server-side -f"
+    click.echo(f"  kubectl create namespace {place.namespace}")
+    click.echo(f"{apply} {output / 'secrets.yaml'} -f {output / 'providers.yaml'}")
+    if "opening.yaml" in written:
+        job = f"job/{place.name}-opening"
+        click.echo(f"{apply} {output / 'opening.yaml'}")
+        click.echo(
+            f"  kubectl wait -n {place.namespace} --for=condition=Complete --timeout=5m {job}"
+        )
+    click.echo(f"{apply} {output / 'budget.yaml'}")
