@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 Manifest = dict[str, Any]
+_KEPT: Final = ("namespace", "name", "uid", "resourceVersion", "labels")
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +15,7 @@ class WatchEvent:
     """A change, or SYNCED once all objects that were there have been reported as ADDED.
 
     After a gap that the server can't bridge, objects that changed come as MODIFIED, and those that
-    are gone come as DELETED with what was last known of their metadata.
+    are gone come as DELETED with what was last known of their identity and labels.
     """
 
     type: str
@@ -23,7 +24,7 @@ class WatchEvent:
 
 
 class Known:
-    """The metadata of the objects that a watch has reported."""
+    """Which objects a watch has reported, in which version."""
 
     def __init__(self) -> None:
         self._metadata: dict[tuple[str, str], Manifest] = {}
@@ -33,7 +34,7 @@ class Known:
         listed = {_key(item): item for item in items}
         before, self._metadata = (
             self._metadata,
-            {key: item["metadata"] for key, item in listed.items()},
+            {key: _identity(item) for key, item in listed.items()},
         )
         gone = [key for key in before if key not in listed]
         events = [WatchEvent("DELETED", {"metadata": before[key]}) for key in gone]
@@ -50,7 +51,13 @@ class Known:
         if event.type == "DELETED":
             self._metadata.pop(_key(event.object), None)
         else:
-            self._metadata[_key(event.object)] = event.object["metadata"]
+            self._metadata[_key(event.object)] = _identity(event.object)
+
+
+def _identity(item: Manifest) -> Manifest:
+    """Keep little: this is held for every object that is watched."""
+    metadata = item["metadata"]
+    return {key: metadata[key] for key in _KEPT if key in metadata}
 
 
 def _key(item: Manifest) -> tuple[str, str]:

@@ -1,7 +1,8 @@
 """One root budget at a time: gather → decide → render → apply, and then the status.
 
-Two queues share the work. `roots` reconciles the whole of a root budget; `statuses` only writes
-what the gateway's ledger says, moves targets, and costs next to nothing.
+Three queues share the work. `roots` reconciles the whole of a root budget; the others only write
+what the gateway's ledger says and move targets: `transitions` at once, `figures` now and then, so
+that no downgrade waits behind other budgets' cents.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ class Controller:
         self._clock = clock
         self.store = Store()
         self._roots = WorkQueue("roots", self._look, workers=_ROOT_WORKERS, failed=self._report)
-        self._status_queue = WorkQueue("statuses", self._write, workers=_STATUS_WORKERS)
+        self._transitions = WorkQueue("transitions", self._write, workers=_STATUS_WORKERS)
+        self._figures = WorkQueue("figures", self._write, workers=_STATUS_WORKERS)
         clusterwide = not installation.namespaces
         self._live = Live(
             cluster, self.look_at, self.look_at_all, clusterwide=clusterwide, servers=api_servers
@@ -104,7 +106,7 @@ class Controller:
         self._unseen: set[str] = set()
         self._begun = 0.0
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        """One writer of a tree's targets and statuses at a time: both queues may want to."""
+        """One writer of a tree's targets and statuses at a time: all three queues may want to."""
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -112,7 +114,8 @@ class Controller:
         self._begun = time.monotonic()
         try:
             async with asyncio.TaskGroup() as group:
-                for queue in (self._roots, self._status_queue, self._action_queue):
+                queues = (self._roots, self._transitions, self._figures, self._action_queue)
+                for queue in queues:
                     group.create_task(queue.run())
         finally:
             await self._streams.close()
@@ -263,11 +266,11 @@ class Controller:
     def _heard(self, root: str, transition: bool) -> None:
         """A gateway said something: transitions are told at once, figures now and then."""
         if transition:
-            self._status_queue.add(root)
+            self._transitions.add(root)
             return
         interval = max(_FIGURES_SECONDS, len(self._situations) / _FIGURES_A_SECOND)
         since = time.monotonic() - self._written_at.get(root, 0.0)
-        self._status_queue.add(root, max(0.0, interval - since))
+        self._figures.add(root, max(0.0, interval - since))
 
     def _acted(self, root: str, event: ActionEvent) -> None:
         if self.store.forest.roots.get(event.account, root) != root:

@@ -7,9 +7,12 @@ Kopf's watches know no label selectors, and must not read every ConfigMap of a c
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import signal
+import zlib
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any, Final
 
 from llmbudget.api.meta import (
@@ -54,6 +57,29 @@ _RETRY_SECONDS: Final = 15.0
 _MOST_GONE: Final = 10_000
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """An object, packed: thousands of budgets have tens of thousands of children, and a dict takes
+    ten times the memory."""
+
+    version: int
+    account: str
+    packed: bytes
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> _Kept:
+        """Keep what may be compared: neither its status nor who wrote which field."""
+        metadata = {k: v for k, v in manifest["metadata"].items() if k != "managedFields"}
+        kept = {k: v for k, v in manifest.items() if k != "status"} | {"metadata": metadata}
+        packed = zlib.compress(json.dumps(kept, separators=(",", ":")).encode(), 1)
+        return cls(_version(manifest), account_of(manifest) or "", packed)
+
+    def manifest(self) -> Manifest:
+        """Unpack it."""
+        found: Manifest = json.loads(zlib.decompress(self.packed))
+        return found
+
+
 class Live:
     """All children, by kind, namespace and name; `notify` gets the account of a changed one."""
 
@@ -73,7 +99,7 @@ class Live:
         """Where the API server is, if that is not to be read."""
         self._notify = notify
         self._notify_all = notify_all
-        self._objects: dict[Key, Manifest] = {}
+        self._objects: dict[Key, _Kept] = {}
         self._of: dict[str, set[Key]] = {}
         """By root budget, so that the work for one does not grow with the others."""
         self._slices: dict[str, Manifest] = {}
@@ -103,7 +129,8 @@ class Live:
 
     def get(self, manifest: Manifest) -> Manifest | None:
         """Find the live object of a manifest."""
-        return self._objects.get(_key(manifest))
+        kept = self._objects.get(_key(manifest))
+        return None if kept is None else kept.manifest()
 
     def put(self, manifest: Manifest) -> None:
         """Take over what the API server answered, before the watch tells it, but nothing older
@@ -112,10 +139,10 @@ class Live:
         known = self._objects.get(key)
         if version and version <= self._gone.get(key, -1):
             return
-        if known is None or version >= _version(known):
+        if known is None or version >= known.version:
             self._forget(key)
-            self._objects[key] = manifest
-            self._of.setdefault(account_of(manifest) or "", set()).add(key)
+            kept = self._objects[key] = _Kept.of(manifest)
+            self._of.setdefault(kept.account, set()).add(key)
 
     def drop(self, manifest: Manifest) -> None:
         """Forget what was deleted."""
@@ -123,16 +150,15 @@ class Live:
 
     def of(self, account: str) -> list[Manifest]:
         """List the children of a root budget."""
-        return [self._objects[key] for key in sorted(self._of.get(account, ()))]
+        return [self._objects[key].manifest() for key in sorted(self._of.get(account, ()))]
 
     def _forget(self, key: Key) -> None:
         known = self._objects.pop(key, None)
         if known is None:
             return
-        account = account_of(known) or ""
-        self._of[account].discard(key)
-        if not self._of[account]:
-            del self._of[account]
+        self._of[known.account].discard(key)
+        if not self._of[known.account]:
+            del self._of[known.account]
 
     def api_servers(self) -> tuple[tuple[str, int], ...]:
         """List addresses and ports of the API server, sorted."""
@@ -206,7 +232,7 @@ class Live:
         before = self._objects.get(_key(item))
         if gone:
             self._bury(item)
-        elif before is not None and _version(before) >= _version(item):
+        elif before is not None and before.version >= _version(item):
             return
         else:
             self.put(item)

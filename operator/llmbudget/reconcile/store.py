@@ -101,7 +101,7 @@ class Store:
         if known is None or _asked(known) != _asked(raw):
             return
         if _version(known) < _version(raw):
-            self.raw[key] = raw
+            self.raw[key] = _slim(raw)
 
     def put_target(self, raw: Mapping[str, Any], *, gone: bool) -> str | None:
         """Take a Deployment over; return the account that it consents to, where there is one."""
@@ -146,7 +146,7 @@ class Store:
         metadata = raw["metadata"]
         account = account_name(metadata["namespace"], metadata["name"])
         before = self.raw.get((kind, account))
-        self.raw[kind, account] = raw
+        self.raw[kind, account] = _slim(raw)
         return account, before is None or _essence(before) != _essence(raw)
 
 
@@ -194,6 +194,12 @@ def explain(error: ValidationError) -> str:
         f"spec.{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()
     ]
     return "; ".join(problems[:5])
+
+
+def _slim(raw: Manifest) -> Manifest:
+    """Leave out who wrote which field, which is half of a resource."""
+    metadata = {key: value for key, value in raw["metadata"].items() if key != "managedFields"}
+    return raw | {"metadata": metadata}
 
 
 def _version(raw: Mapping[str, Any]) -> int:
