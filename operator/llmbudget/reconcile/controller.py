@@ -169,7 +169,9 @@ class Controller:
             try:
                 await apply_children(self._cluster, self._live, world.root, wanted)
             except OwnerGone:
-                self.drop("LLMBudget", self.store.raw["LLMBudget", root])
+                gone = self.store.raw.get(("LLMBudget", root))
+                if gone is not None:
+                    self.drop("LLMBudget", gone)
                 return
         self._situations[root] = (world, found, config)
         services = tuple(names.gateway(world.root, region) for region in names.regions(world))
