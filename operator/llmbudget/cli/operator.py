@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import socket
 from pathlib import Path
 
 import click
+import uvloop
 
 from llmbudget.clients.cluster import ApiError, parse_address
 from llmbudget.contract.config import TOKEN_DIRECTORY
@@ -115,7 +115,7 @@ def command(
         identity=identity,
     )
     try:
-        asyncio.run(run(options))
+        uvloop.run(run(options))
     except KeyError as error:
         raise click.ClickException(f"the environment lacks {error}: set --kubeconfig") from None
     except (ApiError, OSError, OperatorEnded) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -49,7 +50,10 @@ async def apply_children(
     """
     written = 0
     keep: set[tuple[str, str]] = set()
+    wanted = list(wanted)
     await _look_for_secrets(cluster, live, root)
+    absent = [manifest for manifest in wanted if live.get(manifest) is None]
+    await asyncio.gather(*(_check_free(cluster, manifest, root) for manifest in absent))
     for manifest in wanted:
         keep.add((manifest["kind"], manifest["metadata"]["name"]))
         found = live.get(manifest)
@@ -62,9 +66,8 @@ async def apply_children(
             await _check_owner(cluster, root)
         if found is not None:
             await _hand_over_replicas(cluster, manifest, found)
-        else:
-            await _check_free(cluster, manifest, root)
-        live.put(await cluster.apply(manifest))
+        with live.expecting(manifest):
+            live.put(await cluster.apply(manifest))
         written += 1
         log.info("applied", extra={"fields": _fields(manifest)})
     return written + await _prune(cluster, live, root, keep)

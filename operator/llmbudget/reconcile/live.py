@@ -11,11 +11,13 @@ import json
 import logging
 import signal
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 from llmbudget.api.meta import (
+    ANNOTATION_APPLIED,
     LABEL_BUDGET,
     LABEL_BUDGET_NAMESPACE,
     LABEL_MANAGED_BY,
@@ -55,6 +57,7 @@ _API_SERVICE: Final = "kubernetes.io/service-name=kubernetes"
 _SYNC_SECONDS: Final = 20.0
 _RETRY_SECONDS: Final = 15.0
 _MOST_GONE: Final = 10_000
+_UNKEPT: Final = frozenset({"managedFields", "resourceVersion"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +71,17 @@ class _Kept:
 
     @classmethod
     def of(cls, manifest: Manifest) -> _Kept:
-        """Keep what may be compared: neither its status nor who wrote which field."""
-        metadata = {k: v for k, v in manifest["metadata"].items() if k != "managedFields"}
+        """Keep what may be compared: neither its status nor who wrote which field, nor what counts
+        changes to either."""
+        metadata = {k: v for k, v in manifest["metadata"].items() if k not in _UNKEPT}
         kept = {k: v for k, v in manifest.items() if k != "status"} | {"metadata": metadata}
-        packed = zlib.compress(json.dumps(kept, separators=(",", ":")).encode(), 1)
-        return cls(_version(manifest), account_of(manifest) or "", packed)
+        text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
+        return cls(_version(manifest), account_of(manifest) or "", zlib.compress(text.encode(), 1))
 
     def manifest(self) -> Manifest:
         """Unpack it."""
         found: Manifest = json.loads(zlib.decompress(self.packed))
+        found["metadata"]["resourceVersion"] = str(self.version)
         return found
 
 
@@ -106,6 +111,8 @@ class Live:
         self._watches: dict[tuple[str, str | None], asyncio.Task[None]] = {}
         self._synced: dict[tuple[str, str | None], asyncio.Event] = {}
         self._forbidden: dict[tuple[str, str | None], ApiError] = {}
+        self._expected: dict[Key, str] = {}
+        """Digests of what is being applied."""
         self._gone: dict[Key, int] = {}
         """Versions of the last deletions: an answer that comes late must not bring a ghost back."""
 
@@ -143,6 +150,16 @@ class Live:
             self._forget(key)
             kept = self._objects[key] = _Kept.of(manifest)
             self._of.setdefault(kept.account, set()).add(key)
+
+    @contextmanager
+    def expecting(self, manifest: Manifest) -> Iterator[None]:
+        """While something is being applied, it is no news when its watch tells of it first."""
+        key = _key(manifest)
+        self._expected[key] = _applied(manifest)
+        try:
+            yield
+        finally:
+            del self._expected[key]
 
     def drop(self, manifest: Manifest) -> None:
         """Forget what was deleted."""
@@ -229,16 +246,28 @@ class Live:
                 self._slices[item["metadata"]["name"]] = item
             self._notify_all()
             return
-        before = self._objects.get(_key(item))
+        key = _key(item)
+        before = self._objects.get(key)
         if gone:
             self._bury(item)
         elif before is not None and before.version >= _version(item):
             return
         else:
             self.put(item)
+            if self._expected.get(key) == _applied(item):
+                return
+            now = self._objects.get(key)
+            if before is not None and now is not None and now.packed == before.packed:
+                # A status, such as a Deployment's, is no drift.
+                return
         account = account_of(item)
         if account is not None:
             self._notify(account)
+
+
+def _applied(item: Manifest) -> str:
+    """Read the digest of what was applied."""
+    return str((item["metadata"].get("annotations") or {}).get(ANNOTATION_APPLIED, ""))
 
 
 def _end_with(task: asyncio.Task[None]) -> None:

@@ -43,6 +43,20 @@ class _Backoffs:
         return itertools.chain(_BACKOFF, itertools.repeat(_BACKOFF[-1]))
 
 
+class _NoMemory(kopf.DiffBaseStorage):
+    """Keeps nothing to compare with: kopf would copy every object several times for handlers of
+    changes, and there are none."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:  # noqa: ANN401
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> None:  # noqa: ANN401
+        return None
+
+    def store(self, **_: Any) -> None:  # noqa: ANN401
+        return None
+
+
 class Watches:
     """Kopf, run with handlers for one controller."""
 
@@ -153,5 +167,6 @@ def _settings() -> kopf.OperatorSettings:
     chosen.watching.client_timeout = _WATCH_SECONDS + 30
     chosen.watching.reconnect_backoff = 1
     chosen.watching.field_selectors[_LEASES] = f"metadata.name={LEASE_NAME}"
+    chosen.persistence.diffbase_storage = _NoMemory()
     chosen.networking.error_backoffs = _Backoffs()
     return chosen
