@@ -14,6 +14,8 @@ from tests.support.operator_stage import (
     budget,
     create,
     model_of,
+    provider,
+    secret,
     start_operator,
     start_spending,
     until,
@@ -23,7 +25,7 @@ from tests.support.operator_stage import (
 )
 
 from llmbudget.clients.cluster import Cluster
-from llmbudget.clients.kinds import DEPLOYMENTS, kind_of
+from llmbudget.clients.kinds import CONFIG_MAPS, DEPLOYMENTS, kind_of
 from llmbudget.local.http1 import Answer, Request, port_of, serve
 from llmbudget.local.process import stop
 from llmbudget.local.stage import Stage
@@ -126,30 +128,81 @@ async def test_a_killed_operator_leaves_nothing_half_done(
         assert set(await told(cluster, namespace)) >= {"notify_admin", "downgrade_models"}
 
 
-async def test_two_operators_at_once_agree(stage: Stage, cluster: Cluster, namespace: str) -> None:
-    first, second = await start_operator(stage), await start_operator(stage, again=True)
-    await create(cluster, channels(namespace, 9), workload(namespace, f"{namespace}/team-a"))
-    app = await start_spending(stage, cluster, namespace, guarded(namespace, "0.10"))
-    await app.spend("0.06")
-    await until_model(cluster, namespace, "medium")
-    await app.spend("0.03", "medium")
-    await until_model(cluster, namespace, "small")
-    found = await cluster.get(DEPLOYMENTS, namespace, "researcher")
-    assert found is not None
-    assert json.loads(found["metadata"]["annotations"]["llmbudget.io/original-env"]) == {
-        "name": "LLM_MODEL",
-        "value": "large",
-    }, "what was there first is what is kept"
-    generation = found["metadata"]["generation"]
-    await asyncio.sleep(3)
-    found = await cluster.get(DEPLOYMENTS, namespace, "researcher")
-    assert found is not None
-    assert found["metadata"]["generation"] == generation, "they don't fight"
-    await create(cluster, guarded(namespace, "10.00"))
-    await until_model(cluster, namespace, "large")
-    await stop(first)
-    await stop(second)
+async def test_two_operators_that_both_think_they_lead_agree(
+    stage: Stage, cluster: Cluster, namespace: str
+) -> None:
+    """Under one name both hold the Lease, as if somebody had forged it."""
+    notices: list[str] = []
+
+    async def take(request: Request, answer: Answer) -> None:
+        notices.append(json.loads(request.body)["title"])
+        answer.send(200, b"{}")
+
+    async with await serve(take, 0) as server:
+        first, second = await start_operator(stage), await start_operator(stage, again=True)
+        sink = channels(namespace, port_of(server))
+        await create(cluster, sink, workload(namespace, f"{namespace}/team-a"))
+        app = await start_spending(stage, cluster, namespace, guarded(namespace, "0.10"))
+        await app.spend("0.06")
+        await until_model(cluster, namespace, "medium")
+        await app.spend("0.03", "medium")
+        await until_model(cluster, namespace, "small")
+        found = await cluster.get(DEPLOYMENTS, namespace, "researcher")
+        assert found is not None
+        assert json.loads(found["metadata"]["annotations"]["llmbudget.io/original-env"]) == {
+            "name": "LLM_MODEL",
+            "value": "large",
+        }, "what was there first is what is kept"
+        gateway = await cluster.get(DEPLOYMENTS, namespace, "team-a-gateway")
+        await asyncio.sleep(3)
+        for before in (found, gateway):
+            assert before is not None
+            metadata = before["metadata"]
+            now = await cluster.get(DEPLOYMENTS, namespace, metadata["name"])
+            assert now is not None
+            assert now["metadata"]["generation"] == metadata["generation"], "they don't fight"
+        await create(cluster, guarded(namespace, "10.00"))
+        await until_model(cluster, namespace, "large")
+        assert sorted(await told(cluster, namespace)) == sorted(action for _, action in STEPS)
+        assert len(notices) == len(STEPS), notices
+        for each in (first, second):
+            assert each.returncode is None
+            await stop(each)
     assert model_of(await cluster.get(DEPLOYMENTS, namespace, "researcher")) == "large"
+
+
+async def test_the_second_waits_until_the_first_is_gone(
+    stage: Stage, cluster: Cluster, namespace: str
+) -> None:
+    def leads(name: str) -> bool:
+        return '"leading"' in stage.log(name).read_text()
+
+    async def acts(cap: int) -> bool:
+        """Tell whether somebody carries a change of the cap out."""
+        changed = budget(namespace, budget={"monthlyCap": f"{cap}.00"})
+        await create(cluster, changed)
+        found = await cluster.get(CONFIG_MAPS, namespace, "team-a-gateway")
+        return f'"capNano": {cap * 10**9}' in (found or {"data": {"": ""}})["data"].get(
+            "gateway.json", ""
+        )
+
+    await create(cluster, secret(namespace), provider(namespace))
+    first = await stage.operator(allow_private=["127.0.0.1"], name="first", identity="first")
+    await until("the first acts", lambda: acts(2))
+    second = await stage.operator(allow_private=["127.0.0.1"], name="second", identity="second")
+    await until(
+        "the second waits", lambda: _value('"waiting for' in stage.log("second").read_text())
+    )
+    await until("the first goes on", lambda: acts(3))
+    assert not leads("second")
+    first.kill()
+    await first.wait()
+    await until("the second acts", lambda: acts(4))
+    third = await stage.operator(allow_private=["127.0.0.1"], name="third", identity="third")
+    await until("the third waits", lambda: _value('"waiting for' in stage.log("third").read_text()))
+    await stop(second)
+    await until("the third acts", lambda: acts(5), 10)
+    await stop(third)
 
 
 async def _value(value: Any) -> Any:
