@@ -136,7 +136,7 @@ class Bench:
         self.say(f"{count} budgets Ready", f"{seconds:.1f} s, {applied} server-side applies")
         self.say("  rate", f"{rate:.0f}/s; raw limit {raw:.0f}/s; ratio {rate / raw:.2f}")
         self.say("  other writes", _listed(writes, lambda what: not what.startswith("patch")))
-        self.say("  memory", self._memory())
+        self.say("  memory", f"{self._memory()}; processor: {self._cpu():.1f} s")
 
     async def _restart(self) -> None:
         """Nothing is written to a child, and all is seen to be well."""
