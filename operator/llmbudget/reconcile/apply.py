@@ -96,24 +96,27 @@ async def _check_free(cluster: Cluster, manifest: Manifest, root: Budget) -> Non
 
 async def _look_for_secrets(cluster: Cluster, live: Live, root: Budget) -> None:
     """Read the rendered Secrets by their names: Secrets are not followed. Where there should be
-    none, its metadata will do."""
+    none, its metadata will do; a certificate that is wanted was looked at when it was chosen."""
     deployment = root.spec.deployment
     own = not deployment.tls.plain_http and deployment.tls.secret_name is None
-    rendered = {
-        names.key_secret(root): deployment.secret_delivery is SecretDelivery.ENV,
-        names.serving_secret(root): own,
-    }
-    for name, wanted in rendered.items():
-        if name == deployment.tls.secret_name:
-            # It is the user's now, whoever made it.
-            continue
-        read = cluster.get if wanted else cluster.get_metadata
-        found = await read(SECRETS, root.namespace, name)
-        if found is not None and _owned(found, root):
-            live.put(found | {"apiVersion": "v1", "kind": "Secret"})
-        else:
-            metadata = {"namespace": root.namespace, "name": name}
-            live.drop({"apiVersion": "v1", "kind": "Secret", "metadata": metadata})
+    name = names.key_secret(root)
+    wanted = deployment.secret_delivery is SecretDelivery.ENV
+    read = cluster.get if wanted else cluster.get_metadata
+    look_at_secret(live, root, name, await read(SECRETS, root.namespace, name))
+    name = names.serving_secret(root)
+    # The user's own is theirs now, whoever made it.
+    if not own and name != deployment.tls.secret_name:
+        found = await cluster.get_metadata(SECRETS, root.namespace, name)
+        look_at_secret(live, root, name, found)
+
+
+def look_at_secret(live: Live, root: Budget, name: str, found: Manifest | None) -> None:
+    """Take over what a Secret is now, where it is the budget's."""
+    if found is not None and _owned(found, root):
+        live.put(found | {"apiVersion": "v1", "kind": "Secret"})
+    else:
+        metadata = {"namespace": root.namespace, "name": name}
+        live.drop({"apiVersion": "v1", "kind": "Secret", "metadata": metadata})
 
 
 def _stamped(manifest: Manifest) -> Manifest:

@@ -27,6 +27,8 @@ from llmbudget.decide.certificates import (
     serving_names,
 )
 from llmbudget.decide.world import World
+from llmbudget.reconcile.apply import look_at_secret
+from llmbudget.reconcile.live import Live
 from llmbudget.reconcile.x509 import (
     Authority,
     NotCertificate,
@@ -70,8 +72,11 @@ class Authorities:
 class Certificates:
     """Gives each root's gateway what it is to be spoken to by."""
 
-    def __init__(self, cluster: Cluster, namespace: str, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, cluster: Cluster, live: Live, namespace: str, clock: Callable[[], datetime]
+    ) -> None:
         self._cluster = cluster
+        self._live = live
         self._namespace = namespace
         self._clock = clock
         self._known: Authorities | None = None
@@ -98,7 +103,9 @@ class Certificates:
         services = tuple(names.gateway(root, region) for region in names.regions(world))
         wanted = serving_names(world, services)
         name = names.serving_secret(root)
-        pair = _pair(await self._cluster.get(SECRETS, root.namespace, name))
+        secret = await self._cluster.get(SECRETS, root.namespace, name)
+        look_at_secret(self._live, root, name, secret)
+        pair = _pair(secret)
         if pair is None or not self._fits(pair, wanted, signing):
             pair = await asyncio.to_thread(signing.issue, wanted, self._clock(), CERTIFICATE_LIFE)
             log.info("certificate issued", extra={"fields": {"budget": root.account}})

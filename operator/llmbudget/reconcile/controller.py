@@ -94,7 +94,7 @@ class Controller:
         self._streams = Streams(
             cluster, installation.service_account, local_gateways, self._heard, self._acted
         )
-        self._certificates = Certificates(cluster, installation.namespace, clock)
+        self._certificates = Certificates(cluster, self._live, installation.namespace, clock)
         recorder = Recorder(cluster, instance)
         self._actions = Actions(
             cluster, self.store, self._streams, recorder, installation.private_hosts

@@ -253,7 +253,8 @@ class Statuses:
         for text in report.moved:
             await self._recorder.record(budget, "TargetChanged", "Patch", f"{text}.")
         phase = status.get("phase")
-        if phase == before.get("phase") or phase is None:
+        known = before.get("phase")
+        if phase in (known, None) or (known is None and phase == Phase.PENDING):
             return
         why = [c["message"] for c in status["conditions"] if c["status"] != "True" and c["message"]]
         note = f"Phase {phase}. {' '.join(why[:2])}"

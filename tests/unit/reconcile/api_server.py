@@ -79,10 +79,11 @@ class ApiServer(Cluster):
         self.ours.pop((kind.kind, name), None)
 
     def live(self) -> Live:
-        """What watches tell after a start: everything but Secrets, which nobody watches."""
+        """What is known when children are applied: what watches tell, and the certificate; other
+        Secrets nobody looks at before."""
         live = Live(self, lambda _: None, lambda: None)
         for key in self.ours:
-            if key[0] != "Secret":
+            if key[0] != "Secret" or key[1].endswith("-tls"):
                 live.put(self.object(*key))
         return live
 

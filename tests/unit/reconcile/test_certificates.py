@@ -23,10 +23,15 @@ from llmbudget.decide.certificates import AUTHORITY_LIFE, CERTIFICATE_LIFE, PUBL
 from llmbudget.decide.world import World
 from llmbudget.reconcile import certificates
 from llmbudget.reconcile.certificates import AUTHORITY_SECRET, AuthorityUnusable, Certificates
+from llmbudget.reconcile.live import Live
 from llmbudget.reconcile.x509 import Authority, NotCertificate, facts_of, only_certificates
 from llmbudget.render.certificate import PLAIN_HTTP, Pair, Serving, certificate
 
 SYSTEM = "llmbudget-system"
+
+
+def live_of(cluster: Cluster) -> Live:
+    return Live(cluster, lambda _: None, lambda: None)
 
 
 class Secrets(Cluster):
@@ -86,7 +91,7 @@ def secrets() -> Secrets:
 @pytest.fixture
 def issuing(secrets: Secrets, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Certificates:
     monkeypatch.setattr(certificates, "KNOWN_SECONDS", 0.0)
-    return Certificates(secrets, SYSTEM, clock)
+    return Certificates(secrets, live_of(secrets), SYSTEM, clock)
 
 
 def world(**tls: Any) -> World:
@@ -207,7 +212,7 @@ def signer(serving: Serving) -> bytes:
 
 
 async def test_of_two_operators_one_makes_the_authority(secrets: Secrets, clock: Clock) -> None:
-    both = [Certificates(secrets, SYSTEM, clock) for _ in range(2)]
+    both = [Certificates(secrets, live_of(secrets), SYSTEM, clock) for _ in range(2)]
     one, other = await asyncio.gather(*(issuing.serving(world()) for issuing in both))
     assert one.bundle == other.bundle
     assert secrets.written == 1
