@@ -1,7 +1,7 @@
 """Whether this process still sees what happens: what its liveness probe asks.
 
-A watch can die while the process lives. The leader renews its Lease every few seconds, and its own
-watch must tell it so: when it does not, or when one of the watches has ended, the process is to be
+A watch that ends takes the process along; one that falls silent does not. The leader renews its
+Lease every few seconds, and its own watch must tell it so: when it does not, the process is to be
 started again. An API server that is away is no reason to: then nothing is renewed either, and
 leading ends by itself.
 """
@@ -27,8 +27,6 @@ class Health:
         self._clock = clock
         self._unseen: float | None = None
         """When the first renewal was that no watch has told of yet."""
-        self.ended: Callable[[], list[str]] = list
-        """Names the watches that have ended."""
 
     def renewed(self) -> None:
         """The Lease was written."""
@@ -41,9 +39,6 @@ class Health:
 
     def problem(self) -> str | None:
         """Say what is wrong; None: nothing."""
-        ended = self.ended()
-        if ended:
-            return f"no longer watched: {', '.join(ended)}"
         if self._unseen is not None and self._clock() - self._unseen > DEAF_SECONDS:
             silent = self._clock() - self._unseen
             return f"the lease was renewed, and its watch has not told so for {silent:.0f} s"

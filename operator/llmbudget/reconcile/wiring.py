@@ -27,8 +27,6 @@ _KINDS: Final = {"llmbudgets": "LLMBudget", "llmproviders": "LLMProvider"}
 _DEPLOYMENTS: Final = ("apps", "v1", "deployments")
 _LEASES: Final = ("coordination.k8s.io", "v1", "leases")
 _WATCH_SECONDS: Final = 240
-_START_SECONDS: Final = 20.0
-"""How long kopf may take to begin its watches."""
 _LOGIN_SECONDS: Final = 5.0
 """Between logins, at least."""
 _LOGIN_LASTS: Final = timedelta(days=1)
@@ -75,13 +73,10 @@ class Watches:
         """Set by the signals that end the process."""
         self._namespaces = namespaces
         """The only ones that are watched; none: all are."""
-        self._started = 0.0
         self._next_login = 0.0
 
     async def run(self) -> None:
-        """Watch until cancelled."""
-        self._started = time.monotonic()
-        self._health.ended = self._ended
+        """Watch until cancelled, or until a watch ends for good, which ends kopf."""
         await kopf.operator(
             registry=self._registry(),
             settings=_settings(),
@@ -89,14 +84,6 @@ class Watches:
             namespaces=self._namespaces,
             standalone=True,
         )
-
-    def _ended(self) -> list[str]:
-        """Name the watches that have ended: kopf logs why, and goes on without them."""
-        if time.monotonic() - self._started < _START_SECONDS:
-            return []
-        running = {task.get_name() for task in asyncio.all_tasks()}
-        kinds = (*_KINDS, _DEPLOYMENTS[2], _LEASES[2])
-        return [each for each in kinds if not any(f"watcher for {each}." in r for r in running)]
 
     def _registry(self) -> kopf.OperatorRegistry:
         handlers = kopf.OperatorRegistry()

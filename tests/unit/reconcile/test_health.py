@@ -39,11 +39,5 @@ def test_an_api_server_that_is_away_is_no_reason_to_start_again() -> None:
     assert health.problem() is None
 
 
-def test_a_watch_that_has_ended_is_a_problem_at_once() -> None:
-    health = Health(Time())
-    health.ended = lambda: ["llmbudgets"]
-    assert health.problem() == "no longer watched: llmbudgets"
-
-
 def test_a_minute_is_enough() -> None:
     assert DEAF_SECONDS + 2 * 10 <= 60, "with two failures of a probe every ten seconds"
