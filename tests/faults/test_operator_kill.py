@@ -201,6 +201,7 @@ async def test_the_second_waits_until_the_first_is_gone(
     third = await stage.operator(allow_private=["127.0.0.1"], name="third", identity="third")
     await until("the third waits", lambda: _value('"waiting for' in stage.log("third").read_text()))
     await stop(second)
+    assert second.returncode == 0, "it was asked to end, and did"
     await until("the third acts", lambda: acts(5), 10)
     await stop(third)
 

@@ -77,17 +77,22 @@ class Watches:
 
     async def run(self) -> None:
         """Watch until cancelled, or until a watch ends for good, which ends kopf."""
-        await kopf.operator(
-            registry=self._registry(),
-            settings=_settings(),
-            clusterwide=not self._namespaces,
-            namespaces=self._namespaces,
-            standalone=True,
-        )
+        ready = asyncio.Event()
+        listening = asyncio.create_task(self._listen(ready))
+        try:
+            await kopf.operator(
+                registry=self._registry(),
+                settings=_settings(),
+                clusterwide=not self._namespaces,
+                namespaces=self._namespaces,
+                standalone=True,
+                ready_flag=ready,
+            )
+        finally:
+            listening.cancel()
 
     def _registry(self) -> kopf.OperatorRegistry:
         handlers = kopf.OperatorRegistry()
-        kopf.on.startup(registry=handlers, id="listen")(self._listen)
         kopf.on.login(registry=handlers, id="login")(self._log_in)
         for plural in _KINDS:
             kopf.on.event(GROUP, VERSION, plural, registry=handlers, id=plural)(self._resource)
@@ -116,8 +121,9 @@ class Watches:
         # unable to tell: let it look new.
         return dataclasses.replace(found, expiration=datetime.now(UTC) + _LOGIN_LASTS)
 
-    async def _listen(self, **_: Any) -> None:  # noqa: ANN401
-        # Kopf has taken the signals over by now, and would wait for tasks that it did not start.
+    async def _listen(self, ready: asyncio.Event) -> None:
+        await ready.wait()
+        # Kopf has taken the signals over by now, and would end as if by itself.
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
 
