@@ -67,9 +67,13 @@ class Audit:
 class Bench:
     """One run: the cluster, the operator's process and what was found."""
 
-    def __init__(self, options: argparse.Namespace, folder: Path, plane: ControlPlane) -> None:
+    def __init__(
+        self, options: argparse.Namespace, folder: Path, ledgers: Path, plane: ControlPlane
+    ) -> None:
         self.options = options
         self.folder = folder
+        self.ledgers = ledgers
+        """In memory where that can be: the gateways' disks are not what is measured."""
         self.plane = plane
         self.results: list[tuple[str, str]] = []
         self.cluster = Cluster.from_kubeconfig(plane.kubeconfig)
@@ -89,7 +93,7 @@ class Bench:
         kubectl = find(lambda _: None).kubectl
         async with (
             self.cluster,
-            Stage(self.folder / "stage", self.plane.kubeconfig, kubectl) as stage,
+            Stage(self.ledgers / "stage", self.plane.kubeconfig, kubectl) as stage,
         ):
             self.stage = stage
             await self._prepare(stage)
@@ -373,10 +377,14 @@ async def main() -> None:
     # A stream for each gateway, on both sides.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    with tempfile.TemporaryDirectory(prefix="bench-operator-") as folder:
+    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-operator-") as folder,
+        tempfile.TemporaryDirectory(prefix="bench-operator-", dir=memory) as ledgers,
+    ):
         place = Path(folder)
         async with ControlPlane(place / "cluster", say=print, audit=True) as plane:
-            bench = Bench(options, place, plane)
+            bench = Bench(options, place, Path(ledgers), plane)
             await bench.run()
     print()
     for what, result in bench.results:

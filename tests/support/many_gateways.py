@@ -1,8 +1,8 @@
 """The ledgers of many gateways in one process: what the operator hears, without the pods.
 
-The rules of the money, the feed of changes and the event stream are the gateway's own code, fed by
-the ConfigMaps that the operator renders; only the file under the ledger and the calls are missing.
-Each root budget is announced as `llmbudget local gateway` announces it.
+Ledger and event stream are the gateway's own code, fed by the ConfigMaps that the operator renders;
+only calls and identity are missing. Each root budget is announced as `llmbudget local gateway`
+announces it.
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeVar, cast
+from typing import cast
 
 from llmbudget.api.money import Nano
 from llmbudget.clients.cluster import Cluster
@@ -24,75 +22,10 @@ from llmbudget.contract.events import ACTIONS_PATH, BALANCES_PATH
 from llmbudget.gateway.keys import Keys
 from llmbudget.gateway.ledger_api import stream_balances
 from llmbudget.gateway.wire import Exchange
-from llmbudget.ledger.book import Book
-from llmbudget.ledger.feed import Committed, Feed
 from llmbudget.ledger.interface import HoldRequest, Settlement
-from llmbudget.ledger.operations import NOTHING, Operations, Reading, Subject
-from llmbudget.ledger.pages import Shelf
-from llmbudget.ledger.records import Changes, Header
+from llmbudget.ledger.sqlite.engine import SqliteLedger
 from llmbudget.local.http1 import Answer, Request, port_of, serve
 from llmbudget.reconcile.live import SELECTOR
-
-Result = TypeVar("Result")
-
-
-class _Nothing:
-    """Rows that were never written."""
-
-    def figures(self, account: str, period: str) -> None:
-        return None
-
-    def entry(self, entry_id: str) -> None:
-        return None
-
-    def key(self, consumer: str, key: str) -> None:
-        return None
-
-    def action(self, action_id: str) -> None:
-        return None
-
-    def cursor(self, name: str) -> int:
-        return 0
-
-    def actions(self, period: str | None) -> Sequence[Any]:
-        return ()
-
-    def accounts_in(self, period: str) -> Sequence[str]:
-        return ()
-
-    def older(self, period: str, limit: int) -> Sequence[int]:
-        return ()
-
-
-class MemoryLedger(Operations):
-    """A ledger that keeps nothing: each operation is done when it is asked for."""
-
-    def __init__(self) -> None:
-        super().__init__(Feed(1))
-        header = Header(1, 0, None, "UTC", "UTC")
-        shelf = cast(Shelf, _Nothing())
-        self._book = Book(shelf, lambda: datetime.now(UTC), header, (), (), 0)
-
-    def _submit(
-        self, run: Callable[[Book], Result], *, durable: bool = True, about: Subject = NOTHING
-    ) -> asyncio.Future[Result]:
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._book.changes = Changes()
-        try:
-            future.set_result(run(self._book))
-        except Exception as error:
-            future.set_exception(error)
-        else:
-            committed = Committed.by(self._book)
-            if committed is not None:
-                self._feed.take(committed)
-        return future
-
-    async def _read(self, read: Callable[[Reading], Result]) -> Result:
-        raise NotImplementedError
-
-    async def close(self) -> None:
-        return None
 
 
 class ManyGateways:
@@ -101,7 +34,7 @@ class ManyGateways:
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self._cluster = cluster
         self._folder = folder
-        self.ledgers: dict[str, MemoryLedger] = {}
+        self.ledgers: dict[str, SqliteLedger] = {}
         self.configs: dict[str, GatewayConfig] = {}
         self.acknowledged: dict[str, set[str]] = {}
         """Actions, by root."""
@@ -114,11 +47,15 @@ class ManyGateways:
         """Follow the ConfigMaps until cancelled."""
         server = await serve(self._answer, 0)
         self._url = f"http://127.0.0.1:{port_of(server)}"
-        async with server:
+        try:
             async for event in self._cluster.watch(CONFIG_MAPS, label_selector=SELECTOR):
                 text = (event.object.get("data") or {}).get(CONFIG_KEY)
                 if event.type in ("ADDED", "MODIFIED") and text:
                     await self._configure(GatewayConfig.model_validate_json(text))
+        finally:
+            server.close()
+            for ledger in self.ledgers.values():
+                await ledger.close()
 
     async def spend(self, account: str, nano: int, root: str | None = None) -> float:
         """Charge a call to an account; return the instant of the commit, by the steady clock."""
@@ -135,13 +72,16 @@ class ManyGateways:
 
     async def _configure(self, config: GatewayConfig) -> None:
         self.configs[config.root] = config
-        ledger = self.ledgers.setdefault(config.root, MemoryLedger())
+        place = self._folder / config.root.replace("/", "_")
+        if config.root not in self.ledgers:
+            self.ledgers[config.root] = await SqliteLedger.open(place.with_suffix(".db"))
+        ledger = self.ledgers[config.root]
         await ledger.configure(
             config.accounts, time_zone=config.time_zone, generation=config.generation
         )
-        place = self._folder / f"{config.root.replace('/', '_')}.json"
-        if not place.exists():
-            place.write_text(json.dumps({"url": f"{self._url}/{config.root}"}))
+        announced = place.with_suffix(".json")
+        if not announced.exists():
+            announced.write_text(json.dumps({"url": f"{self._url}/{config.root}"}))
 
     async def _answer(self, request: Request, answer: Answer) -> None:
         _, namespace, name, *rest = request.path.split("/")

@@ -45,7 +45,8 @@ RESYNC_SECONDS: Final = 300.0
 """How often a root is looked at again for what no watch tells, such as a Secret's labels."""
 RECHECK_SECONDS: Final = 5.0
 """The same, while something is wrong that people are about to mend."""
-_ROOT_WORKERS: Final = 8
+_ROOT_WORKERS: Final = 32
+"""The API server's answers are what a round waits for."""
 _STATUS_WORKERS: Final = 8
 _ACTION_WORKERS: Final = 4
 _FIGURES_SECONDS: Final = 1.0
