@@ -44,6 +44,7 @@ SAMPLE: Final = 100
 CROSSINGS: Final = 150
 PARTS: Final = ("start", "restart", "more", "spend", "cross", "rest", "secrets")
 SECRETS: Final = 100_000
+MEMORY: Final = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 class Audit:
@@ -377,10 +378,9 @@ async def main() -> None:
     # A stream for each gateway, on both sides.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
     with (
         tempfile.TemporaryDirectory(prefix="bench-operator-") as folder,
-        tempfile.TemporaryDirectory(prefix="bench-operator-", dir=memory) as ledgers,
+        tempfile.TemporaryDirectory(prefix="bench-operator-", dir=MEMORY) as ledgers,
     ):
         place = Path(folder)
         async with ControlPlane(place / "cluster", say=print, audit=True) as plane:
