@@ -30,6 +30,7 @@ HELMS_OWN = (
     *("app.kubernetes.io/managed-by", "helm.sh/chart"),
 )
 Manifest = dict[str, Any]
+pytestmark = pytest.mark.timeout(900)  # Helm is built where it is not in the cache yet
 
 
 @pytest.fixture(scope="session")

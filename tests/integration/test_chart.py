@@ -12,7 +12,10 @@ from llmbudget.local import binaries
 from llmbudget.local.controlplane import ControlPlane
 from llmbudget.local.stage import ROOT
 
-pytestmark = pytest.mark.cluster
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(900),  # Helm is built where it is not in the cache yet
+]
 CHART = ROOT / "manifests" / "chart"
 RELEASED = ROOT / "tests" / "crd" / "released"
 
