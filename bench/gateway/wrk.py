@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 BODY: Final = {
     "model": "bench",
@@ -67,7 +68,8 @@ async def measure(
     """
     if shutil.which("wrk") is None:
         raise SystemExit("bench: wrk is missing: apt-get install wrk")
-    script = folder / "calls.lua"
+    # Of its own: several may run at once.
+    script = folder / f"calls-{urlsplit(url).port}.lua"
     quoted = ", ".join(json.dumps(token) for token in tokens)
     script.write_text(_SCRIPT.format(tokens=quoted, body=f"[==[{json.dumps(BODY)}]==]"))
     process = await asyncio.create_subprocess_exec(
