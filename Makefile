@@ -5,7 +5,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: help setup demo test fuzz simulate check generate golden lock release bench-overrun bench-gateway bench-streams bench-operator clean
+.PHONY: help setup demo test fuzz simulate check generate golden lock image sbom release bench-overrun bench-gateway bench-streams bench-operator clean
 .PHONY: bench-ledger bench-million bench-parts bench-profile bench-replicas
 
 help: ## Show this list
@@ -44,6 +44,12 @@ golden: setup ## Write the golden files of tests/golden from what is rendered no
 
 lock: setup ## Lock the dependencies of pyproject.toml, with hashes
 	@scripts/lock
+
+image: ## Build the image with buildah or docker (IMAGE=name, BASE_IMAGE=python image by digest)
+	@scripts/image
+
+sbom: ## Take the bill of materials out of the image, into dist/
+	@scripts/sbom
 
 release: setup ## Write dist/, installed by kubectl apply -f (IMAGE=registry/name@digest: your image)
 	@$(BIN)/llmbudget local release $(if $(IMAGE),--image $(IMAGE)) dist
