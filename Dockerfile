@@ -35,9 +35,11 @@ LABEL org.opencontainers.image.title="LLM Budget" \
       org.opencontainers.image.description="LLM spending on Kubernetes as a quota that cannot be overrun" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /opt/llmbudget /opt/llmbudget
-ENV PATH=/opt/llmbudget/bin:/usr/local/bin:/usr/bin:/bin PYTHONDONTWRITEBYTECODE=1
-# By number, so that runAsNonRoot can be checked. Nothing but /tmp is written, and in a cluster that
-# is a volume: the root filesystem may be read-only.
+# By number, so that runAsNonRoot can be checked; there is no such user in the base, hence its name and
+# home. Nothing but /tmp is written, and in a cluster that is a volume: the root filesystem may be
+# read-only.
+ENV PATH=/opt/llmbudget/bin:/usr/local/bin:/usr/bin:/bin USER=llmbudget HOME=/tmp \
+    PYTHONDONTWRITEBYTECODE=1
 USER 1000:1000
 WORKDIR /tmp
 ENTRYPOINT ["/opt/llmbudget/bin/llmbudget"]

@@ -156,14 +156,14 @@ class Connection(asyncio.Protocol):
         return Request(method, path, headers, body)
 
 
-async def serve(handler: Handler, port: int) -> asyncio.Server:
-    """Listen on the loopback; port 0: any free one.
+async def serve(handler: Handler, port: int, host: str = "127.0.0.1") -> asyncio.Server:
+    """Listen on the loopback, or where `host` says; port 0: any free one.
 
     Raises:
         OSError: the port is taken.
     """
     loop = asyncio.get_running_loop()
-    return await loop.create_server(lambda: Connection(handler), "127.0.0.1", port, backlog=4096)
+    return await loop.create_server(lambda: Connection(handler), host, port, backlog=4096)
 
 
 def port_of(server: asyncio.Server) -> int:

@@ -1,4 +1,4 @@
-"""A provider simulator on the loopback that keeps its own bill.
+"""A provider simulator that keeps its own bill.
 
 It speaks the protocols of OpenAI and Anthropic, wants the right key, and charges by its own price
 table and arithmetic, which share nothing with the ledger: that the two agree to the nano-dollar
@@ -221,10 +221,10 @@ def _error(
     answer.send(status, json.dumps(document).encode(), headers=headers)
 
 
-async def run(simulator: Simulator, port: int) -> None:
+async def run(simulator: Simulator, host: str, port: int) -> None:
     """Serve until cancelled; the first line of the output is the base URL."""
-    server = await serve(simulator.handle, port)
-    click.echo(f"http://127.0.0.1:{port_of(server)}/v1")
+    server = await serve(simulator.handle, port, host)
+    click.echo(f"http://{host}:{port_of(server)}/v1")
     async with server:
         await server.serve_forever()
 
@@ -233,7 +233,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command("provider")
-@click.option("--port", default=0, show_default=True, help="Port on the loopback; 0: a free one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=0, show_default=True, help="Port to listen on; 0: a free one.")
 @click.option(
     "--prices",
     "prices_file",
@@ -263,6 +264,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     help="Length of an answer where neither the prompt nor a limit says it.",
 )
 def command(
+    host: str,
     port: int,
     prices_file: Path,
     bill_file: Path,
@@ -283,4 +285,4 @@ def command(
         latency=latency_ms / 1000,
         output_tokens=output_tokens,
     )
-    uvloop.run(run(simulator, port))
+    uvloop.run(run(simulator, host, port))
