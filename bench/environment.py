@@ -1,4 +1,4 @@
-"""Packages that only a bench needs, each set in an environment of its own.
+"""Packages that only a bench or a test needs, each set in an environment of its own.
 
 Their requirements are locked with hashes. An environment is made in the user's cache folder when it
 is first needed, and again when its requirements change.

@@ -39,7 +39,7 @@ CONSUMERS = {
     "global": {"apps"},
 }
 MORE_OUT = {
-    **{name: {"ai-models": "8080, TCP"} for name in ("minimal", "scheduling", "tree")},
+    **{name: {"ai-models": "8080, TCP"} for name in ("minimal", "tree")},
     "strict-network": {"ai-models": "8080, TCP"},
     "vault": {"vault": "8200, TCP"},
     "global": {"global": "14268, TCP"},

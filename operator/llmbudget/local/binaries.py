@@ -25,6 +25,7 @@ KUBERNETES_VERSION: Final = "v1.36.3"
 ETCD_VERSION: Final = "v3.6.15"
 HELM_VERSION: Final = "v4.3.1"
 ARGOCD_VERSION: Final = "v3.2.6"
+COREDNS_VERSION: Final = "v1.14.7"
 GO_MINIMUM: Final = (1, 26)
 CONTROL_PLANE: Final = ("etcd", "kube-apiserver", "kube-controller-manager")
 
@@ -70,6 +71,11 @@ RECIPES: Final[Mapping[str, Recipe]] = {
     "kube-apiserver": _kubernetes("kube-apiserver", 230),
     "kube-controller-manager": _kubernetes("kube-controller-manager", 60),
     "kubectl": _kubernetes("kubectl", 40),
+    # A node's, for the end-to-end tests.
+    "kubelet": _kubernetes("kubelet", 40),
+    "kube-scheduler": _kubernetes("kube-scheduler", 15),
+    "kube-proxy": _kubernetes("kube-proxy", 10),
+    "coredns": Recipe("coredns", "github.com/coredns/coredns", COREDNS_VERSION, 105),
     "helm": Recipe(
         "helm",
         "helm.sh/helm/v4/cmd/helm",
