@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
 from collections import Counter
 from collections.abc import Mapping
 from decimal import Decimal
@@ -13,8 +12,7 @@ from typing import Any
 
 import yaml
 from tests.conftest import Kubectl, KubectlError
-from tests.e2e.certificate import self_signed
-from tests.e2e.cluster.prepare import AGENT, POSTGRES, PRODUCT
+from tests.e2e.cluster.prepare import AGENT, PRODUCT
 from tests.support.operator_stage import budget as budget_manifest
 from tests.support.operator_stage import condition, resource, until
 
@@ -26,7 +24,6 @@ PROVIDER = "provider"
 AGENT_ACCOUNT = "researcher"
 GATEWAY = "team-a-gateway"
 GATEWAYS = "app.kubernetes.io/name=llmbudget-gateway"
-DATABASE = "postgres"
 KEY = "sk-e2e-first"
 PRICES = {
     "claude-3-sonnet": {"inputPer1K": "0.003", "outputPer1K": "0.015"},
@@ -58,7 +55,6 @@ class Tenant:
         self.namespace = namespace
         self.cluster = cluster
         self._kubectl = kubectl
-        self._ledger = "--ledger=/var/lib/llmbudget"
 
     async def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         """Run kubectl in the namespace."""
@@ -99,11 +95,15 @@ class Tenant:
             said.append(f"$ kubectl {' '.join(arguments)}\n{answer}")
         return "\n".join(said)
 
+    def host(self, service: str) -> str:
+        """Name a Service of the namespace."""
+        return f"{service}.{self.namespace}.svc.cluster.local"
+
     # What is in it
 
     async def provide(self, latency_ms: int = 20) -> None:
         """Start a provider and write its LLMProvider, with the key that it takes."""
-        host = f"{PROVIDER}.{self.namespace}.svc.cluster.local"
+        host = self.host(PROVIDER)
         key = self._object("v1", "Secret", "keys", stringData={"SIM": KEY})
         key["metadata"]["labels"] = {"llmbudget.io/provider-key": "true"}
         key["metadata"]["annotations"] = {"llmbudget.io/allowed-host": host}
@@ -145,57 +145,6 @@ class Tenant:
             resource("LLMProvider", self.namespace, "sim", spec),
         )
         await self.rolled_out(PROVIDER)
-
-    async def keep_database(self) -> None:
-        """Start a PostgreSQL server with a volume and a certificate, and write how to reach it."""
-        host = f"{DATABASE}.{self.namespace}.svc"
-        key, certificate = self_signed(host)
-        password = secrets.token_hex(12)
-        server = {"password": password, "tls.key": key, "tls.crt": certificate}
-        uri = f"postgresql://admin:{password}@{host}/postgres"
-        ledger = self._object(
-            "v1", "Secret", "llm-ledger", stringData={"uri": uri, "ca.crt": certificate}
-        )
-        ledger["metadata"]["labels"] = {"llmbudget.io/ledger": "true"}
-        ledger["metadata"]["annotations"] = {"llmbudget.io/allowed-host": f"{host}:5432"}
-        claim = {
-            "accessModes": ["ReadWriteOnce"],
-            "resources": {"requests": {"storage": "1Gi"}},
-        }
-        mounts = {"data": "/data", "secret": "/secret", "tmp": "/tmp"}
-        container = {
-            "name": "postgres",
-            "image": POSTGRES,
-            "readinessProbe": {"tcpSocket": {"port": 5432}, "periodSeconds": 1},
-            "securityContext": RESTRICTED,
-            "resources": SMALL,
-            "volumeMounts": [{"name": name, "mountPath": path} for name, path in mounts.items()],
-        }
-        volumes = [
-            {"name": "data", "persistentVolumeClaim": {"claimName": DATABASE}},
-            {"name": "secret", "secret": {"secretName": "database", "defaultMode": 0o440}},
-            {"name": "tmp", "emptyDir": {}},
-        ]
-        made = self._deployment(DATABASE, container, volumes)
-        made["spec"]["strategy"] = {"type": "Recreate"}
-        await self.apply(
-            ledger,
-            self._object("v1", "Secret", "database", stringData=server),
-            self._object("v1", "PersistentVolumeClaim", DATABASE, spec=claim),
-            self._service(DATABASE, 5432),
-            made,
-        )
-        await self.rolled_out(DATABASE)
-        self._ledger = "--postgres=/var/run/llmbudget/database/uri"
-
-    def shared_budget(self, cap: str, replicas: int) -> Manifest:
-        """Write a budget whose gateways share the database."""
-        budget = self.budget(cap)
-        budget["spec"]["ledger"] = {
-            "postgres": {"secretKeyRef": {"name": "llm-ledger", "key": "uri"}}
-        }
-        budget["spec"]["deployment"]["replicas"] = replicas
-        return budget
 
     async def update_image(self, image: str) -> None:
         """Give the gateways another image; wait until their Deployment has it."""
@@ -287,9 +236,14 @@ class Tenant:
 
     # What it says
 
-    async def rolled_out(self, name: str, seconds: int = 55) -> None:
+    async def rolled_out(self, name: str, seconds: int = 90) -> None:
         """Wait until a Deployment has its pods."""
-        await self.kubectl("rollout", "status", f"deployment/{name}", f"--timeout={seconds}s")
+
+        async def ask() -> bool:
+            said = await self.kubectl("rollout", "status", f"deployment/{name}", "--watch=false")
+            return "successfully rolled out" in said
+
+        await until(f"Deployment {name} is rolled out", ask, seconds)
 
     async def until_ready(self, seconds: float = 90) -> Manifest:
         """Wait until the budget is Ready; return its status."""
@@ -329,8 +283,11 @@ class Tenant:
 
     async def said(self, pod: str | None = None) -> list[Manifest]:
         """Read the lines of JSON that the application's pods have written."""
-        which = [pod] if pod else ["-l", "app=researcher", "--tail=-1", "--ignore-errors"]
-        text = await self.kubectl("logs", *which)
+        which = [pod] if pod else ["-l", "app=researcher", "--tail=-1"]
+        try:
+            text = await self.kubectl("logs", *which)
+        except KubectlError:
+            return []  # it is just being started
         return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
     async def until_said(self, what: str, pod: str | None = None, **wanted: Any) -> Manifest:
@@ -376,7 +333,7 @@ class Tenant:
         """Export the ledger's rows, in the gateway's pod."""
         text = await self.kubectl(
             *("exec", f"deployment/{GATEWAY}", "--", "/opt/llmbudget/bin/llmbudget"),
-            *("usage", "export", self._ledger, "--output=-"),
+            *("usage", "export", "--ledger=/var/lib/llmbudget", "--output=-"),
         )
         read: list[Manifest] = json.loads(text)
         return read
@@ -408,8 +365,8 @@ class Tenant:
         metadata: Manifest = {"name": name, "namespace": self.namespace}
         return {"apiVersion": version, "kind": kind, "metadata": metadata} | rest
 
-    def _service(self, name: str, port: int = 8080) -> Manifest:
-        spec = {"selector": {"app": name}, "ports": [{"port": port}]}
+    def _service(self, name: str) -> Manifest:
+        spec = {"selector": {"app": name}, "ports": [{"port": 8080}]}
         return self._object("v1", "Service", name, spec=spec)
 
     def _deployment(self, name: str, container: Manifest, volumes: list[Manifest]) -> Manifest:

@@ -26,6 +26,7 @@ ETCD_VERSION: Final = "v3.6.15"
 HELM_VERSION: Final = "v4.3.1"
 ARGOCD_VERSION: Final = "v3.2.6"
 COREDNS_VERSION: Final = "v1.14.7"
+KUBE_ROUTER_VERSION: Final = "v2.1.0"
 GO_MINIMUM: Final = (1, 26)
 CONTROL_PLANE: Final = ("etcd", "kube-apiserver", "kube-controller-manager")
 
@@ -76,6 +77,12 @@ RECIPES: Final[Mapping[str, Recipe]] = {
     "kube-scheduler": _kubernetes("kube-scheduler", 15),
     "kube-proxy": _kubernetes("kube-proxy", 10),
     "coredns": Recipe("coredns", "github.com/coredns/coredns", COREDNS_VERSION, 105),
+    "kube-router": Recipe(
+        "kube-router",
+        "github.com/cloudnativelabs/kube-router/v2/cmd/kube-router",
+        KUBE_ROUTER_VERSION,
+        60,
+    ),
     "helm": Recipe(
         "helm",
         "helm.sh/helm/v4/cmd/helm",

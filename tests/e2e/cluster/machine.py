@@ -230,6 +230,14 @@ class Machine:
             *("kube-proxy", binaries.tool("kube-proxy", quiet)),
             *(f"--config={node / 'kube-proxy.yaml'}", f"--hostname-override={NODE}"),
         ).start()
+        # Enforces NetworkPolicies, and does nothing else.
+        admin = self.folder / "kubeconfigs" / "admin"
+        self._daemon(
+            *("kube-router", binaries.tool("kube-router", quiet), f"--kubeconfig={admin}"),
+            *("--run-firewall=true", "--run-router=false", "--run-service-proxy=false"),
+            *("--run-loadbalancer=false", f"--hostname-override={NODE}"),
+            *(f"--service-cluster-ip-range={SERVICES}", "--iptables-sync-period=30s"),
+        ).start()
         self.kubectl("wait", "--for=condition=Ready", "node", NODE, "--timeout=90s")
 
     def _add_ons(self) -> None:
