@@ -57,7 +57,7 @@ def cost(prices: PriceTable, body: Mapping[str, Any]) -> int:
     """Price a call as the provider will."""
     prompt = body["messages"]
     tokens = tokens_in(prompt), tokens_out(prompt, int(body["max_tokens"]), 0)
-    return Prices(prices).cost(str(body["model"]), *tokens)
+    return Prices(prices).cost(str(body["model"]), *tokens, {})
 
 
 def _call(model: str, words: int, limit: int, number: int) -> dict[str, Any]:

@@ -58,6 +58,15 @@ PRICES: dict[str, dict[str, Any]] = {
         "longContext": [{"above": 200, "inputPer1K": "0.002", "outputPer1K": "0.006"}],
     },
 }
+MEDIA_PRICES: dict[str, dict[str, Any]] = {
+    "whisper": {"perMinute": "0.006"},
+    "hear": {"inputPer1K": "0.0025", "outputPer1K": "0.01"},
+    "tts": {"per1KCharacters": "0.015"},
+    "speak": {"inputPer1K": "0.0006", "outputPer1K": "0.012"},
+    "draw": {"inputPer1K": "0.005", "outputPer1K": "0.04"},
+    "paint": {"perImage": [{"price": "0.04"}]},
+}
+"""Of models for sound and images."""
 MODES = (
     *("hang", "reset", "cut", "garbage", "no-usage", "negative-usage", "absurd-usage"),
     *("redirect", "echo", "status-500", "status-400", "status-429", "status-504", "status-401"),
@@ -76,13 +85,21 @@ def model(name: str, like: str) -> ModelConfig:
     )
 
 
+def media_models() -> tuple[ModelConfig, ...]:
+    """Models for sound and images, and those that misbehave."""
+    bounds = {"context_bound": 16_000, "max_output": 2000, "media_output_tokens": 500}
+    names = [(like, like) for like in MEDIA_PRICES]
+    names += [(f"{like}@{mode}", like) for like in MEDIA_PRICES for mode in MODES]
+    return tuple(model(name, like).model_copy(update=bounds) for name, like in names)
+
+
 def prices_of(like: str) -> Prices | None:
     """Resolve the prices of a resource that states what the simulator charges."""
     spec = ProviderSpec.model_validate(
         {
             "endpoint": "https://sim.example",
             "credentials": {"secretKeyRef": {"name": "keys", "key": "KEY"}},
-            "models": [{"name": like, "cost": PRICES[like]}],
+            "models": [{"name": like, "cost": (PRICES | MEDIA_PRICES)[like]}],
         }
     )
     return resolve_prices(spec.models[0], spec, datetime.now(UTC))
@@ -146,7 +163,7 @@ class Simulator:
         self.port = free_port()
         self.bill_file = folder / "bill.jsonl"
         prices = folder / "prices.json"
-        listed = dict(PRICES)
+        listed = PRICES | MEDIA_PRICES
         prices.write_text(json.dumps(listed))
         key = folder / "sim-key"
         key.write_text(KEY)

@@ -145,13 +145,9 @@ class Credentials(Model):
     """Header that carries the key; Authorization sends `Bearer KEY`."""
 
 
-class CostRates(Model):
-    """Prices in USD for 1,000 tokens, as decimal strings."""
+class OtherRates(Model):
+    """Prices in USD for 1,000 tokens that are not plain text, as decimal strings."""
 
-    input_per_1k: Price = Field(alias="inputPer1K")
-    """Input tokens."""
-    output_per_1k: Price = Field(alias="outputPer1K")
-    """Output tokens."""
     cached_input_per_1k: Price | None = Field(default=None, alias="cachedInputPer1K")
     """Input tokens read from the provider's cache; default: as input."""
     cache_write_per_1k: Price | None = Field(default=None, alias="cacheWritePer1K")
@@ -162,19 +158,73 @@ class CostRates(Model):
     Anthropic's protocol."""
     reasoning_per_1k: Price | None = Field(default=None, alias="reasoningPer1K")
     """Reasoning tokens; default: as output."""
+    input_audio_per_1k: Price | None = Field(default=None, alias="inputAudioPer1K")
+    """Input tokens of audio; default: as input."""
+    cached_input_audio_per_1k: Price | None = Field(default=None, alias="cachedInputAudioPer1K")
+    """Input tokens of audio read from the provider's cache; default: as other input of audio."""
+    output_audio_per_1k: Price | None = Field(default=None, alias="outputAudioPer1K")
+    """Output tokens of audio; default: as output."""
+    input_image_per_1k: Price | None = Field(default=None, alias="inputImagePer1K")
+    """Input tokens of images; default: as input."""
+    cached_input_image_per_1k: Price | None = Field(default=None, alias="cachedInputImagePer1K")
+    """Input tokens of images read from the provider's cache; default: as other input of images."""
+    output_image_per_1k: Price | None = Field(default=None, alias="outputImagePer1K")
+    """Output tokens of images; default: as output."""
 
 
-class CostTier(CostRates):
+class CostTier(OtherRates):
     """Prices of all tokens of a call with a long input."""
 
+    input_per_1k: Price = Field(alias="inputPer1K")
+    """Input tokens."""
+    output_per_1k: Price = Field(alias="outputPer1K")
+    """Output tokens."""
     above: Annotated[int, Field(ge=1, le=100_000_000)]
     """Input tokens, those of the cache among them, above which a call is charged these prices
     instead."""
 
 
-class Cost(CostRates):
-    """Prices in USD for 1,000 tokens, as decimal strings."""
+class ImageCost(Model):
+    """Price of one image that the model makes."""
 
+    price: Price
+    """USD for one image, as a decimal string."""
+    size: Annotated[str, Field(pattern=r"^[a-z0-9]+$", max_length=32)] | None = None
+    """Only of this size, such as 1024x1024; default: of any."""
+    quality: Annotated[str, Field(pattern=r"^[a-z]+$", max_length=32)] | None = None
+    """Only of this quality, such as high; default: of any."""
+
+
+class Cost(OtherRates):
+    """What calls cost in USD, as decimal strings: by tokens, or by what else the provider counts.
+    Where both are given, both are charged."""
+
+    model_config = {
+        "json_schema_extra": rules(
+            (
+                "has(self.inputPer1K) == has(self.outputPer1K)",
+                "inputPer1K and outputPer1K belong together: set both",
+            ),
+            (
+                "has(self.inputPer1K) || has(self.perMinute) || has(self.per1KCharacters)"
+                " || has(self.perImage)",
+                "a price is needed: set inputPer1K and outputPer1K, perMinute, per1KCharacters"
+                " or perImage",
+            ),
+        )
+    }
+
+    input_per_1k: Price | None = Field(default=None, alias="inputPer1K")
+    """1,000 input tokens."""
+    output_per_1k: Price | None = Field(default=None, alias="outputPer1K")
+    """1,000 output tokens."""
+    per_minute: Price | None = None
+    """A minute of audio that is transcribed."""
+    per_1k_characters: Price | None = Field(default=None, alias="per1KCharacters")
+    """1,000 characters that are spoken."""
+    per_image: Annotated[list[ImageCost], Field(min_length=1, max_length=64)] | None = None
+    """Images that are made. A call is charged the dearest that fits the size and the quality it
+    asks for; what it does not ask for may be any."""
     long_context: Annotated[
         list[CostTier], Field(max_length=8, json_schema_extra=keyed_by("above"))
     ] = []
@@ -222,6 +272,14 @@ class ProviderModel(Model):
     image_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Most input tokens that one image costs; default: what the provider documents for the model
     where that is known, else the whole context."""
+    media_output_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Most output tokens that one image or one speech costs which the model makes, since no request
+    can limit them; default: what the provider documents for the model where that is known, else
+    such calls are refused where they are charged by tokens."""
+    audio_seconds: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Most seconds of audio that the provider takes in one call; default: what the provider
+    documents for the model where that is known, else only files that tell their length by
+    themselves are taken where they are charged by time."""
     latency_ms: Annotated[int, Field(ge=0, le=3_600_000)] = 1000
     """Expected latency in milliseconds; `auto:fastest` chooses by it."""
 

@@ -8,8 +8,10 @@ providers in the 371OS guide's form.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
+from enum import StrEnum
 from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -51,8 +53,31 @@ class Wire(BaseModel):
     )
 
 
+class Unit(StrEnum):
+    """What providers charge by."""
+
+    TOKEN = "token"  # noqa: S105
+    SECOND = "second"
+    """Of audio that is read."""
+    CHARACTER = "character"
+    """Of text that is spoken."""
+    IMAGE = "image"
+    """That is made."""
+
+
+TOKENS: Final = frozenset({Unit.TOKEN})
+
+COUNTERPARTS: Final[Mapping[str, str]] = {
+    "cache_write_hour": "cache_write",
+    **{"input_audio": "input", "cached_audio": "cached_input", "output_audio": "output"},
+    **{"input_image": "input", "cached_image": "cached_input", "output_image": "output"},
+}
+"""Rates that may be left out, and the one that then stands in."""
+
+
 class Rates(Wire):
-    """Exact prices in nano-USD for one token."""
+    """Exact prices in nano-USD for one token. Those of audio and images are None where such tokens
+    cost what text costs."""
 
     input: Decimal
     output: Decimal
@@ -61,6 +86,17 @@ class Rates(Wire):
     reasoning: Decimal
     cache_write_hour: Decimal | None = None
     """Written to a cache that lasts for an hour; None: as `cache_write`."""
+    input_audio: Decimal | None = None
+    cached_audio: Decimal | None = None
+    output_audio: Decimal | None = None
+    input_image: Decimal | None = None
+    cached_image: Decimal | None = None
+    output_image: Decimal | None = None
+
+    def effective(self, name: str) -> Decimal:
+        """Tell a rate, or that of its counterpart where it is left out."""
+        found: Decimal | None = getattr(self, name)
+        return self.effective(COUNTERPARTS[name]) if found is None else found
 
     @property
     def hour(self) -> Decimal:
@@ -75,18 +111,46 @@ class Tier(Rates):
     """The tier applies to an input of more tokens than this."""
 
 
+class ImagePrice(Wire):
+    """What one image costs that a model makes, in nano-USD."""
+
+    price: Decimal
+    size: str | None = None
+    """Such as 1024x1024; None: any."""
+    quality: str | None = None
+    """Such as high; None: any."""
+
+
 class Prices(Rates):
     """What a model costs: its own rates are the dearest that may apply, by which a call is held."""
 
+    tokens: bool = True
+    """Whether tokens have a price: otherwise all rates are 0, and mean nothing."""
+    minute: Decimal | None = None
+    """Nano-USD for a minute of audio that is read; None: not charged by time."""
+    character: Decimal | None = None
+    """Nano-USD for a character that is spoken; None: not charged by characters."""
+    images: tuple[ImagePrice, ...] = ()
+    """Prices of images made; empty: not charged by images."""
     tiers: tuple[Tier, ...] = ()
     """What a call is charged by the length of its input: shortest first, the first for any length.
     Empty: the same for all."""
 
     @property
     def free(self) -> bool:
-        """Whether every token costs nothing."""
-        rates = (self.input, self.output, self.cached_input, self.cache_write, self.hour)
-        return not any((*rates, self.reasoning))
+        """Whether everything costs nothing."""
+        rates = (self.effective(name) for name in Rates.model_fields)
+        units = (self.minute, self.character, *(image.price for image in self.images))
+        return not any((*rates, *units))
+
+    def has(self, units: frozenset[Unit]) -> bool:
+        """Tell whether one of these units has a price."""
+        return (
+            (self.tokens and Unit.TOKEN in units)
+            or (self.minute is not None and Unit.SECOND in units)
+            or (self.character is not None and Unit.CHARACTER in units)
+            or (bool(self.images) and Unit.IMAGE in units)
+        )
 
     def charged(self, tokens_in: int) -> Rates:
         """Find the rates that a call with this input is charged."""
@@ -109,6 +173,10 @@ class ModelConfig(Wire):
     """What is said to be the model's context: no input is longer; None: nobody has said it."""
     image_tokens: int | None = None
     """Most tokens of one image; None: as many as the context holds."""
+    media_output_tokens: int | None = None
+    """Most tokens of one image or one speech that it makes; None: nobody has said it."""
+    audio_seconds: int | None = None
+    """Most seconds of audio that it reads in one call; None: nobody has said it."""
 
 
 class VaultConfig(Wire):

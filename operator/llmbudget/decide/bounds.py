@@ -4,6 +4,7 @@ Input. A tokeniser makes at most one token of a byte, so the prompt's UTF-8 byte
 counted in the longest of the Unicode forms that tokenisers convert to before they cut. The model's
 context bounds them too, where someone has said how long it is: a longer prompt is refused by the
 provider. An image counts as its provider documents at most, or as a whole context.
+Audio counts as a whole context too, since its tokens are its provider's affair.
 What the provider adds counts as well: markers around each message and a preamble, and for tools
 and output schemas their rendering, which may be indented or turned into another notation. All of
 these are counted at several times what known templates need.
@@ -11,24 +12,30 @@ these are counted at several times what known templates need.
 Output. A model stops at the request's limit, `n` times. The caller's own limit is taken as it is,
 even above the model's `maxOutput`: the provider may know better than the configuration, and the
 hold must still bound what it sends. A limit that the caller left out becomes the model's default,
-or what the balance still covers.
+or what the balance still covers. Images and speech that a model makes have no limit in any request:
+they count as what the provider or the configuration says is the most.
+
+Other units. Characters, images and seconds are counted from the request; a file that does not tell
+its length counts as the longest that the provider takes.
 
 Rates. Which tokens are read from or written to a cache, and which are spent on reasoning, is the
 provider's affair, so all of them are taken at the dearest rate, and at the dearest of any length
-where long inputs have prices of their own.
+where long inputs have prices of their own. Rates of audio and images apply where the request has
+some, or asks for some.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Context, Decimal, Inexact
 from functools import lru_cache
 from typing import Final
 from unicodedata import normalize
 
 from llmbudget.api.money import Nano, round_up
-from llmbudget.contract.config import ModelConfig, Prices
+from llmbudget.contract.config import TOKENS, ModelConfig, Prices, Unit
+from llmbudget.decide.prices import NoImagePrice, Units, with_units
 
 REQUEST_OVERHEAD: Final = 128
 """Tokens that a provider may put before any prompt."""
@@ -39,6 +46,12 @@ SCHEMA_OVERHEAD: Final = 1024
 SCHEMA_FACTOR: Final = 3
 """Tokens for one byte of a schema: `[1,1]` indented is a token each for space, 1 and comma."""
 
+_INPUT_KINDS: Final = frozenset({"input_audio", "cached_audio", "input_image", "cached_image"})
+_AUDIO: Final = "What audio costs {} at most is not known: set its maxContext"
+_PIECES: Final = (
+    "What audio costs at most that is cut into pieces is not known: leave out chunking_strategy, or"
+    " use a model that is charged by the minute"
+)
 _ABSURD: Final = 10
 _BYTES_PER_TOKEN: Final = 3
 _EXACT: Final = Context(prec=60, traps=[Inexact])
@@ -60,10 +73,31 @@ class Demand:
     images: int = 0
     contexts: int = 1
     """Inputs that are read each by itself; 0: nothing that is charged is read."""
+    audio: bool = False
+    """Whether there is audio to read."""
+    pieces: bool = False
+    """Whether the provider may cut what it reads, and read each piece by itself."""
+    limited: bool = True
+    """Whether the API takes an output limit; otherwise the model's `maxOutput` is the most."""
+    makes: str | None = None
+    """What is made that no request can limit: "An image" or "Speech", for messages."""
+    beside: int = 0
+    """Tokens of each answer beside those of what is made."""
+    kinds: frozenset[str] = frozenset({"output_image"})
+    """Rates that may apply beside those of text. Some models draw unasked."""
+    units: Units | None = None
+    """Most of what is not counted in tokens."""
+    charged_by: frozenset[Unit] = TOKENS
+    """What a model must have a price for to answer."""
+
+    @property
+    def adjustable(self) -> bool:
+        """Whether an output limit may be chosen for the request."""
+        return self.limit is None and self.limited and self.makes is None
 
 
 class Unbounded(Exception):
-    """Nothing bounds what a model reads."""
+    """Nothing bounds what a call may cost; the message says what to set."""
 
 
 def longest_form(text: bytes) -> int:
@@ -87,31 +121,78 @@ def input_bound(demand: Demand, model: ModelConfig) -> int:
     """Bound the input in tokens.
 
     Raises:
-        Unbounded: it has images, and nobody knows what one costs at most.
+        Unbounded: it has images or audio, and nobody knows what they cost at most.
     """
     schema = SCHEMA_OVERHEAD + SCHEMA_FACTOR * demand.schema_bytes if demand.schema_bytes else 0
     wrapping = REQUEST_OVERHEAD + MESSAGE_OVERHEAD * demand.messages
     text = demand.prompt_bytes + wrapping + schema
     each = model.image_tokens or model.context_bound
     if demand.images and each is None:
-        raise Unbounded
-    read = text + demand.images * (each or 0)
+        raise Unbounded(f"What an image costs {model.name} at most is not known: set imageTokens")
+    if demand.audio and (model.context_bound is None or demand.pieces):
+        raise Unbounded(_PIECES if demand.pieces else _AUDIO.format(model.name))
+    heard = model.context_bound if demand.audio else 0
+    read = text + demand.images * (each or 0) + (heard or 0)
     if model.context_bound is None:
         return read if demand.contexts else 0
     return min(read, model.context_bound * demand.contexts)
 
 
 def default_limit(demand: Demand, model: ModelConfig) -> int:
-    """Tell the output limit for each answer: the request's, else the model's default."""
+    """Tell the output limit for each answer: the request's, else the model's default, or what the
+    things cost at most that it makes.
+
+    Raises:
+        Unbounded: nobody knows that.
+    """
+    if demand.makes is not None:
+        if model.prices is None or not model.prices.tokens:
+            return 0
+        if model.media_output_tokens is None:
+            message = "{} by {} costs nobody knows how many tokens: set its mediaOutputTokens"
+            raise Unbounded(message.format(demand.makes, model.name))
+        return model.media_output_tokens + demand.beside
     if demand.limit is not None:
         return demand.limit
-    return min(model.default_max_output, model.max_output)
+    return min(model.default_max_output, model.max_output) if demand.limited else model.max_output
 
 
 def upper_bound(demand: Demand, model: ModelConfig, prices: Prices, limit: int) -> Nano:
-    """Bound the cost of a call whose answers have at most `limit` tokens each, in nano-USD."""
-    spent_in = _EXACT.multiply(input_bound(demand, model), dearest_input(prices))
-    return round_up(_EXACT.fma(limit * demand.choices, dearest_output(prices), spent_in))
+    """Bound the cost of a call whose answers have at most `limit` tokens each, in nano-USD.
+
+    Raises:
+        Unbounded.
+    """
+    spent = _input_cost(demand, model, prices)
+    if prices.tokens:
+        spent = _EXACT.fma(limit * demand.choices, dearest_output(demand, prices), spent)
+    if demand.units is None:
+        return round_up(spent)
+    try:
+        return with_units(spent, _most_units(demand.units, model, prices), prices)
+    except NoImagePrice:
+        message = f"{model.name} has no price for this size and quality of images: add perImage"
+        raise Unbounded(message) from None
+
+
+def _input_cost(demand: Demand, model: ModelConfig, prices: Prices) -> Decimal:
+    if not prices.tokens:
+        return Decimal(0)
+    return _EXACT.multiply(input_bound(demand, model), dearest_input(demand, prices))
+
+
+def _most_units(units: Units, model: ModelConfig, prices: Prices) -> Units:
+    """Bound audio by what the file proves, or by what the provider takes."""
+    if prices.minute is None:
+        return units
+    most = None if model.audio_seconds is None else model.audio_seconds * 1000
+    known = [each for each in (units.milliseconds, most) if each is not None]
+    if not known:
+        raise Unbounded(
+            f"How long this audio is can't be proved: send it as WAV with PCM samples or as MP3, or"
+            f" set audioSeconds of {model.name}"
+        )
+    return replace(units, milliseconds=min(known))
 
 
 def affordable_limit(
@@ -127,12 +208,11 @@ def affordable_limit(
     limit = default_limit(demand, model)
     if remaining is None or upper_bound(demand, model, prices, limit) <= remaining:
         return limit
-    if demand.limit is not None:
+    if not demand.adjustable:
         return None
     # Not the default fits, so either the input alone is too dear or output costs something.
-    spent_in = _EXACT.multiply(input_bound(demand, model), dearest_input(prices))
-    left = _EXACT.subtract(Decimal(remaining), spent_in)
-    rate = _EXACT.multiply(demand.choices, dearest_output(prices))
+    left = _EXACT.subtract(Decimal(remaining), _input_cost(demand, model, prices))
+    rate = _EXACT.multiply(demand.choices, dearest_output(demand, prices))
     if left < rate or not rate:
         return None
     return int(_EXACT.divide_int(left, rate))
@@ -156,14 +236,17 @@ def to_hold(
     return limit, amount
 
 
-def dearest_input(prices: Prices) -> Decimal:
+def dearest_input(demand: Demand, prices: Prices) -> Decimal:
     """Tell the dearest rate that an input token may have."""
-    return max(prices.input, prices.cached_input, prices.cache_write, prices.hour)
+    text = (prices.input, prices.cached_input, prices.cache_write, prices.hour)
+    kinds = demand.kinds & _INPUT_KINDS
+    return max(*text, *(prices.effective(kind) for kind in kinds)) if kinds else max(text)
 
 
-def dearest_output(prices: Prices) -> Decimal:
+def dearest_output(demand: Demand, prices: Prices) -> Decimal:
     """Tell the dearest rate that an output token may have."""
-    return max(prices.output, prices.reasoning)
+    kinds = demand.kinds - _INPUT_KINDS
+    return max(prices.output, prices.reasoning, *(prices.effective(kind) for kind in kinds))
 
 
 def fits(demand: Demand, model: ModelConfig) -> bool:
@@ -189,5 +272,7 @@ def plausible_tokens(demand: Demand, model: ModelConfig, limit: int) -> int:
 
     Generous, since what a provider really charges beyond the hold must be recorded in full.
     """
-    read = max(model.max_context * demand.contexts, input_bound(demand, model))
+    read = model.max_context * demand.contexts
+    if model.prices is None or model.prices.tokens:
+        read = max(read, input_bound(demand, model))
     return _ABSURD * (read + limit * demand.choices)

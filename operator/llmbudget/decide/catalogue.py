@@ -11,11 +11,13 @@ from decimal import Decimal
 
 from llmbudget.api.provider import Protocol
 from llmbudget.contract.config import (
+    TOKENS,
     AccountConfig,
     GatewayConfig,
     ModelConfig,
     Prices,
     ProviderConfig,
+    Unit,
 )
 from llmbudget.decide.ladder import default_ladder, lowered, weights_of
 
@@ -65,12 +67,14 @@ class Catalogue:
     weights: Mapping[str, Decimal]
     """How dear each priced model is; only for comparing."""
 
-    def speaking(self, protocol: Protocol) -> tuple[Offer, ...]:
-        """List the offers in a protocol that have a price."""
+    def speaking(self, protocol: Protocol, units: frozenset[Unit] = TOKENS) -> tuple[Offer, ...]:
+        """List the offers in a protocol that have a price for one of the units."""
         return tuple(
             offer
             for offer in self.offers
-            if offer.provider.protocol is protocol and offer.prices is not None
+            if offer.provider.protocol is protocol
+            and offer.prices is not None
+            and offer.prices.has(units)
         )
 
     def lowering(self, levels: Mapping[str, int]) -> Callable[[str], str | None]:

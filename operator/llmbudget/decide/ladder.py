@@ -23,10 +23,11 @@ def weight(prices: Prices) -> Decimal:
 
 
 def weights_of(models: Iterable[ModelConfig]) -> dict[str, Decimal]:
-    """Weigh models by name; where several providers offer one, by the dearest."""
+    """Weigh the models that are charged by tokens, by name; where several providers offer one, by
+    the dearest."""
     weights: dict[str, Decimal] = {}
     for model in models:
-        if model.prices is not None:
+        if model.prices is not None and model.prices.tokens:
             found = weight(model.prices)
             weights[model.name] = max(found, weights.get(model.name, found))
     return weights

@@ -1,4 +1,4 @@
-"""What an image costs at most, in input tokens, as its provider documents it.
+"""What images and audio cost at most, as their providers document it.
 
 OpenAI scales an image down to a 2048 pixels' square and then to 768 pixels on its shorter side,
 and counts tiles of 512 pixels, so eight at most, beside a base; or it counts patches of 32 pixels,
@@ -30,9 +30,31 @@ _CLAUDE_MOST: Final = 1700
 _LATER_CLAUDE_MOST: Final = 92 * 92
 
 
+_MADE: Final = {"gpt-image-1": 6240, "gpt-image-1-mini": 6240}
+"""The largest image at the highest quality."""
+_SECONDS: Final = dict.fromkeys(
+    ("gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-4o-transcribe-diarize"), 1500
+)
+
+
+def media_output_tokens(upstream_name: str) -> int | None:
+    """Tell the most tokens of one image or one speech that a model makes; None: nobody documents
+    it here."""
+    return _MADE.get(_plain(upstream_name))
+
+
+def audio_seconds(upstream_name: str) -> int | None:
+    """Tell the most seconds of audio that a model reads; None: nobody documents it here."""
+    return _SECONDS.get(_plain(upstream_name))
+
+
 def image_tokens(upstream_name: str) -> int | None:
     """Tell the most tokens of one image; None: nobody documents it here."""
-    name = _DATE.sub("", _VENDOR.sub("", upstream_name.lower()))
+    name = _plain(upstream_name)
     if name.startswith("claude-"):
         return _CLAUDE_MOST if _CLAUDE.match(name) else _LATER_CLAUDE_MOST
     return _MOST.get(name)
+
+
+def _plain(upstream_name: str) -> str:
+    return _DATE.sub("", _VENDOR.sub("", upstream_name.lower()))

@@ -7,15 +7,15 @@ the genai-prices package, which only the operator reads: the gateway gets them r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Context, Decimal, Inexact
+from decimal import ROUND_CEILING, Context, Decimal, Inexact
 from typing import TYPE_CHECKING, Final
 
-from llmbudget.api.money import Nano, parse_price, round_up
-from llmbudget.api.provider import Cost, CostRates, Protocol, ProviderModel, ProviderSpec
-from llmbudget.contract.config import Prices, Rates, Tier
+from llmbudget.api.money import NANO_PER_USD, Nano, parse_price, round_up
+from llmbudget.api.provider import Cost, OtherRates, Protocol, ProviderModel, ProviderSpec
+from llmbudget.contract.config import COUNTERPARTS, ImagePrice, Prices, Rates, Tier
 
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, ModelPrice
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 _EXACT: Final = Context(prec=60, traps=[Inexact])
 _NANO_PER_TOKEN: Final = Decimal(1000)
 """USD for a million tokens, times this, are nano-USD for one token."""
+
+_THOUSAND: Final = Decimal(1000)
+"""What a price for 1,000 is to one."""
 
 _INPUT: Final = "input_mtok"
 _OUTPUT: Final = "output_mtok"
@@ -35,21 +38,61 @@ _CACHE_WRITES: Final = {
     Protocol.ANTHROPIC: (Decimal("1.25"), Decimal(2)),
 }
 """What writing to a cache costs in multiples of the input's price, as Anthropic documents it."""
+_MEDIA: Final = {
+    **{"input_audio": "input_audio_mtok", "cached_audio": "cache_audio_read_mtok"},
+    **{"output_audio": "output_audio_mtok", "output_image": "output_image_mtok"},
+    **{"input_image": "input_image_mtok", "cached_image": "cache_image_read_mtok"},
+}
+_UNCACHED: Final = {"cached_audio": "input_audio", "cached_image": "input_image"}
+_CHARACTERS: Final = "input_mchars"
+_HOURS: Final = "input_audio_hours"
 _UNBOUNDED: Final = frozenset(
-    {"requests_kcount", "output_citation_mtok", "input_mchars", "input_text_messages_kcount"}
-    | {"output_image_mtok", "output_audio_mtok", "output_video_mtok"}
+    {"requests_kcount", "output_citation_mtok", "output_video_mtok", "input_text_messages_kcount"}
 )
-"""Charges that every call incurs and that prices for tokens can't say."""
+"""Charges that every call incurs and that no price here can say."""
+_BILLS_ALL_SECONDS: Final = "openai"
+"""Others charge for some seconds at least, which the list does not tell."""
+_MILLISECONDS: Final = 60_000
+"""Of a minute."""
 _SEARCHING: Final = ("search", "research", "sonar")
 """Models named so search the web by themselves, and each search is charged."""
 
 
 @dataclass(frozen=True, slots=True)
+class MediaTokens:
+    """Tokens of a call that are no text. Those read from a cache are in the cached figures only."""
+
+    input_audio: int = 0
+    cached_audio: int = 0
+    output_audio: int = 0
+    input_image: int = 0
+    cached_image: int = 0
+    output_image: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """What a call used, or may use at most, that is counted otherwise than by tokens."""
+
+    milliseconds: int | None = 0
+    """Of audio read; None: nobody knows."""
+    characters: int = 0
+    """Spoken."""
+    images: int | None = 0
+    """Made; None: nobody knows."""
+    size: str | None = None
+    """Of the images, as the caller asked; None: any."""
+    quality: str | None = None
+    """Likewise."""
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens that one call used.
+    """What one call used.
 
     `tokens_in` includes `cached` and `cache_write`, which includes `cache_write_hour`: what is
-    written to a cache that lasts for an hour; `tokens_out` includes `reasoning`.
+    written to a cache that lasts for an hour; `tokens_out` includes `reasoning`. `media` None:
+    nobody said which of the tokens are no text.
     """
 
     tokens_in: int
@@ -58,17 +101,97 @@ class Usage:
     cache_write: int = 0
     reasoning: int = 0
     cache_write_hour: int = 0
+    media: MediaTokens | None = None
+    units: Units | None = None
 
 
-def cost(usage: Usage, prices: Prices) -> Nano:
-    """Compute what a call costs in nano-USD, at the rates of its length: exact, rounded up once."""
+def cost(usage: Usage, prices: Prices, kinds: frozenset[str] = frozenset()) -> Nano:
+    """Compute what a call costs in nano-USD, at the rates of its length: exact, rounded up once.
+
+    `kinds` names the rates that may apply beside those of text: where the provider does not tell
+    the tokens of each, all are charged the dearest.
+    """
     rates, fma = prices.charged(usage.tokens_in), _EXACT.fma
     total = fma(usage.tokens_in - usage.cached - usage.cache_write, rates.input, Decimal(0))
     total = fma(usage.cached, rates.cached_input, total)
     total = fma(usage.cache_write - usage.cache_write_hour, rates.cache_write, total)
     total = fma(usage.cache_write_hour, rates.hour, total)
     total = fma(usage.tokens_out - usage.reasoning, rates.output, total)
-    return round_up(fma(usage.reasoning, rates.reasoning, total))
+    total = fma(usage.reasoning, rates.reasoning, total)
+    if usage.media is not None:
+        for kind in _MEDIA:
+            total = fma(getattr(usage.media, kind), _beyond(rates, kind), total)
+    elif kinds:
+        total = _EXACT.add(total, _untold(usage, rates, kinds))
+    return round_up(total) if usage.units is None else with_units(total, usage.units, prices)
+
+
+def _untold(usage: Usage, rates: Rates, kinds: frozenset[str]) -> Decimal:
+    """Tell what tokens may cost beyond text where nobody said which are none."""
+    fresh = usage.tokens_in - usage.cached
+    counts = {"input": fresh, "cached_input": usage.cached, "output": usage.tokens_out}
+    beyond: dict[str, Decimal] = {}
+    for kind in kinds:
+        if getattr(rates, kind) is not None:
+            text = COUNTERPARTS[kind]
+            beyond[text] = max(beyond.get(text, Decimal(0)), _beyond(rates, kind))
+    total = Decimal(0)
+    for text, each in beyond.items():
+        total = _EXACT.fma(counts[text], each, total)
+    return total
+
+
+def _beyond(rates: Rates, kind: str) -> Decimal:
+    """Tell what a token of a kind costs beyond one of text."""
+    return _EXACT.subtract(rates.effective(kind), rates.effective(COUNTERPARTS[kind]))
+
+
+def with_units(tokens: Decimal, units: Units, prices: Prices) -> Nano:
+    """Add to what a call's tokens cost what else is counted, rounded up once.
+
+    Raises:
+        NoImagePrice: no price fits the images.
+    """
+    total = _EXACT.fma(units.characters, prices.character or Decimal(0), tokens)
+    if units.images and prices.images:
+        total = _EXACT.fma(units.images, image_price(units, prices), total)
+    # A minute's price has no exact part of a second: the sum is rounded up before it is divided,
+    # which gives the same as rounding after.
+    minutes = _EXACT.multiply(units.milliseconds or 0, prices.minute or Decimal(0))
+    return Nano(-(-round_up(_EXACT.fma(total, _MILLISECONDS, minutes)) // _MILLISECONDS))
+
+
+def told(usage: Usage, prices: Prices) -> bool:
+    """Tell whether a usage says all that is charged."""
+    units = usage.units
+    if units is None:
+        return True
+    return not (
+        (prices.tokens and not usage.tokens_in + usage.tokens_out)
+        or (prices.minute is not None and units.milliseconds is None)
+        or (prices.images and units.images is None)
+    )
+
+
+class NoImagePrice(Exception):
+    """No price fits the size and the quality that are asked for."""
+
+
+def image_price(units: Units, prices: Prices) -> Decimal:
+    """Tell the dearest price of one image that fits what was asked for.
+
+    Raises:
+        NoImagePrice.
+    """
+    asked = ((units.size, "size"), (units.quality, "quality"))
+    fitting = [
+        image.price
+        for image in prices.images
+        if all(want is None or getattr(image, of) in (None, want) for want, of in asked)
+    ]
+    if not fitting:
+        raise NoImagePrice
+    return max(fitting)
 
 
 def resolve_prices(model: ProviderModel, provider: ProviderSpec, at: datetime) -> Prices | None:
@@ -83,20 +206,40 @@ def resolve_prices(model: ProviderModel, provider: ProviderSpec, at: datetime) -
 
 def _written(written: Cost, cache_writes: tuple[Decimal, Decimal]) -> Prices:
     """Convert the prices that a resource states."""
-    longer = sorted(written.long_context, key=lambda tier: tier.above)
-    return by_length(
-        {0: _rates(written, cache_writes)} | {t.above: _rates(t, cache_writes) for t in longer}
+    texts = (written.input_per_1k or "0", written.output_per_1k or "0")
+    lengths = {0: _rates(written, *texts, cache_writes)}
+    for tier in sorted(written.long_context, key=lambda tier: tier.above):
+        rates = _rates(tier, tier.input_per_1k, tier.output_per_1k, cache_writes)
+        lengths[tier.above] = rates
+    per_1k, minute = written.per_1k_characters, written.per_minute
+    images = [
+        ImagePrice(price=_THOUSAND * parse_price(each.price), size=each.size, quality=each.quality)
+        for each in written.per_image or ()
+    ]
+    return by_length(lengths).model_copy(
+        update={
+            "tokens": written.input_per_1k is not None,
+            "character": None if per_1k is None else parse_price(per_1k),
+            "minute": None if minute is None else _THOUSAND * parse_price(minute),
+            "images": tuple(images),
+        }
     )
 
 
-def _rates(written: CostRates, cache_writes: tuple[Decimal, Decimal]) -> Rates:
+def _rates(
+    written: OtherRates, text_in: str, text_out: str, cache_writes: tuple[Decimal, Decimal]
+) -> Rates:
     """Convert the prices of one length; what is left out costs as its base rate, or as a multiple
     of it for what is written to a cache for minutes, and for an hour."""
 
     def rate(text: str | None, otherwise: Decimal) -> Decimal:
         return otherwise if text is None else parse_price(text)
 
-    base, out = parse_price(written.input_per_1k), parse_price(written.output_per_1k)
+    def media(text: str | None, uncached: str | None = None) -> Decimal | None:
+        text = uncached if text is None else text
+        return None if text is None else parse_price(text)
+
+    base, out = parse_price(text_in), parse_price(text_out)
     write = rate(written.cache_write_per_1k, base * cache_writes[0])
     hour = rate(written.cache_write_hour_per_1k, max(write, base * cache_writes[1]))
     return Rates(
@@ -106,23 +249,25 @@ def _rates(written: CostRates, cache_writes: tuple[Decimal, Decimal]) -> Rates:
         cache_write=write,
         cache_write_hour=None if hour == write else hour,
         reasoning=rate(written.reasoning_per_1k, out),
+        input_audio=media(written.input_audio_per_1k),
+        cached_audio=media(written.cached_input_audio_per_1k, written.input_audio_per_1k),
+        output_audio=media(written.output_audio_per_1k),
+        input_image=media(written.input_image_per_1k),
+        cached_image=media(written.cached_input_image_per_1k, written.input_image_per_1k),
+        output_image=media(written.output_image_per_1k),
     )
 
 
 def by_length(lengths: Mapping[int, Rates]) -> Prices:
     """Join the rates of each length, shortest first, and put the dearest of each before them."""
     found = list(lengths.values())
-    write, hour = max(r.cache_write for r in found), max(r.hour for r in found)
+    dearest: dict[str, Decimal | None] = {
+        name: max(rates.effective(name) for rates in found) for name in Rates.model_fields
+    }
+    for name, other in COUNTERPARTS.items():
+        dearest[name] = None if dearest[name] == dearest[other] else dearest[name]
     tiers = [Tier(above=above, **rates.model_dump()) for above, rates in lengths.items()]
-    return Prices(
-        input=max(rates.input for rates in found),
-        output=max(rates.output for rates in found),
-        cached_input=max(rates.cached_input for rates in found),
-        cache_write=write,
-        cache_write_hour=None if hour == write else hour,
-        reasoning=max(rates.reasoning for rates in found),
-        tiers=tuple(tiers) if len(tiers) > 1 else (),
-    )
+    return Prices.model_validate(dearest | {"tiers": tuple(tiers) if len(tiers) > 1 else ()})
 
 
 def list_prices(endpoint: str, model: str, at: datetime) -> Prices | None:
@@ -138,13 +283,33 @@ def list_prices(endpoint: str, model: str, at: datetime) -> Prices | None:
     if any(word in model.lower() for word in _SEARCHING):
         return None
     try:
-        _, found = get_snapshot().find_provider_model(model, None, None, endpoint)
+        provider, found = get_snapshot().find_provider_model(model, None, None, endpoint)
     except LookupError:
         return None
     tables = [vars(table) for table in _in_force(found, at)]
     if any(table.get(key) is not None for table in tables for key in _UNBOUNDED):
         return None
-    return _listed(tables)
+    return _listed(tables) or _listed_units(tables, provider.id)
+
+
+def _listed_units(tables: list[dict[str, object]], provider: str) -> Prices | None:
+    """Convert tables that have no price for tokens; None: they have none for what is counted."""
+
+    def dearest(key: str, scale: Decimal) -> Decimal | None:
+        rates = [_rate_above(0, table.get(key)) for table in tables]
+        found = [_EXACT.multiply(rate, scale) for rate in rates if rate is not None]
+        return max(found, default=None)
+
+    character = dearest(_CHARACTERS, _NANO_PER_TOKEN)
+    hour = dearest(_HOURS, Decimal(NANO_PER_USD)) if provider == _BILLS_ALL_SECONDS else None
+    if character is None and hour is None:
+        return None
+    nothing = dict.fromkeys(("input", "output", "cached_input", "cache_write", "reasoning"), 0)
+    # Up to a price's twelfth decimal: an hour's has no exact sixtieth.
+    minute = None if hour is None else (hour / 60).quantize(Decimal("0.001"), ROUND_CEILING)
+    return Prices.model_validate(
+        nothing | {"tokens": False, "minute": minute, "character": character}
+    )
 
 
 def _in_force(model: ModelInfo, at: datetime) -> Iterator[ModelPrice]:
@@ -197,7 +362,21 @@ def _rates_above(length: int, tables: list[dict[str, object]]) -> Rates | None:
         cache_write=write,
         cache_write_hour=hour if hour > write else None,
         reasoning=nano(rate(_REASONING), out),
+        **_media(rate),
     )
+
+
+def _media(rate: Callable[[str], Decimal | None]) -> dict[str, Decimal]:
+    """Take the rates of audio and images that a list has; a cached one costs as others of its kind
+    where only those are listed."""
+    listed = {name: rate(key) for name, key in _MEDIA.items()}
+    for cached, fresh in _UNCACHED.items():
+        listed[cached] = listed[fresh] if listed[cached] is None else listed[cached]
+    return {
+        name: _EXACT.multiply(found, _NANO_PER_TOKEN)
+        for name, found in listed.items()
+        if found is not None
+    }
 
 
 def _rate_above(length: int, price: object) -> Decimal | None:

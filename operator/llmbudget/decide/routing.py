@@ -16,6 +16,7 @@ from typing import Final
 
 from llmbudget.api.budget import Strategy
 from llmbudget.api.provider import Protocol
+from llmbudget.contract.config import Unit
 from llmbudget.decide.bounds import Demand, expected_cost, fits
 from llmbudget.decide.catalogue import Catalogue, Offer
 
@@ -75,17 +76,17 @@ def route(
     strategy = _strategy(catalogue, wanted)
     if strategy is None:
         by_account = tuple([levels.get(name, 0) for name in catalogue.names])
-        return _at_levels(catalogue, wanted, protocol, by_account)
+        return _at_levels(catalogue, wanted, protocol, demand.charged_by, by_account)
     return _automatic(catalogue, strategy, protocol, demand, catalogue.lowering(levels))
 
 
-def only_named(catalogue: Catalogue, wanted: str, protocol: Protocol) -> Route:
+def only_named(catalogue: Catalogue, wanted: str, protocol: Protocol, demand: Demand) -> Route:
     """Find the offers of a model that nothing else can stand in for, such as one for embeddings.
 
     Raises:
         NoRoute: it is not on offer, or it is left to the gateway to choose.
     """
-    return _named(catalogue, wanted, protocol, lambda name: name)
+    return _named(catalogue, wanted, protocol, demand.charged_by, lambda name: name)
 
 
 def free_route(catalogue: Catalogue, wanted: str, protocol: Protocol, demand: Demand) -> Route:
@@ -131,24 +132,32 @@ def _strategy(catalogue: Catalogue, wanted: str) -> Strategy | None:
 
 @lru_cache(maxsize=_MOST_REMEMBERED)
 def _at_levels(
-    catalogue: Catalogue, wanted: str, protocol: Protocol, levels: tuple[int, ...]
+    catalogue: Catalogue,
+    wanted: str,
+    protocol: Protocol,
+    units: frozenset[Unit],
+    levels: tuple[int, ...],
 ) -> Route:
     """Find the offers of a model that the caller named: the same ones until the levels change. Only
     names that lead somewhere are remembered."""
     by_account = dict(zip(catalogue.names, levels, strict=True))
-    return _named(catalogue, wanted, protocol, catalogue.lowering(by_account))
+    return _named(catalogue, wanted, protocol, units, catalogue.lowering(by_account))
 
 
 def _named(
-    catalogue: Catalogue, wanted: str, protocol: Protocol, lower: Callable[[str], str | None]
+    catalogue: Catalogue,
+    wanted: str,
+    protocol: Protocol,
+    units: frozenset[Unit],
+    lower: Callable[[str], str | None],
 ) -> Route:
-    speaking = catalogue.speaking(protocol)
+    speaking = catalogue.speaking(protocol, units)
     # A model's own name may contain a slash, so it goes before PROVIDER/name.
     found = [o for o in speaking if o.name == wanted] or [
         o for o in speaking if o.qualified == wanted
     ]
     if not found:
-        raise _missing(catalogue, wanted, protocol)
+        raise _missing(catalogue, wanted, protocol, units)
     name = found[0].name
     below = lower(name)
     if below == name:
@@ -168,7 +177,7 @@ def _automatic(
 ) -> Route:
     speaking = catalogue.speaking(protocol)
     if not speaking:
-        raise _missing(catalogue, AUTO, protocol)
+        raise _missing(catalogue, AUTO, protocol, demand.charged_by)
     fitting = _ordered([o for o in speaking if fits(demand, o.model)], strategy, demand)
     if not fitting:
         longest = max(offer.model.max_context for offer in speaking)
@@ -210,12 +219,15 @@ def _no_step(wanted: str, below: str | None, allowed: Sequence[str]) -> NoRoute:
     return NoRoute(Reason.DOWNGRADED, message, allowed)
 
 
-def _missing(catalogue: Catalogue, wanted: str, protocol: Protocol) -> NoRoute:
+def _missing(
+    catalogue: Catalogue, wanted: str, protocol: Protocol, units: frozenset[Unit]
+) -> NoRoute:
     """Say why a name leads nowhere."""
-    choices = tuple(dict.fromkeys(offer.name for offer in catalogue.speaking(protocol)))
+    choices = tuple(dict.fromkeys(offer.name for offer in catalogue.speaking(protocol, units)))
     named = [o for o in catalogue.offers if wanted in (o.name, o.qualified)]
-    if any(offer.prices is None and offer.provider.protocol is protocol for offer in named):
-        message = f"Model {wanted} has no price: set its cost in the LLMProvider."
+    if any(offer.provider.protocol is protocol for offer in named):
+        by = " or ".join(sorted(units))
+        message = f"Model {wanted} has no price by the {by}: set its cost in the LLMProvider."
         return NoRoute(Reason.UNPRICED, message, choices)
     others = sorted({offer.provider.protocol for offer in named})
     why = f"is offered in the protocol {others[0]} only" if others else "is not offered"

@@ -14,7 +14,7 @@ from llmbudget.api.budget import IdentityMode
 from llmbudget.api.meta import AUDIENCE, operator_audience
 from llmbudget.api.provider import Protocol
 from llmbudget.clients.cluster import TokenIdentity
-from llmbudget.contract.config import GatewayConfig
+from llmbudget.contract.config import GatewayConfig, Unit
 from llmbudget.contract.events import (
     ACTIONS_PATH,
     BALANCES_PATH,
@@ -211,7 +211,7 @@ class App:
         consumer = await self._consumer(request, routes)
         asked = "anthropic-version" in request.headers
         protocol = Protocol.ANTHROPIC if asked else Protocol.OPENAI
-        offers = routes.catalogues[consumer.account.name].speaking(protocol)
+        offers = routes.catalogues[consumer.account.name].speaking(protocol, frozenset(Unit))
         exchange.response_bytes(200, JSON, models_body(offers, protocol))
 
     async def _openapi(self, request: Request, exchange: Exchange) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from llmbudget.api.money import Nano
 from llmbudget.contract.config import Prices
 from llmbudget.decide.catalogue import Offer
-from llmbudget.decide.prices import Usage, cost
+from llmbudget.decide.prices import Usage, cost, told
 from llmbudget.gateway.admission import HeldCall
 from llmbudget.gateway.observe import CallRecord
 from llmbudget.gateway.wire import Headers
@@ -29,12 +29,18 @@ class Attempt:
     """The provider's key, to be masked in what goes back."""
     headers: Headers
     """Headers of the answer so far."""
+    kinds: frozenset[str] = frozenset()
+    """Rates that may apply beside those of text."""
+
+    def believed(self, usage: Usage | None) -> Usage | None:
+        """Take a usage that says all that is charged; any other is none."""
+        return usage if usage is not None and told(usage, self.prices) else None
 
     async def charge(self, usage: Usage | None) -> Nano:
         """Settle by what was used, or in full where nobody knows, and tell what it cost."""
         if usage is None:
             await self.held.settle(Settlement(None, status=self.status))
             return self.held.hold.amount
-        charged = cost(usage, self.prices)
+        charged = cost(usage, self.prices, self.kinds)
         await self.held.settle(Settlement(charged, usage.tokens_in, usage.tokens_out, self.status))
         return charged

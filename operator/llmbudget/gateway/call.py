@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -33,6 +34,7 @@ from llmbudget.gateway.protocols import errors
 from llmbudget.gateway.protocols.errors import Refusal
 from llmbudget.gateway.protocols.messages import check_betas
 from llmbudget.gateway.protocols.operation import CallRequest, Operation
+from llmbudget.gateway.protocols.sse import RawMeter
 from llmbudget.gateway.routes import Routes
 from llmbudget.gateway.stream import relay
 from llmbudget.gateway.upstream import Answer, Upstream
@@ -58,6 +60,7 @@ with it Anthropic refuses a call when it is overloaded."""
 _KEY_REFUSED: Final = frozenset({401, 403})
 _CALLERS_FAULT: Final = frozenset({400, 405, 406, 409, 410, 411, 413, 414, 415, 416, 422})
 """Errors that another provider would answer too: they go back to the caller."""
+_HARMLESS: Final = re.compile(r"application/json\b|text/plain\b|text/vtt\b|audio/[-.+a-z0-9]+")
 _MOST_HEADER: Final = 256
 """Characters of an idempotency key or a task id."""
 
@@ -129,14 +132,16 @@ class Calls:
         Raises:
             Refusal, LedgerError: nothing was answered yet.
         """
-        body = await request.body()
+        body = await request.body(operation.max_body)
         key, task_id = checked_headers(request.headers)
         betas = request.headers.get("anthropic-beta")
         check_betas(betas)
+        asked = operation.parse(body)
+        same = body if asked.identity is None else asked.identity
         call = Call(
             consumer=consumer,
             operation=operation,
-            asked=operation.parse(body),
+            asked=asked,
             catalogue=routes.catalogues[consumer.account.name],
             upstreams=routes.upstreams,
             exchange=exchange,
@@ -144,7 +149,7 @@ class Calls:
             envelope=envelope,
             task_id=task_id if task_id is not None or envelope is None else envelope.task_id,
             idempotency_key=key,
-            fingerprint=hashlib.sha256(body).hexdigest() if key is not None else None,
+            fingerprint=hashlib.sha256(same).hexdigest() if key is not None else None,
             betas=betas,
             story=story,
         )
@@ -171,7 +176,7 @@ class Calls:
         operation, asked = call.operation, call.asked
         try:
             if not operation.generates:
-                return only_named(call.catalogue, asked.model, operation.protocol)
+                return only_named(call.catalogue, asked.model, operation.protocol, asked.demand)
             levels = {account: self._ledger.balance(account).level for account in call.path}
             return route(call.catalogue, asked.model, operation.protocol, asked.demand, levels)
         except NoRoute as error:
@@ -217,9 +222,8 @@ class Calls:
         left = self._left_beside_spent(call)
         try:
             limit, amount = to_hold(demand, offer.model, offer.prices, left)
-        except Unbounded:
-            message = f"What an image costs {offer.name} at most is not known: set its imageTokens."
-            raise errors.malformed(message, code="unbounded") from None
+        except Unbounded as error:
+            raise errors.malformed(f"{error}.", code="unbounded") from None
         async with self._admission.held(_hold_request(call, offer, amount)) as held:
             attempt = Attempt(
                 held=held,
@@ -230,14 +234,17 @@ class Calls:
                 status=status,
                 key=key,
                 headers=_answer_headers(held.hold.id, offer, found),
+                kinds=demand.kinds,
             )
-            if demand.limit is None:
+            if demand.adjustable:
                 attempt.headers.append(("x-llmbudget-output-limit", str(limit)))
             body = call.asked.write(offer, limit)
             upstream = call.upstreams[offer.provider.name]
             headers = call.upstream_headers + attempt.record.trace_headers
             try:
-                answer = await upstream.post(call.operation.path_at(offer), body, key, headers)
+                answer = await upstream.post(
+                    call.operation.path_at(offer), body, key, headers, call.asked.content_type
+                )
                 try:
                     return await self._answer(call, attempt, answer)
                 finally:
@@ -264,15 +271,22 @@ class Calls:
             meter = call.asked.meter(attempt.plausible)
             await relay(attempt, answer, call.exchange, meter, call.count_tokens)
             return None
+        content_type = _content_type(answer)
+        if call.operation.answers_sound and content_type != "application/json":
+            attempt.headers += self._left(call, attempt)
+            usage = call.asked.usage_of(b"", attempt.plausible)
+            sound = RawMeter(usage, content_type)
+            await relay(attempt, answer, call.exchange, sound, call.count_tokens)
+            return None
         body = await answer.read()
-        usage = call.operation.usage_of(body, attempt.plausible)
+        usage = attempt.believed(call.asked.usage_of(body, attempt.plausible))
         charged = await attempt.charge(usage)
         if usage is not None:
             call.count_tokens(usage.tokens_in + usage.tokens_out)
         attempt.record.end(attempt.status, charged, usage, None if usage else "no usage")
         headers = attempt.headers + self._left(call, attempt, charged)
         headers += [("x-llmbudget-cost-usd", format_usd(charged))]
-        headers += [("content-type", _content_type(answer))]
+        headers += [("content-type", content_type)]
         call.exchange.response_bytes(200, headers, mask(body, attempt.key))
         return None
 
@@ -430,8 +444,8 @@ def _answer_headers(entry_id: str, offer: Offer, found: Route) -> Headers:
 
 def _content_type(answer: Answer) -> str:
     # Whatever a provider says, a browser must not take its answer for a page.
-    json = answer.content_type.startswith("application/json")
-    return "application/json" if json else "application/octet-stream"
+    found = _HARMLESS.match(answer.content_type)
+    return found[0] if found else "application/octet-stream"
 
 
 def _seconds(retry_after: str | None) -> int:

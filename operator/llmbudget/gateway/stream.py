@@ -15,14 +15,14 @@ from llmbudget.api.money import format_usd
 from llmbudget.gateway.attempt import Attempt
 from llmbudget.gateway.connections import Doubtful
 from llmbudget.gateway.keys import longest_mask, mask
-from llmbudget.gateway.protocols.sse import EventMeter, cost_comment
+from llmbudget.gateway.protocols.sse import MAX_EVENT, EventMeter, cost_comment
 from llmbudget.gateway.upstream import Answer
 from llmbudget.gateway.wire import Exchange, Transport
 from llmbudget.ledger.interface import Status
 
 DRAIN_SECONDS: Final = 60.0
 DRAIN_BYTES: Final = 8 * 1024 * 1024
-"""Bounds of reading on for a caller that is gone."""
+"""Bounds of reading on for a caller that is gone; more bytes where events carry pictures."""
 SENT_BYTES: Final = 64 * 1024 * 1024
 """Bytes of the longest stream; a million tokens of the wordiest provider have less."""
 
@@ -65,12 +65,12 @@ async def relay(
 ) -> None:
     """Send a stream on, charge it, and end it with what it cost."""
     hold = attempt.held.hold
-    headers = [*attempt.headers, ("content-type", "text/event-stream; charset=utf-8")]
+    headers = [*attempt.headers, ("content-type", meter.content_type)]
     headers += [("cache-control", "no-store"), ("x-llmbudget-cost-usd", format_usd(hold.amount))]
     listener = _Listener(exchange.response_stream(200, headers), attempt.key)
     why = await _pump(attempt, answer, meter, listener)
     await listener.send(meter.finish())
-    usage = None if why or meter.failed else meter.usage
+    usage = None if why or meter.failed else attempt.believed(meter.usage)
     if why or meter.failed:
         attempt.status = Status.ERROR
     charged = await attempt.charge(usage)
@@ -79,8 +79,7 @@ async def relay(
     why = why or (None if usage else "no usage")
     error = "broken_stream" if attempt.status is Status.ERROR else ""
     attempt.record.end(attempt.status, charged, usage, why, error)
-    if meter.last_event:
-        await listener.send(cost_comment(hold.id, format_usd(charged)) + meter.last_event)
+    await listener.send(meter.ending(cost_comment(hold.id, format_usd(charged))))
 
 
 async def _pump(
@@ -97,14 +96,14 @@ async def _pump(
                 except Doubtful as error:
                     return str(error)
                 if chunk is None:
-                    return None if meter.done else "the stream ended early"
+                    return None if meter.open_ended else "the stream ended early"
                 if first:
                     attempt.record.first_chunk()
                     first = False
                 await listener.send(meter.feed(chunk), whole=not meter.unread)
                 if listener.gone:
                     drained += len(chunk)
-                    if drained > DRAIN_BYTES:
+                    if drained > DRAIN_BYTES * (meter.max_event // MAX_EVENT):
                         return "the caller left, and the rest is too long to read"
                     if drain.when() is None:
                         drain.reschedule(asyncio.get_running_loop().time() + DRAIN_SECONDS)

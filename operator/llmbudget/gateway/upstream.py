@@ -95,10 +95,11 @@ class Upstream:
         self._base_path = parts.path.rstrip("/")
         self._fixed_head = (
             f"host: {parts.netloc}\r\nuser-agent: llmbudget\r\naccept-encoding: identity\r\n"
-            "content-type: application/json\r\n"
         )
 
-    async def post(self, path: str, body: bytes, key: str, headers: Headers) -> Answer:
+    async def post(
+        self, path: str, body: bytes, key: str, headers: Headers, content_type: str
+    ) -> Answer:
         """Send a call and give its answer, once the status and headers are there.
 
         Raises:
@@ -106,15 +107,18 @@ class Upstream:
         """
         trial = self.breaker.sending()
         try:
-            answer = await self._begun(self._request(path, body, key, headers))
+            answer = await self._begun(self._request(path, body, key, headers, content_type))
         except (NotSent, Doubtful):
             self._learn(answered=False, trial=trial)
             raise
         self._learn(answered=answer.status < _FAILURES, trial=trial)
         return answer
 
-    def _request(self, path: str, body: bytes, key: str, headers: Headers) -> bytes:
+    def _request(
+        self, path: str, body: bytes, key: str, headers: Headers, content_type: str
+    ) -> bytes:
         lines = [f"{name}: {value}\r\n" for name, value in headers]
+        lines.append(f"content-type: {content_type}\r\n")
         lines.append("{}: {}\r\n".format(*_auth(self.provider.key_header, key)))
         if not all(line[:-2].isprintable() for line in lines):
             # Whoever lets such a value come this far has a fault: it must not become a request.

@@ -11,12 +11,12 @@ from llmbudget.gateway.ids import random_hex
 from llmbudget.gateway.protocols.errors import malformed, too_large, unidentified
 
 MAX_BODY: Final = 10 * 1024 * 1024
-"""Bytes of the largest request body."""
+"""Bytes of the largest request body, but for those with a file."""
 BODY_SECONDS: Final = 60.0
 """How long a body may take to come."""
-_MAX_DRAIN: Final = 8 * MAX_BODY
-"""Bytes that are read and dropped of a body that is too large: a client that is still sending
-would see a broken connection instead of the answer."""
+_MAX_DRAIN: Final = 8
+"""How many times as much is read and dropped of a body that is too large: a client that is still
+sending would see a broken connection instead of the answer."""
 _ONCE: Final = frozenset(
     {"authorization", "x-api-key", "content-length", "content-type", "host", "idempotency-key"}
     | {"content-encoding"}
@@ -162,8 +162,8 @@ class Request:
             )
         return bearer or key
 
-    async def body(self) -> bytes:
-        """Read the body.
+    async def body(self, most: int = MAX_BODY) -> bytes:
+        """Read the body, of so many bytes at most.
 
         Raises:
             Refusal: 413, or 400 where it takes too long or is compressed.
@@ -173,23 +173,23 @@ class Request:
             raise malformed("The body is compressed: send it without Content-Encoding.")
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                return await self._read()
+                return await self._read(most)
         except TimeoutError:
             raise malformed(f"The body did not come within {BODY_SECONDS:.0f} s.") from None
 
-    async def _read(self) -> bytes:
+    async def _read(self, most: int) -> bytes:
         length = self.headers.get("content-length", "")
-        if length.isdigit() and int(length) <= MAX_BODY:
+        if length.isdigit() and int(length) <= most:
             return await self._exchange()
         read, chunks = 0, []
         async for chunk in self._exchange:
             read += len(chunk)
-            if read <= MAX_BODY:
+            if read <= most:
                 chunks.append(chunk)
-            elif read > _MAX_DRAIN:
+            elif read > _MAX_DRAIN * most:
                 break
-        if read > MAX_BODY:
-            raise too_large(MAX_BODY)
+        if read > most:
+            raise too_large(most)
         return b"".join(chunks)
 
 

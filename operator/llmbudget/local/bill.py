@@ -14,7 +14,9 @@ from typing import Any
 class Prices:
     """What the provider charges: USD for 1,000 tokens, by model, from a JSON file of its own.
 
-    A model's `longContext` lists what is charged instead `above` a number of input tokens.
+    A model's `longContext` lists what is charged instead `above` a number of input tokens. One that
+    is not charged by tokens has a price `perMinute`, `per1KCharacters` or `perImage`: a list, of
+    which the dearest counts.
     """
 
     def __init__(self, table: Mapping[str, Mapping[str, Any]]) -> None:
@@ -24,21 +26,41 @@ class Prices:
                 for each in (entry, *entry.get("longContext", ()))
             ]
             for model, entry in table.items()
+            if "inputPer1K" in entry
+        }
+        self._units = {
+            model: {
+                "seconds": Fraction(entry.get("perMinute", 0)) * 10**9 / 60,
+                "characters": _nano(entry.get("per1KCharacters", "0")),
+                "images": max(
+                    (Fraction(image["price"]) * 10**9 for image in entry.get("perImage", ())),
+                    default=Fraction(0),
+                ),
+            }
+            for model, entry in table.items()
         }
 
     @property
     def models(self) -> Iterable[str]:
         """Names of all models."""
-        return self._nano
+        return self._units
 
-    def cost(self, model: str, tokens_in: int, tokens_out: int) -> int:
-        """Price a call in nano-USD, rounded up once.
+    def by_token(self, model: str) -> bool:
+        """Tell whether a model is charged by tokens."""
+        return model in self._nano
+
+    def cost(self, model: str, tokens_in: int, tokens_out: int, units: Mapping[str, int]) -> int:
+        """Price a call in nano-USD, rounded up once; `units` counts seconds, characters, images.
 
         Raises:
             KeyError: no such model.
         """
-        _, price_in, price_out = max(tier for tier in self._nano[model] if tokens_in > tier[0])
-        exact = price_in * tokens_in + price_out * tokens_out
+        exact = sum(
+            (each * units.get(unit, 0) for unit, each in self._units[model].items()), Fraction(0)
+        )
+        if self.by_token(model):
+            _, price_in, price_out = max(tier for tier in self._nano[model] if tokens_in > tier[0])
+            exact += price_in * tokens_in + price_out * tokens_out
         return -(-exact.numerator // exact.denominator)
 
 

@@ -25,7 +25,7 @@ import click
 import uvloop
 
 from llmbudget.local.bill import Bill, Prices
-from llmbudget.local.dialects import DIALECTS, FREE, Call, Dialect
+from llmbudget.local.dialects import DIALECTS, FREE, WORDS, Call, Dialect
 from llmbudget.local.http1 import Answer, Request, port_of, serve
 
 FREE_MODES: Final = ("redirect", "echo")
@@ -114,7 +114,7 @@ class Simulator:
         if not _charged(call.mode):
             return _refuse(call.mode, request, answer)
         if dialect.path not in FREE:
-            cost = self._prices.cost(call.model, call.tokens_in, call.tokens_out)
+            cost = self._prices.cost(call.model, call.tokens_in, call.tokens_out, call.units)
             self._bill.charge(call.model, call.tokens_in, call.tokens_out, cost)
         if self._latency:
             await asyncio.sleep(self._latency)
@@ -132,29 +132,32 @@ class Simulator:
         return None
 
     def _accept(self, dialect: Dialect, request: Request) -> Call:
-        body = json.loads(request.body)
+        body = dialect.read(request)
         model, _, mode = body["model"].partition("@")
         choices, prompt = dialect.choices(body), dialect.prompt(body)
         mode = request.headers.get("x-simulator-mode", mode)
         if mode not in (*CHARGED_MODES, *FREE_MODES) and not _STATUS.fullmatch(mode):
             raise ValueError(f"no such mode: {mode}")
-        self._prices.cost(model, 0, 0)
+        self._prices.cost(model, 0, 0, {})
+        by_token = self._prices.by_token(model)
+        written = choices * tokens_out(prompt, dialect.limit(body), self._output_tokens)
         return Call(
             id=f"call-{next(self._ids)}",
             model=model,
             mode=mode,
-            stream=bool(body.get("stream")),
+            stream=dialect.streams(body),
             include_usage=bool((body.get("stream_options") or {}).get("include_usage")),
             choices=choices,
-            tokens_in=tokens_in(prompt),
-            tokens_out=choices * tokens_out(prompt, dialect.limit(body), self._output_tokens),
+            tokens_in=tokens_in(prompt) if by_token else 0,
+            tokens_out=written if by_token else 0,
+            units=dialect.units(body),
         )
 
     async def _stream(self, dialect: Dialect, call: Call, answer: Answer) -> None:
         answer.start()
         if opening := dialect.opening(call):
             answer.chunk(opening)
-        words = call.words()
+        words = call.words() or list(WORDS)
         size = max(1, -(-len(words) // CHUNKS))
         pieces = ["".join(words[at : at + size]) for at in range(0, len(words), size)]
         for number, piece in enumerate(pieces):
@@ -202,12 +205,12 @@ def _spoil(mode: str, answer: Answer) -> None:
 
 
 def _plain(dialect: Dialect, call: Call, answer: Answer) -> None:
-    body = json.dumps(dialect.plain(call)).encode()
+    body = dialect.whole(call)
     if call.mode == "cut":
         answer.raw(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body))
         answer.raw(body[: len(body) // 2])
         return answer.reset()
-    return answer.send(HTTPStatus.OK, body)
+    return answer.send(HTTPStatus.OK, body, dialect.content_type)
 
 
 def _json(answer: Answer, document: Mapping[str, Any]) -> None:
@@ -240,7 +243,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     "prices_file",
     type=_FILE,
     required=True,
-    help='JSON: {"MODEL": {"inputPer1K": "0.0006", "outputPer1K": "0.0006"}}, in USD.',
+    help='JSON: {"MODEL": {"inputPer1K": "0.0006", "outputPer1K": "0.0006"}}, in USD;'
+    " perMinute, per1KCharacters and perImage for what is not charged by tokens.",
 )
 @click.option(
     "--bill",

@@ -34,11 +34,11 @@ def config_map(world: World, config: GatewayConfig) -> Manifest:
 
 
 def providers_json(providers: tuple[ProviderConfig, ...]) -> str:
-    """Write the guide's providers.json: one object for each priced model of each provider."""
+    """Write the guide's providers.json: one object for each model that has a price for tokens."""
     rows: list[str] = []
     for provider in providers:
         for model in provider.models:
-            if model.prices is None:
+            if model.prices is None or not model.prices.tokens:
                 continue
             fields = {
                 "name": json.dumps(provider.name),

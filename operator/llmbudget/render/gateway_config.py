@@ -29,7 +29,7 @@ from llmbudget.contract.config import (
     key_variable,
 )
 from llmbudget.decide.ladder import default_ladder
-from llmbudget.decide.media import image_tokens
+from llmbudget.decide.media import audio_seconds, image_tokens, media_output_tokens
 from llmbudget.decide.prices import resolve_prices
 from llmbudget.decide.validity import Finding, callable_providers, posthog_of
 from llmbudget.decide.world import Budget, Provider, World
@@ -119,16 +119,19 @@ def _provider(provider: Provider, spec: BudgetSpec, world: World) -> ProviderCon
         models=tuple(
             ModelConfig(
                 name=model.name,
-                upstream_name=model.upstream_name or model.name,
+                upstream_name=upstream,
                 prices=resolve_prices(model, written, world.now),
                 max_context=model.max_context or DEFAULT_CONTEXT,
                 context_bound=model.max_context,
                 max_output=model.max_output,
                 default_max_output=model.default_max_output,
                 latency_ms=model.latency_ms,
-                image_tokens=model.image_tokens or image_tokens(model.upstream_name or model.name),
+                image_tokens=model.image_tokens or image_tokens(upstream),
+                media_output_tokens=model.media_output_tokens or media_output_tokens(upstream),
+                audio_seconds=model.audio_seconds or audio_seconds(upstream),
             )
             for model in written.models
+            for upstream in (model.upstream_name or model.name,)
         ),
         connect_timeout_ms=milliseconds(written.timeouts.connect),
         idle_timeout_ms=milliseconds(written.timeouts.idle),

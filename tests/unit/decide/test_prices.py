@@ -143,11 +143,12 @@ def test_all_list_prices_are_exact_decimals() -> None:
         ("https://api.perplexity.ai", "sonar"),
         ("https://api.openai.com/v1", "o3-deep-research"),
         ("https://api.openai.com/v1", "gpt-4o-mini-search-preview"),
-        ("https://api.openai.com/v1", "tts-1"),
+        ("https://api.openai.com/v1", "gpt-realtime-whisper"),
+        ("https://api.groq.com/openai/v1", "whisper-large-v3"),
         ("https://api.openai.com/v1", "text-embedding-3-small"),
     ],
 )
-def test_what_cannot_be_priced_by_token_has_no_price(endpoint: str, model: str) -> None:
+def test_what_cannot_be_priced_has_no_price(endpoint: str, model: str) -> None:
     assert list_prices(endpoint, model, NOW) is None
 
 

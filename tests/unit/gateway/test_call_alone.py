@@ -57,7 +57,9 @@ class Provider:
         self.key = ""
         self.breaker = Breaker()
 
-    async def post(self, path: str, body: bytes, key: str, headers: Headers) -> Answer:
+    async def post(
+        self, path: str, body: bytes, key: str, headers: Headers, content_type: str
+    ) -> Answer:
         self.key = key
         return cast(Answer, self)
 
@@ -81,7 +83,7 @@ class Caller:
         self.status = 0
         self.got = b""
 
-    async def body(self) -> bytes:
+    async def body(self, most: int) -> bytes:
         return json.dumps(self.asked).encode()
 
     def response_bytes(self, status: int, headers: Headers, body: bytes) -> None:

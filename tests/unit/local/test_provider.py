@@ -162,5 +162,5 @@ async def test_a_bill_survives_a_restart_and_many_callers(
 )
 def test_a_cost_is_exact_and_rounded_up_once(tokens_in: int, tokens_out: int) -> None:
     exact = Fraction(tokens_in, 10) + Fraction(tokens_out, 1000)
-    cost = Prices(TABLE).cost("odd", tokens_in, tokens_out)
+    cost = Prices(TABLE).cost("odd", tokens_in, tokens_out, {})
     assert exact <= cost < exact + 1

@@ -48,6 +48,9 @@ _TOOL: Final = frozenset({"type", "function"})
 _STREAM_OPTIONS: Final = frozenset({"include_usage", "include_obfuscation"})
 _IMAGE: Final = frozenset({"type", "image_url"})
 _IMAGE_URL: Final = frozenset({"url", "detail"})
+_AUDIO: Final = frozenset({"type", "input_audio"})
+_INPUT_AUDIO: Final = frozenset({"data", "format"})
+_MODALITIES: Final = (["text"], ["text", "audio"], ["audio", "text"])
 _DETAILS: Final = (None, "low", "high", "auto")
 
 _OPENROUTER: Final = "it would let the provider choose another model, route or price"
@@ -76,9 +79,11 @@ def parse_chat(body: bytes) -> CallRequest:
         Refusal: 400, naming the field and the reason.
     """
     found = read.read_object(body)
-    read.check(found, _ALLOWED, REASONS, CHECKS)
-    images = _Images()
-    messages = _check_messages(found.get("messages"), images)
+    read.check(found, _ALLOWED, REASONS, _CHAT_CHECKS)
+    if ("audio" in found) != ("audio" in read.texts(found, "modalities")):
+        raise bad("audio", "it belongs to modalities with audio: send both")
+    media = _Media()
+    messages = _check_messages(found.get("messages"), media)
     model = read.model_of(found)
     options = stream_options(found, stream=read.flag(found, "stream"))
     choices = read.integer(found, "n", read.MAX_CHOICES) or 1
@@ -88,12 +93,14 @@ def parse_chat(body: bytes) -> CallRequest:
     field, limit = output_limit(found)
     head = written_anew(found, _WRITTEN, options)
     demand = Demand(
-        prompt_bytes=_prompt_bytes(messages, written, others) - images.bytes,
+        prompt_bytes=_prompt_bytes(messages, written, others) - media.bytes,
         messages=len(messages),
         schema_bytes=longest_form(schemas),
         choices=choices,
         limit=limit,
-        images=images.count,
+        images=media.images,
+        audio=media.audio,
+        kinds=_kinds(media, speaks="audio" in found),
     )
 
     def write(offer: Offer, most: int) -> bytes:
@@ -102,7 +109,7 @@ def parse_chat(body: bytes) -> CallRequest:
 
     asked = options.get("include_usage", False)
     return CallRequest(
-        model, demand, write, lambda plausible: ChatMeter(plausible, include_usage=asked)
+        model, demand, write, lambda most: ChatMeter(most, include_usage=asked), usage_of
     )
 
 
@@ -177,12 +184,22 @@ def written_anew(
 
 
 @dataclass(slots=True)
-class _Images:
-    """The images of a request."""
+class _Media:
+    """The images and the sound of a request."""
 
-    count: int = 0
+    images: int = 0
+    audio: bool = False
     bytes: int = 0
-    """Bytes of their URLs, which no model reads as text."""
+    """Bytes of their data and URLs, which no model reads as text."""
+
+
+def _kinds(media: _Media, *, speaks: bool) -> frozenset[str]:
+    """Tell what tokens may be beside text. Some models draw unasked; none speaks so."""
+    kinds = ["output_image"]
+    kinds += ["input_image", "cached_image"] if media.images else []
+    kinds += ["input_audio", "cached_audio"] if media.audio else []
+    kinds += ["output_audio"] if speaks else []
+    return frozenset(kinds)
 
 
 def _prompt_bytes(parsed: list[dict[str, object]], messages: bytes, others: bytes) -> int:
@@ -192,7 +209,7 @@ def _prompt_bytes(parsed: list[dict[str, object]], messages: bytes, others: byte
     return longest_form(messages) + longest_form(others) + again
 
 
-def _check_messages(messages: object, images: _Images) -> list[dict[str, object]]:
+def _check_messages(messages: object, media: _Media) -> list[dict[str, object]]:
     checked: list[dict[str, object]] = []
     for index, item in enumerate(read.list_at(messages, "messages")):
         where = f"messages[{index}]"
@@ -201,18 +218,22 @@ def _check_messages(messages: object, images: _Images) -> list[dict[str, object]
         content = message.get("content")
         if isinstance(content, list):
             for part_index, part in enumerate(content):
-                _check_part(part, f"{where}.content[{part_index}]", images)
+                _check_part(part, f"{where}.content[{part_index}]", media)
         elif content is not None and not isinstance(content, str):
             raise bad(f"{where}.content", "it must be a string or a list of parts")
         checked.append(message)
     return checked
 
 
-def _check_part(part: object, where: str, images: _Images) -> None:
+def _check_part(part: object, where: str, media: _Media) -> None:
     kind = part.get("type") if isinstance(part, dict) else None
     if isinstance(part, dict) and kind == "image_url":
         read.only(part, _IMAGE, where, REASONS)
-        _check_image(part.get("image_url"), f"{where}.image_url", images)
+        _check_image(part.get("image_url"), f"{where}.image_url", media)
+        return
+    if isinstance(part, dict) and kind == "input_audio":
+        read.only(part, _AUDIO, where, REASONS)
+        _check_sound(part.get("input_audio"), f"{where}.input_audio", media)
         return
     known = _PARTS.get(kind) if isinstance(kind, str) else None
     if not isinstance(part, dict) or known is None:
@@ -220,14 +241,36 @@ def _check_part(part: object, where: str, images: _Images) -> None:
     read.only(part, known, where, REASONS)
 
 
-def _check_image(value: object, where: str, images: _Images) -> None:
+def _check_image(value: object, where: str, media: _Media) -> None:
     image = read.object_at(value, where)
     read.only(image, _IMAGE_URL, where, REASONS)
     size = read.image_bytes(image.get("url"), f"{where}.url")
     if image.get("detail") not in _DETAILS:
         raise bad(f"{where}.detail", "it must be low, high or auto")
-    images.count += 1
-    images.bytes += size
+    media.images += 1
+    media.bytes += size
+
+
+def _check_sound(value: object, where: str, media: _Media) -> None:
+    sound = read.object_at(value, where)
+    read.only(sound, _INPUT_AUDIO, where, REASONS)
+    data = sound.get("data")
+    if not isinstance(data, str):
+        raise bad(f"{where}.data", "it must be base64")
+    media.audio = True
+    media.bytes += len(data) if data.isascii() else 0
+
+
+def _check_modalities(value: object) -> None:
+    if value not in _MODALITIES:
+        raise bad("modalities", "only text and audio are allowed, and text always")
+
+
+def _check_voice(value: object) -> None:
+    audio = read.object_at(value, "audio")
+    read.only(audio, {"voice", "format"}, "audio", REASONS)
+    if not isinstance(audio.get("voice"), str):
+        raise bad("audio.voice", "it must be the name of a voice: what others cost is not known")
 
 
 CHECKS: Final[Mapping[str, read.Check]] = {
@@ -237,6 +280,7 @@ CHECKS: Final[Mapping[str, read.Check]] = {
     ),
     "store": read.must_be(False, "store", "only false is allowed: a prompt is kept nowhere"),
 }
+_CHAT_CHECKS: Final = {**CHECKS, "modalities": _check_modalities, "audio": _check_voice}
 _ALLOWED: Final = _READ | _SCHEMAS | PLAIN
 
 CHAT: Final = Operation(
@@ -244,7 +288,6 @@ CHAT: Final = Operation(
     "/chat/completions",
     Protocol.OPENAI,
     parse_chat,
-    usage_of,
     "chat",
-    fields=_ALLOWED | CHECKS.keys(),
+    fields=_ALLOWED | _CHAT_CHECKS.keys(),
 )

@@ -1,9 +1,4 @@
-"""What a provider's answer says about its tokens, plain and streamed.
-
-A provider's figures are input like any other: a count that is missing, negative, no whole number
-or beyond all reason is no measure, and the call is charged at its hold. Figures that are merely
-higher than the hold are taken as they are: that is what the provider charges.
-"""
+"""What the answers of chat and text completions say about their tokens, plain and streamed."""
 
 from __future__ import annotations
 
@@ -11,7 +6,8 @@ import re
 from typing import Final
 
 from llmbudget.decide.prices import Usage
-from llmbudget.gateway.protocols.sse import EventMeter, as_object, count, given, parse, usage_part
+from llmbudget.gateway.protocols.sse import EventMeter, as_object, parse, usage_part
+from llmbudget.gateway.protocols.usages import tokens_of
 
 _USAGE: Final = re.compile(rb'"usage"\s*:\s*\{')
 _CONTENT: Final = re.compile(rb'"choices"\s*:\s*\[\s*\{')
@@ -52,30 +48,6 @@ class ChatMeter(EventMeter):
 
 
 def usage_in(answer: object, plausible: int) -> Usage | None:
-    """Read the `usage` object of an answer or a chunk.
-
-    Providers differ in what a total includes. Where the parts don't fit in it they come on top,
-    and tokens of `total_tokens` that nobody explains are output: the dearer reading. So are all
-    beside the prompt's where a count is left out: Gemini leaves out what is 0, and its thoughts
-    stand in no other figure than the total.
-    """
+    """Read the `usage` object of an answer or a chunk."""
     usage = as_object(as_object(answer).get("usage"))
-    of_prompt = as_object(usage.get("prompt_tokens_details"))
-    of_answer = as_object(usage.get("completion_tokens_details"))
-    left_out = None if usage.get("total_tokens") is None else 0
-    counts = [
-        count(usage.get("prompt_tokens"), plausible),
-        count(usage.get("completion_tokens", left_out), plausible),
-        count(given(usage, "total_tokens"), plausible),
-        count(given(of_prompt, "cached_tokens"), plausible),
-        count(given(of_prompt, "cache_write_tokens"), plausible),
-        count(given(of_answer, "reasoning_tokens"), plausible),
-    ]
-    known = [found for found in counts if found is not None]
-    if len(known) < len(counts) or not known[0] + known[1]:
-        return None
-    read, written, total, cached, cache_write, reasoning = known
-    read += cached + cache_write if cached + cache_write > read else 0
-    written = max(written, total - read)
-    written += reasoning if reasoning > written else 0
-    return Usage(read, written, cached, cache_write, reasoning)
+    return tokens_of(usage, plausible, "prompt", "completion")

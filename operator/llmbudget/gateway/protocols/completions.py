@@ -65,6 +65,7 @@ def parse_completion(body: bytes) -> CallRequest:
         demand,
         write,
         lambda plausible: ChatMeter(plausible, include_usage=asked),
+        usage_of,
     )
 
 
@@ -73,7 +74,6 @@ COMPLETIONS: Final = Operation(
     "/completions",
     Protocol.OPENAI,
     parse_completion,
-    usage_of,
     "text_completion",
     fields=_ALLOWED,
 )

@@ -54,7 +54,7 @@ def _parse(body: bytes, plain: frozenset[str]) -> CallRequest:
     def write(offer: Offer, most: int) -> bytes:
         return read.joined({"model": offer.model.upstream_name}, written, others)
 
-    return CallRequest(read.model_of(found), demand, write, NoMeter)
+    return CallRequest(read.model_of(found), demand, write, NoMeter, embedding_usage)
 
 
 def embedding_usage(body: bytes, plausible: int) -> Usage | None:
@@ -71,7 +71,6 @@ EMBEDDINGS: Final = Operation(
     "/embeddings",
     Protocol.OPENAI,
     parse_embedding,
-    embedding_usage,
     "embeddings",
     generates=False,
     fields=_READ | _EMBEDDING,
@@ -81,7 +80,6 @@ MODERATIONS: Final = Operation(
     "/moderations",
     Protocol.OPENAI,
     parse_moderation,
-    embedding_usage,
     "moderation",
     generates=False,
     fields=_READ,

@@ -132,6 +132,12 @@ def list_at(value: object, where: str) -> list[object]:
     return value
 
 
+def texts(fields: Fields, name: str) -> list[object]:
+    """Read a list that was checked; empty where it is not there."""
+    value = fields.get(name)
+    return value if isinstance(value, list) else []
+
+
 def must_be(wanted: object, field: str, reason: str) -> Check:
     """Make a check that allows one value of a field."""
 

@@ -92,7 +92,7 @@ def parse_message(body: bytes) -> CallRequest:
             upstream["service_tier"] = "standard_only"
         return read.joined(upstream, written, tools, others)
 
-    return CallRequest(read.model_of(found), demand, write, MessageMeter)
+    return CallRequest(read.model_of(found), demand, write, MessageMeter, message_usage)
 
 
 def parse_count(body: bytes) -> CallRequest:
@@ -109,7 +109,7 @@ def parse_count(body: bytes) -> CallRequest:
         return read.joined({"model": offer.model.upstream_name}, written, tools)
 
     free = Demand(prompt_bytes=0, messages=0, choices=0, limit=1, contexts=0)
-    return CallRequest(read.model_of(found), free, write, MessageMeter)
+    return CallRequest(read.model_of(found), free, write, MessageMeter, count_usage)
 
 
 def check_betas(header: str | None) -> None:
@@ -240,7 +240,6 @@ MESSAGES: Final = Operation(
     "/messages",
     Protocol.ANTHROPIC,
     parse_message,
-    message_usage,
     "chat",
     headers=(VERSION,),
     fields=_ALLOWED | _CHECKS.keys(),
@@ -250,7 +249,6 @@ COUNT_TOKENS: Final = Operation(
     "/messages/count_tokens",
     Protocol.ANTHROPIC,
     parse_count,
-    count_usage,
     "count_tokens",
     headers=(VERSION,),
     fields=_COUNTED | _CHECKS.keys(),

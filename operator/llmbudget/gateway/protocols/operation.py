@@ -11,6 +11,7 @@ from llmbudget.decide.bounds import Demand
 from llmbudget.decide.catalogue import Offer
 from llmbudget.decide.prices import Usage
 from llmbudget.gateway.protocols.sse import EventMeter
+from llmbudget.gateway.wire import MAX_BODY
 
 Write = Callable[[Offer, int], bytes]
 """Write the body for a provider: its own model name, and the output limit that is held for."""
@@ -26,6 +27,13 @@ class CallRequest:
     write: Write
     meter: Callable[[int], EventMeter]
     """Make the meter of a streamed answer, from the highest count that is believed."""
+    usage_of: Callable[[bytes, int], Usage | None]
+    """Read the usage of a plain answer, with the highest count that is believed; None: it doesn't
+    say."""
+    content_type: str = "application/json"
+    """Of what `write` writes."""
+    identity: bytes | None = None
+    """What the same call has in common, where the bytes of its body are others each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +47,6 @@ class Operation:
     protocol: Protocol
     parse: Callable[[bytes], CallRequest]
     """Read a body; raises a Refusal that names what is wrong."""
-    usage_of: Callable[[bytes, int], Usage | None]
-    """Read the usage of a plain answer; None: it doesn't say."""
     name: str
     """`gen_ai.operation.name` of OpenTelemetry's conventions."""
     headers: tuple[tuple[str, str], ...] = ()
@@ -49,6 +55,10 @@ class Operation:
     """Its models can stand in for each other: the ladder and `auto` apply."""
     fields: frozenset[str] | None = None
     """Fields that a body may have, as its parser allows them; None: it is no JSON."""
+    max_body: int = MAX_BODY
+    """Bytes of the largest request."""
+    answers_sound: bool = False
+    """Whether an answer may be sound, which is passed on as it comes."""
     by_deployment: bool = True
     """In Azure's older API, whether its path names the model's deployment."""
 

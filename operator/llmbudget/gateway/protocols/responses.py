@@ -17,7 +17,8 @@ from llmbudget.gateway.protocols import fields as read
 from llmbudget.gateway.protocols.chat import CHECKS, REASONS, is_openai
 from llmbudget.gateway.protocols.fields import HOSTED, MEDIA, STORED, Fields, bad
 from llmbudget.gateway.protocols.operation import CallRequest, Operation
-from llmbudget.gateway.protocols.sse import EventMeter, as_object, count, given, parse, usage_part
+from llmbudget.gateway.protocols.sse import TypedMeter, as_object, usage_part
+from llmbudget.gateway.protocols.usages import tokens_of
 
 _PLAIN: Final = frozenset(
     {
@@ -50,7 +51,6 @@ _PARTS: Final[Mapping[str, frozenset[str]]] = {
 }
 _REASONING: Final = frozenset({"effort", "summary", "generate_summary"})
 _IMAGE: Final = frozenset({"type", "image_url", "detail"})
-_ENDS: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
 
 
 def parse_response(body: bytes) -> CallRequest:
@@ -86,7 +86,7 @@ def parse_response(body: bytes) -> CallRequest:
             upstream["service_tier"] = "default"
         return read.joined(upstream | {"stream": stream} | head, written, schemas, others)
 
-    return CallRequest(read.model_of(found), demand, write, ResponseMeter)
+    return CallRequest(read.model_of(found), demand, write, ResponseMeter, response_usage)
 
 
 def _prompt_bytes(parsed: object, written: bytes, others: bytes) -> int:
@@ -162,46 +162,17 @@ _CHECKS: Final = {
 
 def response_usage(body: bytes, plausible: int) -> Usage | None:
     """Read the usage of a plain answer."""
-    return _usage(usage_part(body), plausible)
+    return tokens_of(as_object(usage_part(body).get("usage")), plausible)
 
 
-def _usage(answer: Fields, plausible: int) -> Usage | None:
-    """Read the `usage` of a response; figures that don't fit each other count as the dearer."""
-    usage = as_object(answer.get("usage"))
-    counts = [
-        count(usage.get("input_tokens"), plausible),
-        count(usage.get("output_tokens"), plausible),
-        count(given(usage, "total_tokens"), plausible),
-        count(given(as_object(usage.get("input_tokens_details")), "cached_tokens"), plausible),
-        count(given(as_object(usage.get("output_tokens_details")), "reasoning_tokens"), plausible),
-    ]
-    known = [found for found in counts if found is not None]
-    if len(known) < len(counts) or not known[0] + known[1]:
-        return None
-    tokens_in, tokens_out, total, cached, reasoning = known
-    tokens_in += cached if cached > tokens_in else 0
-    tokens_out = max(tokens_out, total - tokens_in)
-    tokens_out += reasoning if reasoning > tokens_out else 0
-    return Usage(tokens_in, tokens_out, cached, reasoning=reasoning)
-
-
-class ResponseMeter(EventMeter):
+class ResponseMeter(TypedMeter):
     """Reads the events of a response: the last one carries the whole answer, and its usage."""
 
-    def _read(self, data: bytes, event: bytes) -> bytes:
-        if b'"type"' not in data:
-            return event
-        if not any(end.encode() in data for end in _ENDS) and b'"error"' not in data:
-            return event
-        document = as_object(parse(data))
-        kind = document.get("type")
-        if kind == "error":
-            self.failed = True
-        if kind not in _ENDS:
-            return event
-        self.usage = _usage(as_object(document.get("response")), self._plausible)
-        self.last_event = event
-        return b""
+    ends = frozenset({"response.completed", "response.incomplete", "response.failed"})
+
+    def _measure(self, document: Fields) -> Usage | None:
+        usage = as_object(as_object(document.get("response")).get("usage"))
+        return tokens_of(usage, self._plausible)
 
 
 _ALLOWED: Final = _READ | _SCHEMAS | _PLAIN
@@ -210,7 +181,6 @@ RESPONSES: Final = Operation(
     "/responses",
     Protocol.OPENAI,
     parse_response,
-    response_usage,
     "chat",
     fields=_ALLOWED | _CHECKS.keys(),
     by_deployment=False,

@@ -6,7 +6,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Final
+from typing import ClassVar, Final
 
 from llmbudget.decide.prices import Usage
 
@@ -34,7 +34,14 @@ class EventMeter(ABC):
     on byte for byte, but for those that a protocol keeps back.
     """
 
+    max_event: ClassVar[int] = MAX_EVENT
+    """Bytes of the largest event that is read."""
+    open_ended = False
+    """Whether it is the end of the answer that ends it, and no event."""
+
     def __init__(self, plausible: int) -> None:
+        self.content_type = "text/event-stream; charset=utf-8"
+        """Of what is sent on."""
         self.usage: Usage | None = None
         """What the provider says it charges; None: unknown so far."""
         self.failed = False
@@ -61,7 +68,7 @@ class EventMeter(ABC):
             return chunk
         self._buffer += chunk
         passed = self._take_events()
-        if len(self._buffer) > MAX_EVENT:
+        if len(self._buffer) > self.max_event:
             self._give_up()
             passed += self._flush()
         return passed
@@ -70,6 +77,10 @@ class EventMeter(ABC):
         """Return what the provider left without a blank line behind it."""
         rest = self._flush()
         return self._pass(rest) if rest and not self.done else b""
+
+    def ending(self, comment: bytes) -> bytes:
+        """Return what is sent last, once the call is charged; `comment` tells what."""
+        return comment + self.last_event if self.last_event else b""
 
     @abstractmethod
     def _read(self, data: bytes, event: bytes) -> bytes:
@@ -83,7 +94,7 @@ class EventMeter(ABC):
             end = _EVENT_END.search(self._buffer, max(start, self._scanned))
             if end is None:
                 break
-            if end.end() - start > MAX_EVENT:
+            if end.end() - start > self.max_event:
                 break
             passed.append(self._pass(bytes(self._buffer[start : end.end()])))
             start = end.end()
@@ -105,6 +116,46 @@ class EventMeter(ABC):
         self._buffer.clear()
         self._scanned = 0
         return rest
+
+
+class TypedMeter(EventMeter):
+    """Reads events that name their type in their data, of which the last tells the usage."""
+
+    ends: frozenset[str]
+    """Types of the event that ends the stream."""
+
+    def _read(self, data: bytes, event: bytes) -> bytes:
+        if b'"type"' not in data:
+            return event
+        if not any(end.encode() in data for end in self.ends) and b'"error"' not in data:
+            return event
+        document = as_object(parse(data))
+        kind = document.get("type")
+        if kind == "error":
+            self.failed = True
+        if kind not in self.ends:
+            return event
+        self.usage = self._measure(document)
+        self.last_event = event
+        return b""
+
+    @abstractmethod
+    def _measure(self, document: Mapping[str, object]) -> Usage | None:
+        """Read the usage of the last event."""
+
+
+class RawMeter(EventMeter):
+    """For an answer that is no events, such as sound: it is passed on as it comes, and what it
+    costs is known beforehand."""
+
+    def __init__(self, usage: Usage | None, content_type: str) -> None:
+        super().__init__(0)
+        self.usage = usage
+        self.content_type = content_type
+        self.unread = self.open_ended = True
+
+    def _read(self, data: bytes, event: bytes) -> bytes:
+        raise AssertionError("nothing is read of it")
 
 
 class NoMeter(EventMeter):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.support.offers import offer
 
 from llmbudget.api.provider import Protocol
+from llmbudget.decide.bounds import Demand
 from llmbudget.decide.catalogue import Offer
 from llmbudget.gateway.protocols import strict
 from llmbudget.gateway.protocols.chat import CHAT, parse_chat
@@ -213,8 +214,9 @@ def test_earlier_tool_calls_count_twice() -> None:
         ({"tools": [{"type": "function", "cache_control": {}}]}, "tools[0].cache_control"),
         ({"web_search_options": {}}, "web_search_options"),
         ({"prediction": {}}, "prediction"),
-        ({"modalities": ["text"]}, "modalities"),
-        ({"audio": {}}, "audio"),
+        ({"modalities": ["video"]}, "modalities"),
+        ({"audio": {"voice": "alloy"}}, "audio"),
+        ({"modalities": ["text", "audio"]}, "audio"),
         ({"previous_response_id": "r"}, "previous_response_id"),
         ({"plugins": []}, "plugins"),
         ({"provider": {}}, "provider"),
@@ -231,7 +233,7 @@ def test_a_refusal_names_its_field(fields: dict[str, object], param: str) -> Non
     assert param in refused.value.message
 
 
-@pytest.mark.parametrize("kind", ["input_audio", "file", "video_url", "input_image"])
+@pytest.mark.parametrize("kind", ["file", "video_url", "input_image"])
 def test_other_media_are_refused(kind: str) -> None:
     messages = [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": kind}]}]
     with pytest.raises(Refusal, match="can't be bounded yet") as refused:
@@ -254,6 +256,25 @@ def test_images_are_counted_and_their_data_is_no_text() -> None:
             parse_chat(asked(url))
     with pytest.raises(Refusal):
         parse_chat(asked("data:image/png;base64,AAAA", detail="original"))
+
+
+def test_sound_is_heard_as_a_whole_context_and_spoken_within_the_limit() -> None:
+    def asked(data: object, **fields: object) -> Demand:
+        sound = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+        content = [{"type": "text", "text": "what is it?"}, sound]
+        return parse_chat(body(messages=[{"role": "user", "content": content}], **fields)).demand
+
+    small, large = asked("AAAA"), asked("A" * 100_000)
+    assert small.audio
+    assert small.prompt_bytes == large.prompt_bytes
+    assert small.kinds == {"output_image", "input_audio", "cached_audio"}
+    voice = {"voice": "alloy", "format": "mp3"}
+    spoken = asked("AAAA", modalities=["text", "audio"], audio=voice)
+    assert spoken.kinds == small.kinds | {"output_audio"}
+    with pytest.raises(Refusal, match="base64"):
+        asked(5)
+    with pytest.raises(Refusal, match="name of a voice"):
+        asked("AAAA", modalities=["text", "audio"], audio={"voice": {"id": "voice_1"}})
 
 
 @pytest.mark.parametrize("part", [5, None, [], {}, {"type": []}, {"type": "text", "url": "x"}])
