@@ -128,8 +128,10 @@ def cost(usage: Usage, prices: Prices, kinds: frozenset[str] = frozenset()) -> N
 
 def _untold(usage: Usage, rates: Rates, kinds: frozenset[str]) -> Decimal:
     """Tell what tokens may cost beyond text where nobody said which are none."""
-    fresh = usage.tokens_in - usage.cached
-    counts = {"input": fresh, "cached_input": usage.cached, "output": usage.tokens_out}
+    # What is written to a cache, and thoughts, have prices of their own.
+    fresh = usage.tokens_in - usage.cached - usage.cache_write
+    said = usage.tokens_out - usage.reasoning
+    counts = {"input": fresh, "cached_input": usage.cached, "output": said}
     beyond: dict[str, Decimal] = {}
     for kind in kinds:
         if getattr(rates, kind) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from unicodedata import normalize
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmbudget.api.money import Nano
-from llmbudget.contract.config import ModelConfig, Prices, Rates
+from llmbudget.contract.config import COUNTERPARTS, ModelConfig, Prices, Rates
 from llmbudget.decide.bounds import (
     MESSAGE_OVERHEAD,
     REQUEST_OVERHEAD,
@@ -28,7 +29,7 @@ from llmbudget.decide.bounds import (
     to_hold,
     upper_bound,
 )
-from llmbudget.decide.prices import Usage, by_length, cost
+from llmbudget.decide.prices import MediaTokens, Usage, by_length, cost
 
 
 def model(**fields: int) -> ModelConfig:
@@ -38,6 +39,7 @@ def model(**fields: int) -> ModelConfig:
     )
 
 
+KINDS = sorted(set(COUNTERPARTS) - {"cache_write_hour"})
 rates = st.decimals("0", "100000", places=6, allow_nan=False, allow_infinity=False)
 each_length = st.fixed_dictionaries(dict.fromkeys(Rates.model_fields, rates)).map(
     Rates.model_validate
@@ -54,6 +56,7 @@ demands = st.builds(
     limit=st.none() | st.integers(1, 10**6),
     images=st.integers(0, 3),
     contexts=st.integers(1, 5),
+    kinds=st.frozensets(st.sampled_from(KINDS)),
 )
 models = st.builds(
     lambda context, most, default, bound, image: model(
@@ -82,7 +85,16 @@ def test_no_usage_within_the_bounds_costs_more_than_the_hold(
     cache_write = data.draw(st.integers(0, tokens_in - cached))
     reasoning = data.draw(st.integers(0, tokens_out))
     usage = Usage(tokens_in, tokens_out, cached, cache_write, reasoning)
-    assert cost(usage, prices) <= upper_bound(demand, found, prices, limit)
+    most = upper_bound(demand, found, prices, limit)
+    assert cost(usage, prices, demand.kinds) <= most
+    left = {"input": tokens_in - cached - cache_write, "cached_input": cached}
+    left["output"] = tokens_out - reasoning
+    media = dict.fromkeys(KINDS, 0)
+    for kind in demand.kinds:
+        text = COUNTERPARTS[kind]
+        media[kind] = data.draw(st.integers(0, left[text]))
+        left[text] -= media[kind]
+    assert cost(replace(usage, media=MediaTokens(**media)), prices, demand.kinds) <= most
 
 
 @given(demands, models, all_prices, st.integers(0, 10**13))

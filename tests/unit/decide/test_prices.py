@@ -26,9 +26,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmbudget.api.provider import Cost, CostTier, Protocol, ProviderModel, ProviderSpec
-from llmbudget.contract.config import Prices
+from llmbudget.contract.config import ImagePrice, Prices
 from llmbudget.contract.config import Tier as PriceTier
-from llmbudget.decide.prices import Usage, cost, list_prices, resolve_prices
+from llmbudget.decide.prices import MediaTokens, Units, Usage, cost, list_prices, resolve_prices
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 ENDPOINT = "https://models.example/v1"
@@ -81,6 +81,56 @@ counts = st.integers(0, 2**40)
 def test_the_cost_is_exact_however_large(read: int, written: int, a: Decimal, b: Decimal) -> None:
     exact = read * Fraction(a) + written * Fraction(b)
     assert cost(Usage(read, written), prices(str(a), str(b))) == ceil(exact)
+
+
+def test_sound_and_images_have_prices_of_their_own() -> None:
+    rated = prices("10", "100", cached_input="1", input_audio="40", cached_audio="4")
+    rated = rated.model_copy(update={"output_audio": Decimal(300), "input_image": Decimal(20)})
+    media = MediaTokens(10, 5, 7, input_image=3, cached_image=2, output_image=1)
+    usage = Usage(tokens_in=100, tokens_out=50, cached=20, media=media)
+    read = (80 - 13) * 10 + 10 * 40 + 3 * 20 + (20 - 7) * 1 + 5 * 4 + 2 * 1
+    assert cost(usage, rated) == read + (50 - 7) * 100 + 7 * 300
+
+
+def test_kinds_that_nobody_tells_apart_are_charged_the_dearest() -> None:
+    rated = prices("10", "100", input_audio="40", input_image="20", output_image="50")
+    usage, sound = Usage(100, 50), frozenset({"input_audio", "cached_audio", "input_image"})
+    assert cost(usage, rated) == 100 * 10 + 50 * 100
+    assert cost(usage, rated, sound) == 100 * 40 + 50 * 100
+    assert cost(usage, rated, frozenset({"output_image"})) == cost(usage, rated)
+
+
+@given(st.integers(0, 10**7), st.integers(0, 4096), st.integers(0, 10), amounts, amounts, amounts)
+def test_units_are_counted_exactly_and_rounded_up_once(
+    milliseconds: int, characters: int, images: int, a: Decimal, b: Decimal, c: Decimal
+) -> None:
+    nothing = prices("0", "0")
+    rated = nothing.model_copy(
+        update={"minute": a, "character": b, "images": (ImagePrice(price=c),)}
+    )
+    exact = milliseconds * Fraction(a) / 60_000 + characters * Fraction(b) + images * Fraction(c)
+    units = Units(milliseconds=milliseconds, characters=characters, images=images)
+    assert cost(Usage(0, 0, units=units), rated) == ceil(exact)
+
+
+def test_other_units_are_priced_by_the_resource_or_the_list() -> None:
+    written = Cost.model_validate(
+        {
+            **{"perMinute": "0.006", "per1KCharacters": "0.015"},
+            "perImage": [{"price": "0.04"}, {"price": "0.08", "quality": "hd"}],
+        }
+    )
+    found = resolve_prices(ProviderModel(name="m", cost=written), at(ENDPOINT), NOW)
+    assert found is not None
+    assert (found.tokens, found.minute, found.character) == (False, 6_000_000, 15_000)
+    assert [image.price for image in found.images] == [40_000_000, 80_000_000]
+    assert not found.free
+    listed = [list_prices(ENDPOINTS["openai"], name, NOW) for name in ("whisper-1", "tts-1")]
+    assert [each.minute for each in listed if each] == [6_000_000, None]
+    assert [each.character for each in listed if each] == [None, 15_000]
+    image = list_prices(ENDPOINTS["openai"], "gpt-image-1-mini", NOW)
+    assert image is not None
+    assert (image.input_image, image.cached_image, image.output_image) == (2500, 250, None)
 
 
 def test_prices_of_the_resource_come_before_list_prices() -> None:
