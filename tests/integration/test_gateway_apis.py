@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import anthropic
+import httpx
 import openai
 import pytest
 from langchain_openai import ChatOpenAI
@@ -158,6 +160,30 @@ async def test_completions_embeddings_and_moderations(callers: Callers) -> None:
     assert checked.results[0].flagged is False
     with pytest.raises(openai.PermissionDeniedError):
         await client.embeddings.create(model="auto", input=HELLO)
+
+
+async def test_streams_in_doubt_are_charged_at_the_hold(callers: Callers) -> None:
+    hello: anthropic.types.MessageParam = {"role": "user", "content": HELLO}
+    modes = ("no-usage", "negative-usage", "absurd-usage", "cut", "garbage", "reset", "hang")
+    for mode in modes:
+        name, limit = f"sim/small@{mode}", {"stream": True, "max_tokens": 50}
+        with contextlib.suppress(openai.OpenAIError, httpx.HTTPError, ValueError):
+            answer = await callers.openai.responses.create(
+                model=name, input=HELLO, stream=True, max_output_tokens=50
+            )
+            assert [event async for event in answer]
+        with contextlib.suppress(openai.OpenAIError, httpx.HTTPError, ValueError):
+            text = await callers.openai.completions.create(model=name, prompt=HELLO, **limit)  # type: ignore[call-overload]
+            assert [chunk async for chunk in text]
+        with contextlib.suppress(anthropic.AnthropicError, httpx.HTTPError, ValueError):
+            said = await callers.anthropic.messages.create(  # type: ignore[call-overload]
+                model=f"claude/small@{mode}", messages=[hello], **limit
+            )
+            assert [event async for event in said]
+    found = await rows(callers.gateway)
+    assert [row.outcome for row in found] == ["unknown"] * 3 * len(modes)
+    assert all(row.cost == row.held > 0 for row in found)
+    assert (await callers.simulator.bill())["calls"] == len(found)
 
 
 async def test_azure_is_called_at_its_deployments(callers: Callers) -> None:

@@ -54,6 +54,7 @@ _BILLS_ALL_SECONDS: Final = "openai"
 """Others charge for some seconds at least, which the list does not tell."""
 _MILLISECONDS: Final = 60_000
 """Of a minute."""
+_EMBEDS: Final = "embed"
 _SEARCHING: Final = ("search", "research", "sonar")
 """Models named so search the web by themselves, and each search is charged."""
 
@@ -291,6 +292,9 @@ def list_prices(endpoint: str, model: str, at: datetime) -> Prices | None:
     tables = [vars(table) for table in _in_force(found, at)]
     if any(table.get(key) is not None for table in tables for key in _UNBOUNDED):
         return None
+    if _EMBEDS in model.lower():
+        # They write nothing, which is why nobody lists what that costs.
+        tables = [{_OUTPUT: table.get(_INPUT)} | table for table in tables]
     return _listed(tables) or _listed_units(tables, provider.id)
 
 

@@ -61,6 +61,8 @@ _KEY_REFUSED: Final = frozenset({401, 403})
 _CALLERS_FAULT: Final = frozenset({400, 405, 406, 409, 410, 411, 413, 414, 415, 416, 422})
 """Errors that another provider would answer too: they go back to the caller."""
 _HARMLESS: Final = re.compile(r"application/json\b|text/plain\b|text/vtt\b|audio/[-.+a-z0-9]+")
+_LARGE: Final = 1024 * 1024
+"""Bytes of a body that is read in a thread of its own."""
 _MOST_HEADER: Final = 256
 """Characters of an idempotency key or a task id."""
 
@@ -136,8 +138,7 @@ class Calls:
         key, task_id = checked_headers(request.headers)
         betas = request.headers.get("anthropic-beta")
         check_betas(betas)
-        asked = operation.parse(body)
-        same = body if asked.identity is None else asked.identity
+        asked = await _parsed(operation, body)
         call = Call(
             consumer=consumer,
             operation=operation,
@@ -149,7 +150,7 @@ class Calls:
             envelope=envelope,
             task_id=task_id if task_id is not None or envelope is None else envelope.task_id,
             idempotency_key=key,
-            fingerprint=hashlib.sha256(same).hexdigest() if key is not None else None,
+            fingerprint=_fingerprint(asked, body) if key is not None else None,
             betas=betas,
             story=story,
         )
@@ -317,6 +318,17 @@ class Calls:
         if rate:
             headers.append(("x-llmbudget-remaining-tokens", str(int(left // rate))))
         return headers
+
+
+async def _parsed(operation: Operation, body: bytes) -> CallRequest:
+    """Read a body. Going through a large file takes the time of everybody else's calls."""
+    if len(body) <= _LARGE:
+        return operation.parse(body)
+    return await asyncio.to_thread(operation.parse, body)
+
+
+def _fingerprint(asked: CallRequest, body: bytes) -> str:
+    return hashlib.sha256(body if asked.identity is None else asked.identity()).hexdigest()
 
 
 async def _error_answer(call: Call, attempt: Attempt, answer: Answer) -> Failed | None:

@@ -128,6 +128,9 @@ def test_other_units_are_priced_by_the_resource_or_the_list() -> None:
     listed = [list_prices(ENDPOINTS["openai"], name, NOW) for name in ("whisper-1", "tts-1")]
     assert [each.minute for each in listed if each] == [6_000_000, None]
     assert [each.character for each in listed if each] == [None, 15_000]
+    embeds = list_prices(ENDPOINTS["openai"], "text-embedding-3-small", NOW)
+    assert embeds is not None
+    assert embeds.input == 20
     image = list_prices(ENDPOINTS["openai"], "gpt-image-1-mini", NOW)
     assert image is not None
     assert (image.input_image, image.cached_image, image.output_image) == (2500, 250, None)
@@ -195,7 +198,6 @@ def test_all_list_prices_are_exact_decimals() -> None:
         ("https://api.openai.com/v1", "gpt-4o-mini-search-preview"),
         ("https://api.openai.com/v1", "gpt-realtime-whisper"),
         ("https://api.groq.com/openai/v1", "whisper-large-v3"),
-        ("https://api.openai.com/v1", "text-embedding-3-small"),
     ],
 )
 def test_what_cannot_be_priced_has_no_price(endpoint: str, model: str) -> None:

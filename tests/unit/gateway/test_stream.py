@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from decimal import Decimal
 from typing import cast
 
 import pytest
@@ -11,13 +12,15 @@ from tests.support.offers import offer
 from tests.support.records import call_record
 
 from llmbudget.api.money import Nano
+from llmbudget.contract.config import Prices
+from llmbudget.decide.prices import Units, Usage
 from llmbudget.gateway import stream as module
 from llmbudget.gateway.admission import HeldCall
 from llmbudget.gateway.attempt import Attempt
 from llmbudget.gateway.connections import Doubtful
 from llmbudget.gateway.keys import longest_mask
 from llmbudget.gateway.protocols.chat_answers import ChatMeter
-from llmbudget.gateway.protocols.sse import MAX_EVENT, EventMeter, NoMeter
+from llmbudget.gateway.protocols.sse import MAX_EVENT, EventMeter, NoMeter, RawMeter
 from llmbudget.gateway.stream import relay
 from llmbudget.gateway.upstream import Answer
 from llmbudget.gateway.wire import Exchange, Headers
@@ -93,6 +96,7 @@ async def stream(
     meter: EventMeter | None = None,
     count_tokens: Callable[[int], None] = lambda _: None,
     status: Status = Status.OK,
+    prices: Prices | None = None,
 ) -> Settlement:
     """Relay one answer; return how it was settled."""
     money, offered = Money(), offer()
@@ -100,7 +104,7 @@ async def stream(
     attempt = Attempt(
         held=cast(HeldCall, money),
         offer=offered,
-        prices=offered.prices,
+        prices=prices or offered.prices,
         record=call_record(offered),
         plausible=1000,
         status=status,
@@ -160,6 +164,29 @@ async def test_a_whole_stream_without_figures_is_charged_in_full() -> None:
 async def test_a_stream_with_an_error_is_charged_in_full() -> None:
     error = b'data: {"error":{"message":"overloaded"}}\n\n'
     assert await stream(Provider([CONTENT, error, USAGE, DONE]), Caller()) == IN_FULL
+
+
+SOUND = Usage(0, 0, units=Units(characters=5))
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+async def test_sound_passes_as_it_comes_at_a_cost_that_is_known(size: int) -> None:
+    caller, sound = Caller(), b"\xff\xfb" + KEY.encode() + bytes(500)
+    meter = RawMeter(SOUND, "audio/mpeg")
+    free = Settlement(Nano(0), 0, 0, Status.OK)
+    prices = offer().model.prices
+    assert prices is not None
+    by_character = prices.model_copy(update={"tokens": False, "character": Decimal(0)})
+    settled = await stream(Provider(pieces(sound, size)), caller, meter, prices=by_character)
+    assert settled == free
+    assert caller.headers["content-type"] == "audio/mpeg"
+    assert caller.got == b"\xff\xfb[masked]" + bytes(500)
+
+
+@pytest.mark.parametrize("end", ["ends", "breaks"])
+async def test_sound_is_charged_in_full_where_tokens_are_or_where_it_breaks_off(end: str) -> None:
+    settled = await stream(Provider([b"\xff\xfb"], end), Caller(), RawMeter(SOUND, "audio/mpeg"))
+    assert settled.cost is None
 
 
 async def test_a_fallback_stays_one() -> None:

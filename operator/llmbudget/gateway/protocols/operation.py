@@ -32,8 +32,8 @@ class CallRequest:
     say."""
     content_type: str = "application/json"
     """Of what `write` writes."""
-    identity: bytes | None = None
-    """What the same call has in common, where the bytes of its body are others each time."""
+    identity: Callable[[], bytes] | None = None
+    """Write what the same call has in common, where the bytes of its body are others each time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,7 @@ def parse_transcription(body: bytes) -> CallRequest:
         TranscriptMeter,
         transcription_usage,
         content_type=f"multipart/form-data; boundary={boundary}",
-        identity=form.identity(),
+        identity=form.identity,
     )
 
 
