@@ -41,6 +41,7 @@ _KNOWN: Final[Mapping[str, Schema]] = {
     "max_completion_tokens": _LIMIT,
     "max_output_tokens": _LIMIT,
     "tools": {"type": ["array", "null"], "items": {"type": "object"}},
+    "file": {"type": "string", "format": "binary"},
 }
 """What is read here; all other fields are the provider's to read."""
 _ERRORS: Final = {
@@ -106,20 +107,23 @@ def written(operations: Iterable[Operation]) -> bytes:
 def _operation(operation: Operation) -> dict[str, Any]:
     plain: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
     fields = operation.fields or ()
-    if "stream" in fields:
+    if operation.answers_sound:
+        plain["audio/*"] = {"schema": {"type": "string", "format": "binary"}}
+    if not {"stream", "stream_format"}.isdisjoint(fields):
         plain["text/event-stream"] = {"schema": {"type": "string"}}
     schema: dict[str, Any] = {
         "type": "object",
-        "required": [name for name in ("model", "messages") if name in fields],
+        "required": [name for name in ("model", "messages", "file") if name in fields],
         "properties": {name: _KNOWN.get(name, {}) for name in sorted(fields)},
         "additionalProperties": operation.fields is None,
     }
+    kind = "multipart/form-data" if operation.form else "application/json"
     return {
         "operationId": operation.path.removeprefix("/v1/").replace("/", "_"),
         "summary": f"{operation.name}, in {operation.protocol.value}'s protocol.",
         "security": [{"token": []}, {"key": []}],
         "parameters": [_header(name, text) for name, text in _REQUEST_HEADERS.items()],
-        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+        "requestBody": {"required": True, "content": {kind: {"schema": schema}}},
         "responses": {
             "200": {"description": "The provider's answer.", "content": plain},
             **_errors(operation.protocol),

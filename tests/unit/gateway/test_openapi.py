@@ -12,6 +12,7 @@ from llmbudget.gateway import app
 from llmbudget.gateway.openapi import document
 from llmbudget.gateway.protocols.errors import Refusal
 from llmbudget.gateway.protocols.fields import UNKNOWN
+from llmbudget.gateway.protocols.forms import File, write_form
 from llmbudget.gateway.protocols.operation import Operation
 from llmbudget.gateway.protocols.operations import OPERATIONS
 
@@ -24,8 +25,13 @@ def refusal(operation: Operation, **fields: Any) -> str:
     """What is said to a body of all that it needs and these fields; empty: it is read."""
     least = {name: value for name, value in LEAST.items() if name in (operation.fields or ())}
     least |= {"max_tokens": 5} if operation.path == "/v1/messages" else {}
+    body = json.dumps({**least, **fields}).encode()
+    if operation.form:
+        others = {name: value for name, value in fields.items() if name not in ("file", "model")}
+        texts = [("model", "small"), *((name, str(value)) for name, value in others.items())]
+        body = write_form("cut", texts, File("a.wav", "audio/wav", b"RIFF"))
     try:
-        operation.parse(json.dumps({**least, **fields}).encode())
+        operation.parse(body)
     except Refusal as error:
         return str(error.message)
     return ""

@@ -133,4 +133,5 @@ IMAGES: Final = Operation(
     parse_images,
     "image_generation",
     generates=False,
+    fields=_READ | _PLAIN,
 )

@@ -55,6 +55,8 @@ class Operation:
     """Its models can stand in for each other: the ladder and `auto` apply."""
     fields: frozenset[str] | None = None
     """Fields that a body may have, as its parser allows them; None: it is no JSON."""
+    form: bool = False
+    """Whether a body is a form with a file instead of JSON."""
     max_body: int = MAX_BODY
     """Bytes of the largest request."""
     answers_sound: bool = False

@@ -140,4 +140,5 @@ SPEECH: Final = Operation(
     "speech",
     generates=False,
     answers_sound=True,
+    fields=_READ | _PLAIN,
 )

@@ -35,6 +35,7 @@ _CHUNKING: Final = frozenset(
     {"chunking_strategy", "chunking_strategy[type]", "chunking_strategy[threshold]"}
     | {"chunking_strategy[prefix_padding_ms]", "chunking_strategy[silence_duration_ms]"}
 )
+_ALLOWED: Final = _ONCE | _LISTS | _CHUNKING
 _REASONS: Final = {
     "known_speaker_references[]": MEDIA,
     "known_speaker_names[]": MEDIA,
@@ -52,7 +53,7 @@ def parse_transcription(body: bytes) -> CallRequest:
     form = read_form(body)
     names = [name for name, _ in form.fields]
     for name in names:
-        if name not in _ONCE | _LISTS | _CHUNKING:
+        if name not in _ALLOWED:
             raise bad(name, _REASONS.get(name, read.UNKNOWN))
         if name not in _LISTS and names.count(name) > 1:
             raise bad(name, "it must be there once")
@@ -136,4 +137,6 @@ TRANSCRIPTIONS: Final = Operation(
     "transcription",
     generates=False,
     max_body=MAX_FORM,
+    fields=_ALLOWED | {"file"},
+    form=True,
 )
