@@ -164,6 +164,7 @@ async def test_a_single_pod_that_is_replaced_is_away_and_loses_nothing(
         assert len(entries) == bill["calls"] == len(answered)
         assert sum(entry.cost for entry in entries) == bill["nano"]
         assert {entry.outcome for entry in entries} == {"metered"}
+        assert gateway.stop() == 0
     finally:
         simulator.stop()
 
