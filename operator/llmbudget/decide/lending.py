@@ -59,8 +59,14 @@ class Cohort:
     """All that borrow of each other, at one instant, by their names."""
 
     def __init__(self, members: Mapping[str, Member]) -> None:
-        self._members = members
+        self._members = dict(members)
         self._pool = sum(member.idle for member in members.values())
+
+    def change(self, name: str, member: Member) -> None:
+        """Take over where one stands now, without a look at the others."""
+        self._pool += member.idle - self._members[name].idle
+        self._members[name] = member
+        self.__dict__.pop("loans", None)
 
     def room(self, name: str) -> int:
         """Tell how much more one may use; below 0: it is beyond its limits. Where caps were lowered

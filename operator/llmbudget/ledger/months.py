@@ -55,6 +55,11 @@ class Months(Rooms):
         if current is None:
             return
         now = self._clock()
+        if now < self._turned:
+            # A clock that was put back: what has expired by it holds again.
+            self._standing.clear()
+            self._set_alarm()
+        self._turned = now
         # Only where the zone in force has left the month does the next zone have a say, and then
         # the later month of the two: otherwise a zone to the west would turn back.
         reached = period_at(now, self.header.time_zone).name
@@ -89,6 +94,7 @@ class Months(Rooms):
         # As it was at the month's last instant: top-ups have not expired with it yet.
         last = min(self._clock(), self._current().end.astimezone(UTC) - _INSTANT)
         clock, self._clock = self._clock, lambda: last
+        self._standing.clear()
         try:
             rolling = [a.name for a in self.accounts.values() if a.active and a.rollover]
             names = dict.fromkeys([*self._shelf.accounts_in(ended), *rolling])
@@ -96,6 +102,7 @@ class Months(Rooms):
                 return {name: self._closing(name) for name in names}
         finally:
             self._clock = clock
+            self._standing.clear()
 
     def _closing(self, name: str) -> _Closing:
         account, figures = self.accounts.get(name), self._now(name)
@@ -145,6 +152,7 @@ class Months(Rooms):
             and any(t.period == self.period and t.expires <= now for t in account.top_ups)
         ]
         self._news.update(expired)
+        self._standing.clear()
         self._set_alarm()
         self._evaluate(expired)
 

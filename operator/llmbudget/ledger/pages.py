@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
+from llmbudget.decide.lending import Cohort
 from llmbudget.decide.periods import Period, period_named
 from llmbudget.ledger.interface import ActionRow, Envelope, UnknownAccount, UnknownHold
 from llmbudget.ledger.records import (
@@ -84,6 +85,12 @@ class Pages:
         self._actions: dict[str, ActionRow] = {}
         self._news: set[str] = set()
         self._cohorts: dict[str, list[Account]] = {}
+        """Who borrows of whom, by parent."""
+        self._standing: dict[str, Cohort] = {}
+        """Where they stand, but for those in `_moved`: a hold must not look at all siblings."""
+        self._moved: set[str] = set()
+        self._turned = clock()
+        """When time last moved something."""
         self.alarm = NEVER
         """When the next envelope or top-up expires."""
         self._set_alarm()
@@ -110,6 +117,7 @@ class Pages:
         news = {(account, period): found for account, period, found in figures}
         self._figures.update(news)
         self._news = {account for account, _ in news}
+        self._moved |= self._news
         for envelope in envelopes:
             self._know(envelope)
 
@@ -147,6 +155,7 @@ class Pages:
         self.accounts[account.name] = account
         self.changes.accounts[account.name] = account
         self._cohorts.clear()
+        self._standing.clear()
 
     def _path(self, name: str) -> list[Account]:
         return list(self._climb(name))
@@ -184,6 +193,7 @@ class Pages:
     def _changing(self, name: str, period: str) -> Figures:
         figures = self._read(name, period)
         self.changes.figures[(name, period)] = figures
+        self._moved.add(name)
         return figures
 
     # Envelopes

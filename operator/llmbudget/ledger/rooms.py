@@ -21,8 +21,8 @@ from llmbudget.ledger.records import LIMIT, Account, Figures
 class Rooms(Pages):
     """Decides from accounts and their sums."""
 
-    _surveyed: dict[tuple[str | None, bool], Cohort] | None = None
-    """Cohorts that were looked at, while nothing changes."""
+    _surveyed: dict[str, Cohort] | None = None
+    """Cohorts without their holds, while nothing changes."""
 
     def _topped_up(self, account: Account) -> int:
         return account.topped_up(self.period, self._clock()) if account.top_ups else 0
@@ -45,13 +45,27 @@ class Rooms(Pages):
         return self._siblings(account, held=held).room(account.name)
 
     def _siblings(self, account: Account, *, held: bool = True) -> Cohort:
-        key = (account.parent, held)
-        if self._surveyed is not None and key in self._surveyed:
-            return self._surveyed[key]
+        if held:
+            self._follow_moves()
+        parent = account.parent or ""
+        known = self._standing if held else self._surveyed
+        if known is not None and parent in known:
+            return known[parent]
         cohort = Cohort({a.name: self._member(a, held=held) for a in self._cohort(account)})
-        if self._surveyed is not None:
-            self._surveyed[key] = cohort
+        if known is not None:
+            known[parent] = cohort
         return cohort
+
+    def _follow_moves(self) -> None:
+        """Bring the cohorts that are known to where their members stand now."""
+        moved, self._moved = self._moved, set()
+        for name in moved:
+            account = self.accounts.get(name)
+            if account is None or not account.active or account.borrows is None:
+                continue
+            cohort = self._standing.get(account.parent or "")
+            if cohort is not None and account.cap is not None:
+                cohort.change(name, self._member(account, held=True))
 
     def _member(self, account: Account, *, held: bool) -> Member:
         figures = self._now(account.name)

@@ -305,3 +305,18 @@ async def test_months_turn_by_the_zones_clock_summer_time_or_not(ledger, clock, 
     assert after.name > before.name
     assert (await ledger.settle("1", Settlement(Nano(10)))).period == before.name
     assert ledger.balance(ROOT).spent == 0
+
+
+async def test_a_clock_that_is_put_back_expires_a_top_up_again(ledger, clock):
+    expires = clock.now + timedelta(hours=1)
+    await configure(
+        ledger,
+        account(ROOT, None),
+        account(A, 100, ROOT, borrowing=lending(0), top_ups=[top_up(expires=expires)]),
+    )
+    for minutes, left in ((0, 150), (70, 100), (-120, 150), (120, 100)):
+        clock.now += timedelta(minutes=minutes)
+        await ledger.tick()
+        with pytest.raises(BudgetExceeded) as refused:
+            await ledger.hold(ask(f"{minutes}", 151, A))
+        assert refused.value.left == left
