@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from tests.support.operator_stage import start_operator
 from tests.support.postgres_server import PostgresServer
 
@@ -23,6 +24,10 @@ from llmbudget.local.stage import Stage
 
 REPOSITORY = Path(__file__).parent.parent
 Kubectl = Callable[..., str]
+
+# How long an example takes is the machine's affair: no test is about time.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmbudget.decide.lending import Cohort, Loans, Member
@@ -68,7 +68,6 @@ def test_loans_are_shared_by_what_is_idle() -> None:
     assert cohort.loans == {"a": Loans(borrowed=30), "b": Loans(lent=20), "c": Loans(lent=10)}
 
 
-@settings(deadline=None)
 @given(members=st.lists(MEMBERS, min_size=1, max_size=5), data=st.data())
 def test_money_is_conserved_and_every_limit_holds(
     members: list[Member], data: st.DataObject

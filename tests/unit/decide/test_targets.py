@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.decide.target_helpers import (
     ACCOUNT,
@@ -42,8 +42,6 @@ OURS = {ANNOTATION_ORIGINAL_ENV, ANNOTATION_DOWNGRADED_TO, ANNOTATION_DOWNGRADED
 FROM = {"name": VARIABLE, "valueFrom": {"configMapKeyRef": {"name": "models", "key": "m"}}}
 BESIDE = {"name": "BESIDE", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
 
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-"""However busy the machine is."""
 entries = st.sampled_from([value("dear"), value("middling"), value("cheap"), value("unheard-of")])
 entries |= st.sampled_from([FROM, {"name": VARIABLE}, value("")])
 others = st.sampled_from([BESIDE, value("dear", "OTHER_MODEL"), value("", "EMPTY")])
@@ -69,7 +67,6 @@ targets = st.sampled_from([target(), target("a"), target("b"), target("c")])
 ceilings = st.sampled_from([lower_to(model) for model in ORDER])
 
 
-@unhurried
 @given(deployments, targets, st.lists(st.none() | ceilings, max_size=4))
 def test_whatever_was_in_force_putting_back_gives_the_original(
     original: Manifest, where: Target, ways: list[Lower | None]
@@ -80,7 +77,6 @@ def test_whatever_was_in_force_putting_back_gives_the_original(
     assert unversioned(step(found, None, where)) == unversioned(original)
 
 
-@unhurried
 @given(deployments, targets, ceilings, ceilings)
 def test_a_second_step_keeps_the_first_original(
     original: Manifest, where: Target, first: Lower, second: Lower
@@ -90,7 +86,6 @@ def test_a_second_step_keeps_the_first_original(
     assert unversioned(twice) == unversioned(step(original, second, where))
 
 
-@unhurried
 @given(deployments, targets, ceilings)
 def test_lowering_changes_one_variable_of_one_container(
     original: Manifest, where: Target, lower: Lower
@@ -104,7 +99,6 @@ def test_lowering_changes_one_variable_of_one_container(
         ]
 
 
-@unhurried
 @given(deployments, targets, ceilings)
 def test_what_is_lowered_already_is_left_alone(
     original: Manifest, where: Target, lower: Lower
@@ -113,7 +107,6 @@ def test_what_is_lowered_already_is_left_alone(
     assert decision.operations == ()
 
 
-@unhurried
 @given(deployments, targets, ceilings, st.none() | entries | others)
 def test_what_a_person_wrote_meanwhile_stays(
     original: Manifest, where: Target, lower: Lower, written: dict[str, Any] | None

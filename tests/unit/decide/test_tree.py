@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmbudget.api.budget import BudgetSpec
@@ -219,12 +219,9 @@ def test_a_rejected_child_leaves_its_siblings_alone() -> None:
     assert set(found.rejected) == {"b/bad"}
 
 
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-"""However busy the machine is."""
 numbers = st.integers(0, 11)
 
 
-@unhurried
 @given(st.dictionaries(numbers, st.none() | numbers, max_size=12))
 def test_each_budget_is_in_one_tree_below_its_parent_or_rejected(
     parents: dict[int, int | None],
@@ -249,7 +246,6 @@ def test_each_budget_is_in_one_tree_below_its_parent_or_rejected(
             assert one.parent in order[: order.index(one.account)]
 
 
-@unhurried
 @given(st.permutations(range(6)))
 def test_the_order_in_which_budgets_were_seen_does_not_matter(order: list[int]) -> None:
     budgets = [budget("a/b0")] + [budget(f"a/b{i}", f"a/b{(i - 1) // 2}") for i in range(1, 6)]
@@ -260,7 +256,6 @@ places = st.tuples(st.sampled_from("ab"), st.integers(0, 5)).map(lambda p: f"{p[
 steps = st.lists(st.tuples(places, st.none() | places, st.booleans(), st.booleans()), max_size=20)
 
 
-@unhurried
 @given(steps)
 def test_trees_that_are_regrown_after_each_change_are_those_planted_anew(
     changes: list[tuple[str, str | None, bool, bool]],
