@@ -85,7 +85,9 @@ class SimulatedProvider:
         self._hold_of = hold_of
         self._chance = chance
 
-    async def post(self, path: str, body: bytes, key: str, headers: Headers) -> Answer:
+    async def post(
+        self, path: str, body: bytes, key: str, headers: Headers, content_type: str
+    ) -> Answer:
         """Take a call, as `Upstream.post`."""
         trial = self.breaker.sending()
         try:

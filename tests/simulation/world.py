@@ -135,7 +135,7 @@ class Caller:
     answered: dict[str, str] = field(default_factory=dict)
     got: bytes = b""
 
-    async def body(self) -> bytes:
+    async def body(self, most: int) -> bytes:
         return self.body_bytes
 
     def response_bytes(self, status: int, headers: Headers, body: bytes) -> None:
@@ -431,12 +431,12 @@ class World:
     # What must hold
 
     def _check_answer(self, caller: Caller) -> None:
+        if self.faults:
+            raise Broken(f"the gateway failed: {self.faults[0]!r}") from self.faults[0]
         if caller.status not in (200, 400, 402, 409, 429, 502, 503):
             raise Broken(f"status {caller.status}: {caller.got!r}")
 
     def _report(self) -> Report:
-        if self.faults:
-            raise Broken(f"{len(self.faults)} faults of the gateway") from self.faults[0]
         if self.hanging:
             raise Broken(f"{self.hanging} callers have no answer")
         entries = self._settled()
