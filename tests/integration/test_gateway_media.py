@@ -19,13 +19,13 @@ from tests.support.gateway_process import (
     provider,
     rows,
 )
-from tests.unit.decide.test_audio import wav
+from tests.unit.decide.test_audio import mp3
 
 from llmbudget.ledger.interface import Entry
 
 pytestmark = pytest.mark.cluster
 TEXT = "canary prompt: say 12 words"
-SOUND = ("a.wav", wav(2.5), "audio/wav")
+SOUND = ("a.mp3", mp3(96), "audio/mpeg")
 
 
 @dataclass

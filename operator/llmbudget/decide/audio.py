@@ -1,17 +1,13 @@
 """How long a sound file is at most, by what it proves itself.
 
-Only formats whose length follows from the bytes that are there: PCM samples in WAV, and the frames
-of MP3, each of which says how long it lasts. Other containers merely claim a length.
+Only MP3 does: an unbroken chain of frames of one kind, each of which says how long it lasts. Other
+containers merely claim a length, PCM in WAV too: decoders look into its samples for compressed
+sound, which lasts a hundred times longer in as many bytes.
 """
 
 from __future__ import annotations
 
 from typing import Final
-
-_RIFF: Final = 12
-"""Bytes before the first chunk of a WAV file."""
-_PCM_FORMATS: Final = (1, 3)
-"""Whole numbers and floating-point ones, neither compressed."""
 
 _MPEG1, _MPEG2, _MPEG25 = 3, 2, 0
 _BITRATES: Final = {
@@ -31,60 +27,54 @@ _RATES: Final = {
 _SAMPLES: Final = {(_MPEG1, 3): 384, (_MPEG1, 2): 1152, (_MPEG1, 1): 1152}
 _SAMPLES_LATER: Final = {3: 384, 2: 1152, 1: 576}
 _NANOSECONDS: Final = 10**9
-_MOST_SKIPPED: Final = 64 * 1024
-"""Bytes that are no frame, such as a picture's, that a file may have in a row."""
+_LAST_TAG: Final = 128
+"""Bytes of a tag of version 1 at the end: less than a second of the slowest frames."""
 
 
 def longest(file: bytes) -> int | None:
     """Tell the most milliseconds that a file may last, in whole seconds; None: it proves none."""
-    nanoseconds = _wav(file) if file[:4] == b"RIFF" else _mp3(file)
+    nanoseconds = _mp3(file)
     return None if nanoseconds is None else -(-nanoseconds // _NANOSECONDS) * 1000
 
 
-def _wav(file: bytes) -> int | None:
-    """Count all bytes of the file as samples, whatever its chunks say of their sizes."""
-    if file[8:_RIFF] != b"WAVE" or file[_RIFF : _RIFF + 4] != b"fmt ":
-        return None
-    # A second format, hidden anywhere, might be the one that a decoder takes.
-    if file.count(b"fmt ") != 1 or len(file) < _RIFF + 24:
-        return None
-    coding, channels = _number(file, 20, 2), _number(file, 22, 2)
-    rate, bits = _number(file, 24, 4), _number(file, 34, 2)
-    if coding not in _PCM_FORMATS or not (channels and rate) or bits not in (8, 16, 24, 32, 64):
-        return None
-    return -(-len(file) * _NANOSECONDS // (rate * channels * bits // 8))
-
-
-def _number(file: bytes, at: int, size: int) -> int:
-    return int.from_bytes(file[at : at + size], "little")
-
-
 def _mp3(file: bytes) -> int | None:
-    """Add up the frames; None: this is no MP3, or it has long parts that are none."""
+    """Add up the frames; None: this is no MP3, or a decoder may find another chain in it.
+
+    A decoder takes the first place where frames of one kind follow each other. So they begin
+    right behind the tag, all have the same version, layer and rate, and nothing is between them.
+    """
     at = _after_tag(file)
-    total = skipped = 0
+    if at is None:
+        return None
+    total, kind = 0, _kind(file, at)
     while at + 4 <= len(file):
+        if len(file) - at == _LAST_TAG and file[at : at + 3] == b"TAG":
+            return total + _NANOSECONDS if total else None
         frame = _frame(file[at : at + 4])
-        if frame is None:
-            skipped += 1
-            if skipped > _MOST_SKIPPED or not total:
-                return None
-            at += 1
-            continue
+        if frame is None or _kind(file, at) != kind:
+            return None
         size, lasts = frame
         total += lasts
         at += size
     return total or None
 
 
-def _after_tag(file: bytes) -> int:
-    """Find where the sound begins behind an ID3 tag."""
-    if file[:3] != b"ID3" or len(file) < 10:
+def _kind(file: bytes, at: int) -> tuple[int, ...]:
+    """Read what all frames of a chain have in common: version, layer, rate."""
+    return (file[at + 1] & 0xFE, file[at + 2] & 0x0C) if at + 4 <= len(file) else ()
+
+
+def _after_tag(file: bytes) -> int | None:
+    """Find where the sound begins behind an ID3 tag; None: not all decoders take it for one."""
+    if file[:3] != b"ID3":
         return 0
+    head = file[3:10]
+    if len(head) < 7 or 0xFF in head[:2] or any(byte & 0x80 for byte in head[3:]):
+        return None
     size = 0
-    for byte in file[6:10]:
-        size = size << 7 | byte & 0x7F
-    return 10 + size + (10 if file[5] & 0x10 else 0)
+    for byte in head[3:]:
+        size = size << 7 | byte
+    return 10 + size + (10 if head[2] & 0x10 else 0)
 
 
 def _frame(header: bytes) -> tuple[int, int] | None:

@@ -189,7 +189,7 @@ def _most_units(units: Units, model: ModelConfig, prices: Prices) -> Units:
     known = [each for each in (units.milliseconds, most) if each is not None]
     if not known:
         raise Unbounded(
-            f"How long this audio is can't be proved: send it as WAV with PCM samples or as MP3, or"
+            f"How long this audio is can't be proved: send it as MP3, or"
             f" set audioSeconds of {model.name}"
         )
     return replace(units, milliseconds=min(known))

@@ -61,8 +61,13 @@ def opening(
         most_open=limits.count,
         task_id=_task(fields.get("task_id")) or task_id,
         idempotency_key=key,
-        fingerprint=hashlib.sha256(body).hexdigest() if key is not None else None,
+        fingerprint=_fingerprint(consumer, body) if key is not None else None,
     )
+
+
+def _fingerprint(consumer: Consumer, body: bytes) -> str:
+    """Tell a repetition from another request: of another budget it is another one."""
+    return hashlib.sha256(consumer.account.name.encode() + b"\n" + body).hexdigest()
 
 
 def _cap(value: object) -> Nano:

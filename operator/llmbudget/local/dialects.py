@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import wave
 from abc import ABC, abstractmethod
 from base64 import b64encode
 from collections.abc import Mapping
@@ -295,8 +293,11 @@ class Moderations(Embeddings):
         return {"id": call.id, "model": call.model, "results": [result]}
 
 
+_KILOBITS: Final = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
+
+
 class Transcriptions(Dialect):
-    """OpenAI's transcriptions: a form with a WAV file."""
+    """OpenAI's transcriptions: a form with an MP3 file (MPEG 1, layer III) of one bitrate."""
 
     path = "/v1/audio/transcriptions"
 
@@ -308,8 +309,8 @@ class Transcriptions(Dialect):
             for part in form.iter_parts()
         }
         texts = {name: part.get_content().strip() for name, part in parts.items() if name != "file"}
-        with wave.open(io.BytesIO(parts["file"].get_content())) as sound:
-            seconds = -(-sound.getnframes() // sound.getframerate())
+        sound = parts["file"].get_content()
+        seconds = -(-len(sound) * 8 // (_KILOBITS[sound[2] >> 4] * 1000))
         return {**texts, "seconds": seconds}
 
     def prompt(self, body: Body) -> Any:  # noqa: ANN401

@@ -37,8 +37,11 @@ _SESSION: Final = (
     "SET lock_timeout = '10s'",
     "SET statement_timeout = '20s'",
     "SET idle_in_transaction_session_timeout = '10s'",
+    "SELECT set_config('synchronous_commit', 'on', false) "
+    "WHERE current_setting('synchronous_commit') = 'off'",
 )
-"""A gateway that vanishes with its machine must not keep the others waiting for its locks."""
+"""A gateway that vanishes with its machine must not keep the others waiting for its locks; and what
+is granted must outlive a crash, whatever the database's default says."""
 
 _AGAIN: Final = (
     errors.SerializationFailure,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.offers import offer
-from tests.unit.decide.test_audio import wav
+from tests.unit.decide.test_audio import mp3
 
 from llmbudget.api.money import Nano
 from llmbudget.contract.config import ImagePrice, ModelConfig, Prices
@@ -218,7 +218,7 @@ def test_what_images_refuse(fields: dict[str, object], param: str) -> None:
 
 def form(*fields: tuple[str, str], data: bytes = b"", boundary: str = "cut") -> bytes:
     found = [("model", "m"), *fields]
-    return write_form(boundary, found, File("a.wav", "audio/wav", data or wav(2.5)))
+    return write_form(boundary, found, File("a.wav", "audio/wav", data or mp3(96)))
 
 
 MINUTES = priced(units_only(minute=Decimal(6_000_000)))
@@ -231,7 +231,7 @@ def test_a_transcript_by_the_minute_is_held_for_by_what_the_file_proves() -> Non
         bound(parse_transcription(form(data=b"OggS....")), MINUTES)
     most = MINUTES.model_copy(update={"audio_seconds": 60})
     assert bound(parse_transcription(form(data=b"OggS....")), most) == 6_000_000
-    assert bound(parse_transcription(form(data=wav(100, 1000))), most) == 6_000_000
+    assert bound(parse_transcription(form(data=mp3(3829))), most) == 6_000_000
 
 
 def test_a_transcript_by_tokens_is_held_for_by_the_models_context() -> None:
@@ -302,7 +302,7 @@ def test_the_same_form_is_the_same_call_however_it_is_cut() -> None:
     assert one.identity is not None
     assert two.identity is not None
     assert one.identity() == two.identity()
-    for other in (form(("language", "de")), form(data=wav(3))):
+    for other in (form(("language", "de")), form(data=mp3(120))):
         identity = parse_transcription(other).identity
         assert identity is not None
         assert identity() != one.identity()
