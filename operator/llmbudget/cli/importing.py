@@ -202,12 +202,22 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 def _cap(path: Path) -> Decimal | None:
     """Read MONTHLY_BUDGET_CAP of the guide's config.py, without running it."""
     text = path.read_text(encoding="utf-8")
-    for statement in ast.parse(text).body:
+    try:
+        statements = ast.parse(text).body
+    except (SyntaxError, ValueError) as error:
+        # Its text would show what stands there, which may be a key.
+        where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise NotImported(f"{path}{where}: no Python") from None
+    for statement in statements:
         if not isinstance(statement, ast.Assign):
             continue
         named = [target.id for target in statement.targets if isinstance(target, ast.Name)]
         if "MONTHLY_BUDGET_CAP" in named:
-            return Decimal(ast.get_source_segment(text, statement.value) or "")
+            try:
+                return Decimal(ast.get_source_segment(text, statement.value) or "")
+            except InvalidOperation:
+                where = f"{path}, line {statement.lineno}"
+                raise NotImported(f"{where}: MONTHLY_BUDGET_CAP is no plain number") from None
     return None
 
 
@@ -249,7 +259,10 @@ def _yaml(path: Path) -> dict[str, Any]:
     try:
         found = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506, a SafeLoader
     except yaml.YAMLError as error:
-        raise NotImported(f"{path}: {error}") from None
+        # Its text would show what stands there, which may be a key.
+        mark = getattr(error, "problem_mark", None)
+        where = "" if mark is None else f", line {mark.line + 1}"
+        raise NotImported(f"{path}{where}: no YAML ({type(error).__name__})") from None
     if not isinstance(found, dict):
         raise NotImported(f"{path}: no mapping")
     return found

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from llmbudget.api.budget import LabelSelector, Target
 from llmbudget.api.meta import (
     ANNOTATION_ALLOW_BUDGET,
@@ -102,12 +104,16 @@ def former_target(deployment: Manifest) -> Target | None:
     container = annotations.get(ANNOTATION_DOWNGRADED_CONTAINER)
     if not variable or container is None or _container(deployment, container) is None:
         return None
-    return Target(
-        namespace=metadata["namespace"],
-        selector=LabelSelector(match_labels={"*": "*"}),
-        container=container,
-        env=variable,
-    )
+    try:
+        return Target(
+            namespace=metadata["namespace"],
+            selector=LabelSelector(match_labels={"*": "*"}),
+            container=container,
+            env=variable,
+        )
+    except ValidationError:
+        # Someone else's writing: we change no variable of such a name.
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +132,7 @@ def _original(annotations: Mapping[str, str], variable: str) -> _Original | None
         return None
     try:
         entry = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         # Someone else's writing: nothing here is ours to put back.
         return _Original(None, None, None)
     known = entry is None or (isinstance(entry, dict) and entry.get("name") == variable)

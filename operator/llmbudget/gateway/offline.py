@@ -73,7 +73,7 @@ class OfflineIdentities:
         except jwt.PyJWTError:
             raise _refused("it is no token") from None
         age = self._steady() - self._read_at
-        if not self._keys or (wanted not in self._keys and age > RETRY_SECONDS):
+        if wanted not in self._keys and age > RETRY_SECONDS:
             await self._read()
         elif age > REFRESH_SECONDS and (self._refresh is None or self._refresh.done()):
             self._refresh = asyncio.create_task(self._read())

@@ -72,7 +72,7 @@ class Actions:
             self._due.pop(key, None)
             return
         root, event = due
-        budget = self._store.budgets.get(event.account)
+        budget = self._member(root, event.account)
         if budget is not None:
             if key not in self._told:
                 await self._recorder.record_once(
@@ -84,7 +84,7 @@ class Actions:
                     warning=event.action in _GRAVE,
                 )
                 self._told[key] = set()
-            await self._notify(budget, event, self._told[key])
+            await self._notify(root, budget, event, self._told[key])
         if root in self._store.budgets:
             await self._streams.acknowledge(root, event.id)
         self._due.pop(key, None)
@@ -93,11 +93,18 @@ class Actions:
         if len(self._done) > _MOST_DONE:
             del self._done[next(iter(self._done))]
 
-    async def _notify(self, budget: Budget, event: ActionEvent, done: set[str]) -> None:
+    def _member(self, root: str, account: str | None) -> Budget | None:
+        """Find a budget of the tree that a gateway may speak for: what only claims to belong to it,
+        or belongs to another, is none."""
+        if account is None or self._store.forest.roots.get(account) != root:
+            return None
+        return self._store.budgets.get(account)
+
+    async def _notify(self, root: str, budget: Budget, event: ActionEvent, done: set[str]) -> None:
         """Send a notice, by the Secret of the nearest budget of the path that names one."""
         holder: Budget | None = budget
         while holder is not None and holder.spec.notifications is None:
-            holder = self._store.budgets.get(holder.parent) if holder.parent else None
+            holder = self._member(root, holder.parent)
         if holder is None or holder.spec.notifications is None:
             return
         name = holder.spec.notifications.secret_ref.name

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 _TOKEN_SECONDS: Final = 3600
 _RETRY_SECONDS: Final = (0.25, 10.0)
+_LASTING_SECONDS: Final = 5.0
+"""A stream that went on for so long was a good one."""
 _BLIND_SECONDS: Final = 10.0
 """How long a gateway is followed that can't count money."""
 
@@ -140,15 +142,15 @@ class Streams:
 
     async def _run(self, root: str, place: Place) -> None:
         first, longest = _RETRY_SECONDS
-        pause = first
+        pause, hurried = first, False
         while True:
             state = self._states[root]
-            said = False
+            said, began = False, time.monotonic()
             try:
                 client = self._client(root, place, self._turns.setdefault(root, 0))
                 try:
                     async for event in self._patiently(state, client.events()):
-                        pause, said = first, True
+                        said = True
                         self._take(root, state, event)
                 finally:
                     await client.close()
@@ -160,8 +162,12 @@ class Streams:
                 log.exception("stream", extra={"fields": {"budget": root}})
                 problem = f"its stream could not be read ({type(error).__name__})"
             self._turns[root] += 1
-            if said and state.connected:
+            if time.monotonic() - began >= _LASTING_SECONDS:
+                pause, hurried = first, False
+            if said and state.connected and not hurried:
                 # Gateways are rolled and killed: another one is asked before anything is said.
+                # Once: whoever only begins to speak must not keep the operator busy.
+                hurried = True
                 continue
             if state.connected or state.problem != problem:
                 state.asked, state.connected, state.problem = True, False, problem

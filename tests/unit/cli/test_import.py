@@ -116,6 +116,27 @@ def test_no_key_is_shown_and_only_its_owner_reads_it(installation: Path) -> None
     assert CANARY not in again.output
 
 
+@pytest.mark.parametrize(
+    ("path", "written", "told"),
+    [
+        ("configs/production-smb.yaml", f"posthog:\n  api_key: {CANARY}: x\n", "line 2: no YAML"),
+        ("src/router/config.py", f'KEY = "{CANARY}\n', "line 1: no Python"),
+        ("src/router/config.py", f"MONTHLY_BUDGET_CAP = float('{CANARY}')\n", "no plain number"),
+    ],
+)
+def test_no_key_is_shown_by_what_is_wrong_with_a_file(
+    installation: Path, path: str, written: str, told: str
+) -> None:
+    caps = installation / "configs" / "production-smb.yaml"
+    caps.write_text(caps.read_text().replace("  monthly_cap: 100.00\n", ""))
+    (installation / path).write_text(written)
+    said = run(installation)
+    assert said.exit_code == 1
+    assert told in said.output
+    assert CANARY not in said.output
+    assert isinstance(said.exception, SystemExit)
+
+
 @pytest.mark.parametrize("profile", ["enterprise", "global"])
 def test_several_gateways_share_a_database(installation: Path, profile: str) -> None:
     name = f"production-{profile}.yaml"

@@ -205,6 +205,15 @@ def test_a_former_target_is_found_by_its_annotations_and_put_back() -> None:
     assert unversioned(step(lowered, None, where)) == unversioned(original)
 
 
+def test_annotations_of_someone_elses_writing_lead_to_no_target() -> None:
+    changed = step(deployment(None, [value("dear")]), lower_to("cheap"), target("b"))
+    annotations = changed["metadata"]["annotations"]
+    annotations[ANNOTATION_ORIGINAL_ENV] = "[" * 100_000
+    assert unversioned(step(changed, None, target("b")))["spec"] == unversioned(changed)["spec"]
+    annotations["llmbudget.io/model-env"] = "no variable"
+    assert former_target(changed) is None
+
+
 def test_of_a_former_target_that_a_person_changed_only_annotations_are_put_back() -> None:
     lowered = with_env(step(deployment([value("dear")]), lower_to("cheap")), [value("middling")])
     back = step(lowered, None, former_target(lowered))

@@ -141,3 +141,16 @@ async def test_what_one_that_died_had_begun_is_told_by_the_next(instance: str) -
         api.events[name] = {"reportingInstance": "one", "eventTime": begun.isoformat()}
         await actions(api, store, gateways, instance).carry_out(KEY)
     assert (len(notices), gateways.acknowledged) == (1, [CROSSED.id])
+
+
+@pytest.mark.parametrize("having", [("org",), ("org", "team")])
+async def test_a_gateway_speaks_for_no_budget_outside_its_tree(having: tuple[str, ...]) -> None:
+    """A child that its parent refuses is in no tree: what its own root's gateway says of it must
+    not reach the channels of the parent that it names."""
+    api, gateways = Api(), Gateways()
+    store = tree(*having)
+    stranger = "evil/org"
+    told = Actions(api, store, cast(Streams, gateways), Recorder(api, "one"), {"127.0.0.1"})
+    await told.carry_out(told.take(stranger, CROSSED))
+    assert api.asked == []
+    assert api.events == {}
