@@ -33,6 +33,19 @@ Manifest = dict[str, Any]
 pytestmark = pytest.mark.timeout(900)  # Helm is built where it is not in the cache yet
 
 
+class Strict(yaml.SafeLoader):
+    """Refuses a key that is written twice, as Flux and kustomize do."""
+
+
+def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    assert len(set(keys)) == len(keys), f"a key is written twice: {keys}{node.start_mark}"
+    return loader.construct_mapping(node, deep=True)
+
+
+Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
 @pytest.fixture(scope="session")
 def helm() -> Path:
     return binaries.tool("helm", print)
@@ -45,7 +58,7 @@ def run(helm: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def rendered(helm: Path, *arguments: str | Path, namespace: str) -> list[Manifest]:
     done = run(helm, "template", "llmbudget", CHART, "--namespace", namespace, *arguments)
     assert done.returncode == 0, done.stderr
-    return sorted(filter(None, yaml.safe_load_all(done.stdout)), key=place)
+    return sorted(filter(None, yaml.load_all(done.stdout, Loader=Strict)), key=place)
 
 
 def plain(document: Manifest) -> Manifest:

@@ -220,7 +220,11 @@ def _placed(document: str, namespace: str | None = None) -> str:
     if namespace is not None:
         document = _sub(r"(\nmetadata:\n  name: .*\n)", rf"\1  namespace: {namespace}\n", document)
     if re.search(r"^  labels:$", document, re.MULTILINE):
-        document = _sub(r"(\n  labels:\n)", rf"\1{_LABELS}", document)
+        document = _sub(
+            r"(\n  labels:\n)(?:    app\.kubernetes\.io/(?:name|part-of): .*\n)*",
+            rf"\1{_LABELS}",
+            document,
+        )
     else:
         document = _sub(
             r"(\nmetadata:\n  name: .*\n(?:  namespace: .*\n)?)",
