@@ -75,10 +75,11 @@ class Demo:
         provider, self._bill = await stage.provider(prices, key, latency_ms=LATENCY_MS)
         screen.step("provider simulator", f"{provider}, with a bill of its own")
         host = provider.removeprefix("http://").removesuffix("/v1")
-        await stage.operator(allow_private=[host])
-        screen.step("operator", "as its own ServiceAccount, with the RBAC of the manifests")
         sink = await stack.enter_async_context(await serve(self._show.notice, 0))
-        ports = {PROVIDER_AT: host, NOTICES_AT: f"127.0.0.1:{port_of(sink)}"}
+        notices = f"127.0.0.1:{port_of(sink)}"
+        ports = {PROVIDER_AT: host, NOTICES_AT: notices}
+        await stage.operator(allow_private=[host, notices])
+        screen.step("operator", "as its own ServiceAccount, with the RBAC of the manifests")
         await self._apply(ports)
         screen.step("examples/demo", f"applied: {BUDGET} is $1.00 a month, for {APPLICATION}")
         node = Node(self._cluster, "local")
