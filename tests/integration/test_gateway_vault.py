@@ -111,11 +111,15 @@ async def reconfigure(
         await asyncio.sleep(0.05)
 
 
+NOT_READ = "has not been read yet"
+
+
 async def problem(process: GatewayProcess) -> str:
     """Ask the gateway, as the operator does, why it lacks the key."""
     token = await process.operators_token()
     async for event, data in events(process, token):
-        if event == "keys" and data["missing"]:
+        # What Vault says comes a moment after the configuration.
+        if event == "keys" and NOT_READ not in data["reasons"].get("sim", NOT_READ):
             return str(data["reasons"]["sim"])
     raise AssertionError("the stream ended")
 
