@@ -74,6 +74,7 @@ async def test_every_child_of_a_budget(
         f"Role/{GATEWAY}",
         f"RoleBinding/{GATEWAY}",
         f"Service/{GATEWAY}",
+        f"Service/{GATEWAY}-pods",
         f"NetworkPolicy/{GATEWAY}",
         f"Deployment/{GATEWAY}",
         "PersistentVolumeClaim/team-a-ledger",
