@@ -9,7 +9,7 @@ STAMP := .venv/.ready
 .PHONY: bench-ledger bench-million bench-parts bench-profile bench-replicas
 
 help: ## Show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv with the llmbudget command, from the hash-locked requirements
 
@@ -22,6 +22,9 @@ demo: setup ## Spend a budget on a real Kubernetes API on this machine (KEEP=1 l
 
 test: setup ## Run all tests, against a real Kubernetes API on this machine
 	@$(BIN)/pytest
+
+test-every-write: setup ## Let the operator die after each of its writes in turn (minutes)
+	@EVERY_WRITE=1 $(BIN)/pytest tests/faults/test_operator_every_call.py
 
 fuzz: setup ## Send the gateway ten thousand requests made from its OpenAPI document
 	@FUZZ_CASES=10000 $(BIN)/pytest tests/integration/test_gateway_fuzz.py -q -s --timeout=1800

@@ -9,6 +9,7 @@ the write before.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -36,7 +37,14 @@ from llmbudget.local.http1 import Answer, Request, port_of, serve
 from llmbudget.local.stage import Stage
 from llmbudget.reconcile.controller import Controller
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(
+        "EVERY_WRITE" not in os.environ, reason="takes minutes: run by `make test-every-write`"
+    ),
+]
 AT_ONCE = 16
 LEAST = 30
 """Writes that the life of a budget takes at least: fewer, and this test tries nothing."""
