@@ -5,7 +5,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: help setup demo test e2e fuzz simulate check generate golden lock image sbom release bench-overrun bench-gateway bench-streams bench-operator clean
+.PHONY: help setup demo test test-every-write e2e fuzz simulate check generate golden lock image sbom release bench-overrun bench-gateway bench-streams bench-operator clean
 .PHONY: bench-ledger bench-million bench-parts bench-profile bench-replicas
 
 help: ## Show this list
