@@ -5,7 +5,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: help setup demo test test-every-write e2e fuzz simulate check generate golden lock image sbom release bench-overrun bench-gateway bench-streams bench-operator clean
+.PHONY: help setup demo test test-every-write e2e fuzz storm simulate check generate golden lock image sbom release bench-overrun bench-gateway bench-streams bench-operator clean
 .PHONY: bench-ledger bench-million bench-parts bench-profile bench-replicas
 
 help: ## Show this list
@@ -25,6 +25,9 @@ test: setup ## Run all tests, against a real Kubernetes API on this machine
 
 test-every-write: setup ## Let the operator die after each of its writes in turn (minutes)
 	@EVERY_WRITE=1 $(BIN)/pytest tests/faults/test_operator_every_call.py
+
+storm: setup ## Fifteen gateways, a thousand callers, everything breaking (about ten minutes)
+	@$(BIN)/pytest tests/faults/test_storm.py --storm -s
 
 fuzz: setup ## Send the gateway ten thousand requests made from its OpenAPI document
 	@FUZZ_CASES=10000 $(BIN)/pytest tests/integration/test_gateway_fuzz.py -q -s --timeout=1800

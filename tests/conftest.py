@@ -33,6 +33,7 @@ settings.load_profile("unhurried")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`make golden`."""
     parser.addoption("--update-golden", action="store_true", help="write the golden files anew")
+    parser.addoption("--storm", action="store_true", help="1,000 callers, and a larger cap")
 
 
 class KubectlError(Exception):

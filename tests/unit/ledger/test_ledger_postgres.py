@@ -141,10 +141,15 @@ def test_who_was_not_watched_all_the_while_is_not_dead():
     assert watch.dead({1: 5, 2: 7, 3: 0}, mine=1) == [2]
     assert watch.dead({1: 5, 2: 8}, mine=1) == [], "it got on"
     now[0] = 25
-    watch.forget()
+    watch.interrupted()
     assert watch.dead({1: 5, 2: 8}, mine=1) == [], "the database was away"
+    now[0] = 31
+    assert watch.dead({1: 5, 2: 8}, mine=1) == []
+    watch.interrupted()
     now[0] = 35
-    assert watch.dead({1: 5, 2: 8}, mine=1) == [2]
+    assert watch.dead({1: 5, 2: 8}, mine=1) == [], "what was not seen does not count"
+    now[0] = 39
+    assert watch.dead({1: 5, 2: 8}, mine=1) == [2], "connections that flap keep nobody alive"
 
 
 @pytest.fixture

@@ -406,7 +406,7 @@ class Store:
     def _connected(self) -> Connection:
         if self._connection is None:
             self._connection = self._database.connect()
-            self._watch.forget()
+            self._watch.interrupted()
         return self._connection
 
     def _abandon(self) -> set[str]:
