@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 _PLACES = ("/usr/lib/*/faketime/libfaketime.so.1", "/usr/local/lib/faketime/libfaketime.so.1")
@@ -26,8 +27,11 @@ def find_library() -> Path:
 class FakedClock:
     """A wall clock that is some seconds off; steady clocks stay as they are."""
 
-    def __init__(self, folder: Path) -> None:
-        self._file = folder / "faketime"
+    def __init__(self) -> None:
+        # Not in a test's own folder, which only this user may enter, and the server is another's.
+        self._folder = tempfile.TemporaryDirectory(prefix="llmbudget-clock-")
+        Path(self._folder.name).chmod(0o755)
+        self._file = Path(self._folder.name) / "faketime"
         self._library = find_library()
         self.offset = 0
         self.move(0)
@@ -42,6 +46,10 @@ class FakedClock:
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "DONT_FAKE_MONOTONIC": "1",
         }
+
+    def stop(self) -> None:
+        """Remove its file."""
+        self._folder.cleanup()
 
     def move(self, seconds: int) -> None:
         """Move the clock, forwards or backwards; it is believed within a second."""

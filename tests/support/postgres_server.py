@@ -3,6 +3,7 @@ is installed where this is root."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -110,7 +111,6 @@ class PostgresServer:
                 ],
                 cwd="/",
                 env=self._environment,
-                start_new_session=True,
                 stdout=log,
                 stderr=log,
                 **self._user,
@@ -136,7 +136,12 @@ class PostgresServer:
     def kill_hard(self) -> None:
         """SIGKILL to all of its processes at once."""
         assert self._process is not None
-        os.killpg(self._process.pid, signal.SIGKILL)
+        parent = self._process.pid
+        # Each backend is a session of its own: no group holds them all.
+        text = Path(f"/proc/{parent}/task/{parent}/children").read_text()
+        for each in (parent, *map(int, text.split())):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
         self._process.wait(30)
 
     def promote(self) -> None:

@@ -38,7 +38,10 @@ class SharedLedger:
         """Read all rows once no hold is left."""
         deadline = time.monotonic() + seconds
         while self.query("SELECT count(*) FROM holds") != [(0,)]:
-            assert time.monotonic() < deadline, "a hold is never resolved"
+            assert time.monotonic() < deadline, (
+                f"holds are never resolved: {self.query('SELECT id, period, epoch FROM holds')}; "
+                f"owners: {self.query('SELECT * FROM owners')}"
+            )
             await asyncio.sleep(0.2)
         with psycopg.connect(self.url) as connection:
             return Rows(connection).entries(0, 10**7)

@@ -67,8 +67,7 @@ class Databases:
     """A primary and its synchronous standby, whose clock can be moved."""
 
     def __init__(self, folder: Path) -> None:
-        folder.chmod(0o755)
-        self.clock = FakedClock(folder)
+        self.clock = FakedClock()
         environment = self.clock.environment
         self.primary = PostgresServer((*_SETTINGS, "synchronous_standby_names=*"), environment)
         self.primary.start()
@@ -100,6 +99,7 @@ class Databases:
     def stop(self) -> None:
         self.standby.stop()
         self.primary.stop()
+        self.clock.stop()
 
 
 class Storm:

@@ -211,6 +211,38 @@ async def test_a_hold_that_was_refused_though_it_was_committed_is_given_back(
     await ledger.close()
 
 
+async def test_a_hold_that_was_refused_though_it_was_committed_is_given_back_once(
+    engine, proxy, monkeypatch
+):
+    """Also where its caller settles it all the same, in the transaction that gives it back."""
+    ledger = await engine.open()
+    await ledger.configure([account(cap=1000)], time_zone="UTC", generation=1)
+    await ledger.hold(ask("0", 500))
+    monkeypatch.setattr(store, "PATIENCE_SECONDS", 0)
+    proxy.cut_next_commit()
+    with pytest.raises(LedgerUnavailable):
+        await ledger.hold(ask("1", 10))
+    assert (await ledger.settle("1", Settlement(Nano(3)))).outcome is Outcome.RELEASED
+    assert engine.query("SELECT spent, held FROM account_periods") == [(0, 500)]
+    await ledger.close()
+
+
+async def test_what_was_granted_outlives_an_outage(engine, proxy, monkeypatch):
+    """The refusal of a later call must not give back the hold of one that is under way."""
+    ledger = await engine.open()
+    await ledger.configure([account(cap=1000)], time_zone="UTC", generation=1)
+    await ledger.hold(ask("1", 10))
+    monkeypatch.setattr(store, "PATIENCE_SECONDS", 0)
+    proxy.cut_request = lambda _: True
+    with pytest.raises(LedgerUnavailable):
+        await ledger.hold(ask("2", 10))
+    proxy.cut_request = lambda _: False
+    await ledger.hold(ask("3", 10))
+    assert engine.query("SELECT spent, held FROM account_periods") == [(0, 20)]
+    assert (await ledger.settle("1", Settlement(Nano(7)))).outcome is Outcome.METERED
+    await ledger.close()
+
+
 async def test_backends_that_are_ended_and_transactions_that_must_be_repeated(engine, postgres):
     ledger = await engine.open()
     await ledger.configure([account(cap=10**6)], time_zone="UTC", generation=1)

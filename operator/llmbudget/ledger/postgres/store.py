@@ -338,7 +338,10 @@ class Store:
         absent = frozenset(new) - used if asked.ids is not None else frozenset()
         book.shelve(Rows(connection, Fetched(absent, keys)))
         if used:
-            book.holds.update((hold.id, hold) for hold in Rows(connection).holds(sorted(used)))
+            # The rows still show what this transaction itself has given back.
+            open_ones = used.difference(book.changes.closed)
+            holds = Rows(connection).holds(sorted(open_ones))
+            book.holds.update((hold.id, hold) for hold in holds)
 
     def _look_after(self, connection: Connection, book: Book) -> None:
         """Charge the holds of owners that are gone."""
@@ -399,6 +402,8 @@ class Store:
         for hold_id in foreign:
             del book.holds[hold_id]
         self._told.update((row.id, row.acknowledged) for row in book.changes.actions.values())
+        # What is committed is in no doubt any more, whatever the next transaction comes to.
+        book.begin()
 
     def _look_due(self) -> bool:
         return time.monotonic() - self._looked_at >= LOOK_SECONDS
@@ -413,5 +418,6 @@ class Store:
         """Forget what may differ from the database, the connection too; tell the holds that may
         have been opened all the same."""
         book, self._book = self._book, None
+        self._partitions = set()
         self.close()
         return set() if book is None else set(book.changes.opened)
