@@ -27,7 +27,7 @@ test-every-write: setup ## Let the operator die after each of its writes in turn
 	@EVERY_WRITE=1 $(BIN)/pytest tests/faults/test_operator_every_call.py
 
 storm: setup ## Fifteen gateways, a thousand callers, everything breaking (about ten minutes)
-	@$(BIN)/pytest tests/faults/test_storm.py --storm -s
+	@STORM=1 $(BIN)/pytest tests/faults/test_storm.py --storm -s
 
 fuzz: setup ## Send the gateway ten thousand requests made from its OpenAPI document
 	@FUZZ_CASES=10000 $(BIN)/pytest tests/integration/test_gateway_fuzz.py -q -s --timeout=1800

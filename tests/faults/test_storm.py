@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +14,12 @@ from tests.support.storm import Databases, Plan, Seen, Storm
 from llmbudget.clients.cluster import Cluster
 from llmbudget.ledger.interface import Entry, Outcome
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif("STORM" not in os.environ, reason="takes minutes: run by `make storm`"),
+]
 
 
 @pytest.fixture
