@@ -8,6 +8,7 @@ proxies that the environment names are never used: either would carry the key el
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import ssl
 import time
@@ -76,16 +77,18 @@ class Answer:
 
 
 class Upstream:
-    """One provider. Its pool is made on first use, and again when its address changes."""
+    """One provider. Its pool is made on first use, and again when its address or the file with its
+    certificate authorities changes."""
 
     def __init__(self, provider: ProviderConfig, ca_directory: Path) -> None:
         self.provider = provider
-        self._ca_directory = ca_directory
         parts = urlsplit(provider.endpoint)
         self._host = parts.hostname or ""
         self._secure = parts.scheme == "https"
         self._port = parts.port or (443 if self._secure else 80)
-        self._tls: ssl.SSLContext | None = None
+        self._bundle = None if provider.ca_file is None else ca_directory / provider.ca_file
+        self._bundle_read: tuple[int, ...] | None = None
+        """Which state of the bundle is trusted now."""
         self._pool: Pool | None = None
         self._resolved_at = float("-inf")
         self._failed_at = float("-inf")
@@ -182,25 +185,39 @@ class Upstream:
             except ForbiddenAddress as error:
                 raise NotSent(str(error)) from None
             # An address that still holds is kept, and its connections with it.
-            if self._pool is None or self._pool.address not in addresses:
+            if (
+                self._pool is None
+                or self._pool.address not in addresses
+                or self._bundle_read != self._bundle_state()
+            ):
                 await self._renew_pool(address)
             self._resolved_at = time.monotonic()
             assert self._pool is not None
             return self._pool
 
     async def _renew_pool(self, address: str) -> None:
-        if self._secure and self._tls is None:
-            name = self.provider.ca_file
-            bundle = None if name is None else self._ca_directory / name
+        state = self._bundle_state()
+        tls: ssl.SSLContext | None = None
+        if self._secure:
             try:
-                self._tls = await asyncio.to_thread(trusted, bundle)
+                tls = await asyncio.to_thread(trusted, self._bundle)
             except BadBundle as error:
                 raise NotSent(str(error)) from None
         seconds = self.provider.connect_timeout_ms / _MILLISECONDS
         before = self._pool
-        self._pool = Pool(self._host, address, self._port, self._tls, seconds)
+        self._pool = Pool(self._host, address, self._port, tls, seconds)
+        self._bundle_read = state
         if before is not None:
             before.close()
+
+    def _bundle_state(self) -> tuple[int, ...] | None:
+        """Tell one state of the CA bundle's file from another; None: there is none."""
+        if self._bundle is None:
+            return None
+        with contextlib.suppress(OSError):
+            found = self._bundle.stat()
+            return found.st_ino, found.st_mtime_ns, found.st_size
+        return ()
 
     async def _resolve(self) -> list[str]:
         try:
