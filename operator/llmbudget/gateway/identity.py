@@ -87,7 +87,8 @@ class Identities:
             task.add_done_callback(lambda done: self._done(digest, done))
         try:
             # Shielded: a caller that goes away must not take the others' answer along.
-            return await asyncio.wait_for(asyncio.shield(task), REVIEW_SECONDS)
+            async with asyncio.timeout(REVIEW_SECONDS):
+                return await asyncio.shield(task)
         except ApiError as error:
             raise unavailable(
                 "This gateway may not have tokens reviewed: its ServiceAccount is not bound to"

@@ -55,7 +55,8 @@ async def stream_balances(
                         told[name] = event
                         await transport.send_bytes(_event(name, seq, event))
                 try:
-                    item = await asyncio.wait_for(queue.get(), _LOOK_SECONDS)
+                    async with asyncio.timeout(_LOOK_SECONDS):
+                        item = await queue.get()
                 except TimeoutError:
                     silent += _LOOK_SECONDS
                     if silent >= HEARTBEAT_SECONDS:

@@ -193,7 +193,8 @@ class _State:
             self._changed.clear()
             delay = self._bucket_delays()[0]
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), delay or None)
+                async with asyncio.timeout(delay or None):
+                    await self._changed.wait()
 
     def _full(self) -> bool:
         most = self.limits.concurrent

@@ -122,7 +122,8 @@ class Demo:
             assert client.stdout is not None
             try:
                 with _background(self._show.follow_cluster()):
-                    await asyncio.wait_for(self._show.follow_client(client.stdout), PATIENCE)
+                    async with asyncio.timeout(PATIENCE):
+                        await self._show.follow_client(client.stdout)
                     with contextlib.suppress(StageError):  # the verdict will say what is missing
                         await self._stage.until("the last figures", self._settled, SETTLING)
             except TimeoutError:

@@ -56,7 +56,8 @@ async def stop(process: asyncio.subprocess.Process, grace: float = GRACE) -> Non
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
         try:
-            await asyncio.wait_for(process.wait(), grace)
+            async with asyncio.timeout(grace):
+                await process.wait()
         except TimeoutError:
             process.kill()
             await process.wait()

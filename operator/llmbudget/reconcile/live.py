@@ -128,7 +128,8 @@ class Live:
         keys = [self._follow(kind, where) for kind, where in wanted]
         for key in keys:
             try:
-                await asyncio.wait_for(self._synced[key].wait(), _SYNC_SECONDS)
+                async with asyncio.timeout(_SYNC_SECONDS):
+                    await self._synced[key].wait()
             except TimeoutError:
                 raise ApiError(0, "Timeout", f"listing {key[0]} takes too long") from None
             if key in self._forbidden:

@@ -137,7 +137,8 @@ async def keep_listing(controller: Controller, relisted: asyncio.Event) -> None:
     kopf does not tell what was deleted in a gap."""
     while True:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(relisted.wait(), RESYNC_SECONDS)
+            async with asyncio.timeout(RESYNC_SECONDS):
+                await relisted.wait()
         await asyncio.sleep(_SETTLE_SECONDS)
         relisted.clear()
         try:

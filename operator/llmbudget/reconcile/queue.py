@@ -7,6 +7,7 @@ exponentially, each key for itself, so that a poisoned resource delays no other.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import logging
 import random
@@ -113,10 +114,9 @@ class WorkQueue:
             if found is not None:
                 del self._due[found]
                 return found
-            try:
-                await asyncio.wait_for(self._changed.wait(), pause)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._changed.wait()
 
     async def _retry(self, key: str, error: Exception) -> None:
         count = self._failures.get(key, 0)

@@ -261,3 +261,18 @@ def test_cancelling_ends_the_work_and_keeps_what_is_due() -> None:
         await bench.work_for(100)
 
     assert on_bench(scenario).started == ["now", "later"]
+
+
+def test_it_ends_though_there_is_work_at_the_same_instant() -> None:
+    """An operator that has lost its Lease must not go on: nothing may swallow the cancellation."""
+
+    async def scenario(bench: Bench) -> None:
+        task = asyncio.create_task(bench.queue.run())
+        bench.queue.add("later", 100)
+        await asyncio.sleep(1)
+        bench.queue.add("now")
+        task.cancel()
+        await asyncio.wait([task], timeout=10)
+        assert task.cancelled()
+
+    on_bench(scenario)
