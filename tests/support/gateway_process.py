@@ -57,6 +57,7 @@ PRICES: dict[str, dict[str, Any]] = {
         **{"inputPer1K": "0.001", "outputPer1K": "0.004"},
         "longContext": [{"above": 200, "inputPer1K": "0.002", "outputPer1K": "0.006"}],
     },
+    "finder": {"inputPer1K": "0.0006", "outputPer1K": "0.0006", "per1KSearches": "10"},
 }
 MEDIA_PRICES: dict[str, dict[str, Any]] = {
     "whisper": {"perMinute": "0.006"},
@@ -95,11 +96,14 @@ def media_models() -> tuple[ModelConfig, ...]:
 
 def prices_of(like: str) -> Prices | None:
     """Resolve the prices of a resource that states what the simulator charges."""
+    cost = dict((PRICES | MEDIA_PRICES)[like])
+    searches = cost.pop("per1KSearches", None)
     spec = ProviderSpec.model_validate(
         {
             "endpoint": "https://sim.example",
             "credentials": {"secretKeyRef": {"name": "keys", "key": "KEY"}},
-            "models": [{"name": like, "cost": (PRICES | MEDIA_PRICES)[like]}],
+            "models": [{"name": like, "cost": cost}],
+            "hosted": {"webSearchPer1K": searches} if searches else {},
         }
     )
     return resolve_prices(spec.models[0], spec, datetime.now(UTC))

@@ -284,6 +284,23 @@ class ProviderModel(Model):
     """Expected latency in milliseconds; `auto:fastest` chooses by it."""
 
 
+class Hosted(Model):
+    """What the provider may do by itself in a call, beside answering. Each is off until it is named
+    here; calls that ask for it are refused before."""
+
+    web_search_per_1k: Price | None = Field(default=None, alias="webSearchPer1K")
+    """USD for 1,000 web searches, as a decimal string. Callers may then use the tool `web_search`
+    of OpenAI's responses, with `max_tool_calls`, and `web_search_20250305` of Anthropic's messages,
+    with `max_uses`. What is searched for is told to the provider's search engine."""
+    files: bool = False
+    """Whether callers may send files such as PDFs, which count as a whole context: only where the
+    provider charges nothing for reading them beside tokens."""
+    stored_responses: bool = False
+    """Whether callers may have OpenAI's responses stored by the provider (`store`) and go on from
+    them (`previous_response_id`). Whoever knows a response's id can go on from it, whichever
+    consumer it belongs to."""
+
+
 class Timeouts(Model):
     """Deadlines of one call to the provider."""
 
@@ -348,6 +365,8 @@ class ProviderSpec(Model):
         Field(min_length=1, max_length=64, json_schema_extra=keyed_by("name")),
     ]
     """Models that may be called."""
+    hosted: Hosted = Hosted()
+    """What the provider may do by itself, such as searching the web."""
     timeouts: Timeouts = Timeouts()
     """Deadlines."""
     bills_errors: bool = False

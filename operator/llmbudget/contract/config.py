@@ -132,6 +132,8 @@ class Prices(Rates):
     """Nano-USD for a character that is spoken; None: not charged by characters."""
     images: tuple[ImagePrice, ...] = ()
     """Prices of images made; empty: not charged by images."""
+    search: Decimal | None = None
+    """Nano-USD for a web search of the provider's; None: it may not search."""
     tiers: tuple[Tier, ...] = ()
     """What a call is charged by the length of its input: shortest first, the first for any length.
     Empty: the same for all."""
@@ -140,8 +142,9 @@ class Prices(Rates):
     def free(self) -> bool:
         """Whether everything costs nothing."""
         rates = (self.effective(name) for name in Rates.model_fields)
-        units = (self.minute, self.character, *(image.price for image in self.images))
-        return not any((*rates, *units))
+        units = (self.minute, self.character, self.search)
+        images = (image.price for image in self.images)
+        return not any((*rates, *units, *images))
 
     def has(self, units: frozenset[Unit]) -> bool:
         """Tell whether one of these units has a price."""
@@ -177,6 +180,10 @@ class ModelConfig(Wire):
     """Most tokens of one image or one speech that it makes; None: nobody has said it."""
     audio_seconds: int | None = None
     """Most seconds of audio that it reads in one call; None: nobody has said it."""
+    stored: Literal[True] | None = None
+    """Whether its answers may be stored by the provider; None: no."""
+    files: Literal[True] | None = None
+    """Whether it may be sent files, whose reading costs tokens alone; None: no."""
 
 
 class VaultConfig(Wire):

@@ -15,6 +15,10 @@ hold must still bound what it sends. A limit that the caller left out becomes th
 or what the balance still covers. Images and speech that a model makes have no limit in any request:
 they count as what the provider or the configuration says is the most.
 
+What only the provider can measure, such as a file that it fetches or a conversation that it keeps,
+counts as a whole context. Where it runs a tool and reads the result, it reads everything anew, as
+often as it documents at most: so many contexts, and outputs.
+
 Other units. Characters, images and seconds are counted from the request; a file that does not tell
 its length counts as the longest that the provider takes.
 
@@ -35,6 +39,7 @@ from unicodedata import normalize
 
 from llmbudget.api.money import Nano, round_up
 from llmbudget.contract.config import TOKENS, ModelConfig, Prices, Unit
+from llmbudget.decide.media import has_search_block
 from llmbudget.decide.prices import NoImagePrice, Units, with_units
 
 REQUEST_OVERHEAD: Final = 128
@@ -48,6 +53,23 @@ SCHEMA_FACTOR: Final = 3
 
 _INPUT_KINDS: Final = frozenset({"input_audio", "cached_audio", "input_image", "cached_image"})
 _AUDIO: Final = "What audio costs {} at most is not known: set its maxContext"
+_OPAQUE: Final = "What {0} makes {1} read at most is not known: set its maxContext"
+_STORED: Final = (
+    "Field {0} is refused: the provider of {1} may keep nothing. Leave it out, or set"
+    " hosted.storedResponses of the provider"
+)
+_FILE: Final = (
+    "Field {0} is refused: what the provider of {1} charges for a file beside tokens is not known."
+    " Where it is nothing, set hosted.files of the provider"
+)
+_UNPRICED_SEARCH: Final = (
+    "Field tools is refused: what a web search by {0} costs is not known. Leave web_search out, or"
+    " set hosted.webSearchPer1K of its provider"
+)
+_SEARCH_BLOCK: Final = (
+    "Field tools is refused: {0} is charged a block of tokens for each web search, which no answer"
+    " tells of. Leave web_search out, or use another model"
+)
 _PIECES: Final = (
     "What audio costs at most that is cut into pieces is not known: leave out chunking_strategy, or"
     " use a model that is charged by the minute"
@@ -75,6 +97,14 @@ class Demand:
     """Inputs that are read each by itself; 0: nothing that is charged is read."""
     audio: bool = False
     """Whether there is audio to read."""
+    opaque: str | None = None
+    """Field whose content only the provider can measure; None: there is none."""
+    rounds: int = 1
+    """How often the provider may read the whole and write, since it runs tools in between."""
+    stored: str | None = None
+    """Field by which the provider keeps, or uses, what it keeps beyond the call; None: none."""
+    file: str | None = None
+    """Field with a file that the provider reads; None: there is none."""
     pieces: bool = False
     """Whether the provider may cut what it reads, and read each piece by itself."""
     limited: bool = True
@@ -89,6 +119,11 @@ class Demand:
     """Most of what is not counted in tokens."""
     charged_by: frozenset[Unit] = TOKENS
     """What a model must have a price for to answer."""
+
+    @property
+    def outputs(self) -> int:
+        """How often as much as the limit may be written."""
+        return self.choices * self.rounds
 
     @property
     def adjustable(self) -> bool:
@@ -121,7 +156,7 @@ def input_bound(demand: Demand, model: ModelConfig) -> int:
     """Bound the input in tokens.
 
     Raises:
-        Unbounded: it has images or audio, and nobody knows what they cost at most.
+        Unbounded: it has what nobody knows how much it costs at most.
     """
     schema = SCHEMA_OVERHEAD + SCHEMA_FACTOR * demand.schema_bytes if demand.schema_bytes else 0
     wrapping = REQUEST_OVERHEAD + MESSAGE_OVERHEAD * demand.messages
@@ -131,11 +166,14 @@ def input_bound(demand: Demand, model: ModelConfig) -> int:
         raise Unbounded(f"What an image costs {model.name} at most is not known: set imageTokens")
     if demand.audio and (model.context_bound is None or demand.pieces):
         raise Unbounded(_PIECES if demand.pieces else _AUDIO.format(model.name))
-    heard = model.context_bound if demand.audio else 0
-    read = text + demand.images * (each or 0) + (heard or 0)
     if model.context_bound is None:
-        return read if demand.contexts else 0
-    return min(read, model.context_bound * demand.contexts)
+        if demand.opaque is not None:
+            raise Unbounded(_OPAQUE.format(demand.opaque, model.name))
+        return text + demand.images * (each or 0) if demand.contexts else 0
+    most = model.context_bound * demand.contexts * demand.rounds
+    if demand.audio or demand.opaque is not None:
+        return most
+    return min(text + demand.images * (each or 0), most)
 
 
 def default_limit(demand: Demand, model: ModelConfig) -> int:
@@ -163,9 +201,10 @@ def upper_bound(demand: Demand, model: ModelConfig, prices: Prices, limit: int) 
     Raises:
         Unbounded.
     """
+    _check_allowed(demand, model, prices)
     spent = _input_cost(demand, model, prices)
     if prices.tokens:
-        spent = _EXACT.fma(limit * demand.choices, dearest_output(demand, prices), spent)
+        spent = _EXACT.fma(limit * demand.outputs, dearest_output(demand, prices), spent)
     if demand.units is None:
         return round_up(spent)
     try:
@@ -173,6 +212,19 @@ def upper_bound(demand: Demand, model: ModelConfig, prices: Prices, limit: int) 
     except NoImagePrice:
         message = f"{model.name} has no price for this size and quality of images: add perImage"
         raise Unbounded(message) from None
+
+
+def _check_allowed(demand: Demand, model: ModelConfig, prices: Prices) -> None:
+    """Refuse what the model's provider may not be asked for."""
+    if demand.stored is not None and not model.stored:
+        raise Unbounded(_STORED.format(demand.stored, model.name))
+    if demand.file is not None and not model.files:
+        raise Unbounded(_FILE.format(demand.file, model.name))
+    if demand.units is not None and demand.units.searches:
+        if prices.search is None:
+            raise Unbounded(_UNPRICED_SEARCH.format(model.name))
+        if has_search_block(model.upstream_name):
+            raise Unbounded(_SEARCH_BLOCK.format(model.name))
 
 
 def _input_cost(demand: Demand, model: ModelConfig, prices: Prices) -> Decimal:
@@ -211,8 +263,10 @@ def affordable_limit(
     if not demand.adjustable:
         return None
     # Not the default fits, so either the input alone is too dear or output costs something.
-    left = _EXACT.subtract(Decimal(remaining), _input_cost(demand, model, prices))
-    rate = _EXACT.multiply(demand.choices, dearest_output(demand, prices))
+    searches = 0 if demand.units is None else demand.units.searches or 0
+    fixed = _EXACT.fma(searches, prices.search or Decimal(0), _input_cost(demand, model, prices))
+    left = _EXACT.subtract(Decimal(remaining), fixed)
+    rate = _EXACT.multiply(demand.outputs, dearest_output(demand, prices))
     if left < rate or not rate:
         return None
     return int(_EXACT.divide_int(left, rate))
@@ -272,7 +326,7 @@ def plausible_tokens(demand: Demand, model: ModelConfig, limit: int) -> int:
 
     Generous, since what a provider really charges beyond the hold must be recorded in full.
     """
-    read = model.max_context * demand.contexts
+    read = model.max_context * demand.contexts * demand.rounds
     if model.prices is None or model.prices.tokens:
         read = max(read, input_bound(demand, model))
-    return _ABSURD * (read + limit * demand.choices)
+    return _ABSURD * (read + limit * demand.outputs)

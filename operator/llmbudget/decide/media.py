@@ -6,6 +6,12 @@ and counts tiles of 512 pixels, so eight at most, beside a base; or it counts pa
 about 1,600 tokens, newer models to 2,576 pixels, which are 92 × 92 patches of 28 pixels at most.
 Each figure below is the documented maximum, rounded up. A model that is not listed has no maximum
 here: its images count as the whole context.
+
+Where the figures stand: of images that are read in OpenAI's guide "Images and vision" (base and
+tile tokens, factors of patches) and Anthropic's "Vision" (image sizes); of images that are made in
+OpenAI's guide "Image generation" (6,240 tokens: 1024 × 1536 at high quality); the length of
+audio in the error of OpenAI's transcription API for a longer file ("longer than 1400 seconds", and
+1500 for earlier snapshots); the block of tokens for a search on OpenAI's page of prices.
 """
 
 from __future__ import annotations
@@ -23,6 +29,10 @@ _MOST: Final[dict[str, int]] = {
     "gpt-4.1-mini": 2500,
     "gpt-4.1-nano": 3800,
     "o4-mini": 2700,
+    "gpt-5": 70 + 140 * _TILES,
+    "gpt-5-chat": 70 + 140 * _TILES,
+    "gpt-5-mini": 2500,
+    "gpt-5-nano": 3800,
     **dict.fromkeys(("o1", "o3"), 75 + 150 * _TILES),
 }
 _CLAUDE: Final = re.compile(r"^claude-(3|(opus|sonnet|haiku)-4(-[0-6])?$)")
@@ -35,6 +45,12 @@ _MADE: Final = {"gpt-image-1": 6240, "gpt-image-1-mini": 6240}
 _SECONDS: Final = dict.fromkeys(
     ("gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-4o-transcribe-diarize"), 1500
 )
+_SEARCH_BLOCKS: Final = frozenset({"gpt-4o-mini", "gpt-4.1-mini"})
+
+
+def has_search_block(upstream_name: str) -> bool:
+    """Tell whether a web search is charged a fixed number of input tokens, beside what is told."""
+    return _plain(upstream_name) in _SEARCH_BLOCKS
 
 
 def media_output_tokens(upstream_name: str) -> int | None:

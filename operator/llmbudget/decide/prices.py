@@ -85,6 +85,8 @@ class Units:
     """Of the images, as the caller asked; None: any."""
     quality: str | None = None
     """Likewise."""
+    searches: int | None = 0
+    """Of the web, by the provider; None: nobody knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,7 @@ def with_units(tokens: Decimal, units: Units, prices: Prices) -> Nano:
         NoImagePrice: no price fits the images.
     """
     total = _EXACT.fma(units.characters, prices.character or Decimal(0), tokens)
+    total = _EXACT.fma(units.searches or 0, prices.search or Decimal(0), total)
     if units.images and prices.images:
         total = _EXACT.fma(units.images, image_price(units, prices), total)
     # A minute's price has no exact part of a second: the sum is rounded up before it is divided,
@@ -173,6 +176,7 @@ def told(usage: Usage, prices: Prices) -> bool:
         (prices.tokens and not usage.tokens_in + usage.tokens_out)
         or (prices.minute is not None and units.milliseconds is None)
         or (prices.images and units.images is None)
+        or units.searches is None
     )
 
 
@@ -203,8 +207,13 @@ def resolve_prices(model: ProviderModel, provider: ProviderSpec, at: datetime) -
     None: nobody knows what the model costs, and calls to it must be refused.
     """
     if model.cost is not None:
-        return _written(model.cost, _CACHE_WRITES[provider.protocol])
-    return list_prices(provider.endpoint, model.upstream_name or model.name, at)
+        found: Prices | None = _written(model.cost, _CACHE_WRITES[provider.protocol])
+    else:
+        found = list_prices(provider.endpoint, model.upstream_name or model.name, at)
+    search = provider.hosted.web_search_per_1k
+    if found is None or search is None:
+        return found
+    return found.model_copy(update={"search": parse_price(search)})
 
 
 def _written(written: Cost, cache_writes: tuple[Decimal, Decimal]) -> Prices:

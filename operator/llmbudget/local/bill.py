@@ -16,7 +16,7 @@ class Prices:
 
     A model's `longContext` lists what is charged instead `above` a number of input tokens. One that
     is not charged by tokens has a price `perMinute`, `per1KCharacters` or `perImage`: a list, of
-    which the dearest counts.
+    which the dearest counts. `per1KSearches` is charged beside tokens.
     """
 
     def __init__(self, table: Mapping[str, Mapping[str, Any]]) -> None:
@@ -32,6 +32,7 @@ class Prices:
             model: {
                 "seconds": Fraction(entry.get("perMinute", 0)) * 10**9 / 60,
                 "characters": _nano(entry.get("per1KCharacters", "0")),
+                "searches": _nano(entry.get("per1KSearches", "0")),
                 "images": max(
                     (Fraction(image["price"]) * 10**9 for image in entry.get("perImage", ())),
                     default=Fraction(0),
@@ -50,7 +51,7 @@ class Prices:
         return model in self._nano
 
     def cost(self, model: str, tokens_in: int, tokens_out: int, units: Mapping[str, int]) -> int:
-        """Price a call in nano-USD, rounded up once; `units` counts seconds, characters, images.
+        """Price a call in nano-USD, rounded up once; `units` counts what else is charged.
 
         Raises:
             KeyError: no such model.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from base64 import b64encode
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from llmbudget.local.http1 import Request
 Body = Mapping[str, Any]
 Document = dict[str, Any]
 
+_ASKED: Final = re.compile(r"\bsearch ([0-9]{1,3}) times\b")
 WORDS: Final = ("money ", "is ", "counted ", "before ", "it ", "is ", "spent ")
 
 
@@ -32,7 +34,14 @@ class Call:
     tokens_in: int
     tokens_out: int
     units: Mapping[str, int]
-    """Seconds, characters or images that are charged."""
+    """Seconds, characters, images or searches that are charged."""
+    kept: Any = None
+    """What was read, where it is to be stored."""
+
+    @property
+    def searches(self) -> int:
+        """Searches of the web."""
+        return self.units.get("searches", 0)
 
     @property
     def counts(self) -> tuple[int, int] | None:
@@ -171,8 +180,17 @@ class Responses(Dialect):
 
     path = "/v1/responses"
 
+    def __init__(self) -> None:
+        self._stored: dict[str, Any] = {}
+        """Conversations, by the id of their last response."""
+
     def prompt(self, body: Body) -> Any:  # noqa: ANN401
-        return body["input"]
+        before = body.get("previous_response_id")
+        return body["input"] if before is None else [self._stored[before], body["input"]]
+
+    def units(self, body: Body) -> Mapping[str, int]:
+        tools = [tool for tool in body.get("tools", ()) if tool["type"] == "web_search"]
+        return _searches(self.prompt(body), int(body["max_tool_calls"])) if tools else {}
 
     def limit(self, body: Body) -> int | None:
         value = body.get("max_output_tokens")
@@ -195,13 +213,22 @@ class Responses(Dialect):
         content = [{"type": "output_text", "text": text, "annotations": []}]
         message = {"type": "message", "id": f"msg_{call.id}", "role": "assistant"}
         message |= {"status": status}
+        searches = [
+            {"type": "web_search_call", "id": f"ws_{index}", "status": "completed"}
+            | {"action": {"type": "search", "query": "money"}}
+            for index in range(call.searches)
+        ]
+        output = [*searches, {**message, "content": content}]
         document: Document = {
             **{"id": call.id, "object": "response", "created_at": 0, "model": call.model},
-            **{"status": status, "output": [{**message, "content": content}] if text else []},
+            **{"status": status, "output": output if text else []},
             **{"parallel_tool_calls": True, "tool_choice": "auto", "tools": [], "metadata": {}},
         }
+        if status == "completed" and call.kept is not None:
+            self._stored[call.id] = [call.kept, text]
         if status == "completed" and call.counts is not None:
             read, written = call.counts
+            document["tool_usage"] = {"web_search": {"num_requests": call.searches}}
             document["usage"] = {
                 **{"input_tokens": read, "output_tokens": written, "total_tokens": read + written},
                 "input_tokens_details": {"cached_tokens": 0},
@@ -218,8 +245,12 @@ class Messages(Dialect):
     def prompt(self, body: Body) -> Any:  # noqa: ANN401
         return body["messages"]
 
+    def units(self, body: Body) -> Mapping[str, int]:
+        tools = [t for t in body.get("tools", ()) if t.get("type") == "web_search_20250305"]
+        return _searches(body["messages"], int(tools[0]["max_uses"])) if tools else {}
+
     def plain(self, call: Call) -> Document:
-        content = [{"type": "text", "text": "".join(call.words())}]
+        content = [*_search_blocks(call), {"type": "text", "text": "".join(call.words())}]
         return self._message(call, content=content, stop_reason="end_turn", usage=_counts(call))
 
     def opening(self, call: Call) -> bytes:
@@ -227,19 +258,25 @@ class Messages(Dialect):
         if usage is not None:
             usage |= {"output_tokens": 1}
         message = self._message(call, content=[], stop_reason=None, usage=usage)
-        block = {"type": "text", "text": ""}
-        start = _event("message_start", message=message)
-        return start + _event("content_block_start", index=0, content_block=block)
+        events = _event("message_start", message=message)
+        blocks = _search_blocks(call)
+        for index, block in enumerate(blocks):
+            events += _event("content_block_start", index=index, content_block=block)
+            events += _event("content_block_stop", index=index)
+        text = {"type": "text", "text": ""}
+        return events + _event("content_block_start", index=len(blocks), content_block=text)
 
     def piece(self, call: Call, choice: int, text: str) -> bytes:
         delta = {"type": "text_delta", "text": text}
-        return _event("content_block_delta", index=0, delta=delta)
+        return _event("content_block_delta", index=2 * call.searches, delta=delta)
 
     def closing(self, call: Call) -> bytes:
         usage = _counts(call)
-        written = {} if usage is None else {"usage": {"output_tokens": usage["output_tokens"]}}
+        if usage is not None:
+            usage.pop("input_tokens")
+        written = {} if usage is None else {"usage": usage}
         delta = {"stop_reason": "end_turn", "stop_sequence": None}
-        end = _event("content_block_stop", index=0)
+        end = _event("content_block_stop", index=2 * call.searches)
         return end + _event("message_delta", delta=delta, **written) + _event("message_stop")
 
     def _message(self, call: Call, usage: Document | None, **fields: object) -> Document:
@@ -436,7 +473,26 @@ def _counts(call: Call) -> Document | None:
     if call.counts is None:
         return None
     read, written = call.counts
-    return {"input_tokens": read, "output_tokens": written}
+    tools = {"server_tool_use": {"web_search_requests": call.searches}} if call.searches else {}
+    return {"input_tokens": read, "output_tokens": written, **tools}
+
+
+def _searches(prompt: object, most: int) -> Mapping[str, int]:
+    """Search as often as the prompt asks for, once where it says nothing, within a limit."""
+    asked = _ASKED.findall(json.dumps(prompt))
+    return {"searches": min(most, int(asked[-1]) if asked else 1)}
+
+
+def _search_blocks(call: Call) -> list[Document]:
+    """Write the blocks of Anthropic's web searches, each with its result."""
+    blocks: list[Document] = []
+    for index in range(call.searches):
+        search = {"id": f"srvtoolu_{index}", "name": "web_search", "input": {"query": "money"}}
+        page = {"title": "Money", "url": "https://money.example", "encrypted_content": "bW9uZXk="}
+        found = [{"type": "web_search_result", **page, "page_age": None}]
+        result = {"type": "web_search_tool_result", "tool_use_id": search["id"], "content": found}
+        blocks += [{"type": "server_tool_use", **search}, result]
+    return blocks
 
 
 def _directions(call: Call, details: str | None = None, **kinds: int) -> Document:

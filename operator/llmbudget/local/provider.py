@@ -141,6 +141,9 @@ class Simulator:
         self._prices.cost(model, 0, 0, {})
         by_token = self._prices.by_token(model)
         written = choices * tokens_out(prompt, dialect.limit(body), self._output_tokens)
+        units = dialect.units(body)
+        # After each search everything is read again.
+        read = tokens_in(prompt) * (1 + units.get("searches", 0))
         return Call(
             id=f"call-{next(self._ids)}",
             model=model,
@@ -148,9 +151,10 @@ class Simulator:
             stream=dialect.streams(body),
             include_usage=bool((body.get("stream_options") or {}).get("include_usage")),
             choices=choices,
-            tokens_in=tokens_in(prompt) if by_token else 0,
+            tokens_in=read if by_token else 0,
             tokens_out=written if by_token else 0,
-            units=dialect.units(body),
+            units=units,
+            kept=prompt if body.get("store") else None,
         )
 
     async def _stream(self, dialect: Dialect, call: Call, answer: Answer) -> None:
@@ -244,7 +248,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     type=_FILE,
     required=True,
     help='JSON: {"MODEL": {"inputPer1K": "0.0006", "outputPer1K": "0.0006"}}, in USD;'
-    " perMinute, per1KCharacters and perImage for what is not charged by tokens.",
+    " perMinute, per1KCharacters and perImage for what is not charged by tokens,"
+    " per1KSearches for searches of the web.",
 )
 @click.option(
     "--bill",

@@ -129,6 +129,8 @@ def _provider(provider: Provider, spec: BudgetSpec, world: World) -> ProviderCon
                 image_tokens=model.image_tokens or image_tokens(upstream),
                 media_output_tokens=model.media_output_tokens or media_output_tokens(upstream),
                 audio_seconds=model.audio_seconds or audio_seconds(upstream),
+                stored=written.hosted.stored_responses or None,
+                files=written.hosted.files or None,
             )
             for model in written.models
             for upstream in (model.upstream_name or model.name,)

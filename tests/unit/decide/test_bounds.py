@@ -29,7 +29,7 @@ from llmbudget.decide.bounds import (
     to_hold,
     upper_bound,
 )
-from llmbudget.decide.prices import MediaTokens, Usage, by_length, cost
+from llmbudget.decide.prices import MediaTokens, Units, Usage, by_length, cost
 
 
 def model(**fields: int) -> ModelConfig:
@@ -80,7 +80,7 @@ def test_no_usage_within_the_bounds_costs_more_than_the_hold(
 ) -> None:
     limit = default_limit(demand, found)
     tokens_in = data.draw(st.integers(0, input_bound(demand, found)))
-    tokens_out = data.draw(st.integers(0, limit * demand.choices))
+    tokens_out = data.draw(st.integers(0, limit * demand.outputs))
     cached = data.draw(st.integers(0, tokens_in))
     cache_write = data.draw(st.integers(0, tokens_in - cached))
     reasoning = data.draw(st.integers(0, tokens_out))
@@ -124,6 +124,58 @@ def test_what_is_held_is_affordable_or_the_ledger_is_asked_for_the_default(
     affordable = affordable_limit(demand, found, prices, remaining)
     assert limit == (affordable or default_limit(demand, found))
     assert amount == upper_bound(demand, found, prices, limit)
+
+
+ONE = Prices(**dict.fromkeys(Rates.model_fields, Decimal(1)))
+
+
+def test_what_only_the_provider_can_measure_is_a_whole_context() -> None:
+    asked = Demand(prompt_bytes=10, messages=1, opaque="previous_response_id")
+    assert input_bound(asked, model(context_bound=128_000)) == 128_000
+    with pytest.raises(Unbounded, match=r"previous_response_id makes m read .* set its maxContext"):
+        input_bound(asked, model())
+
+
+def test_what_runs_tools_reads_and_writes_anew_each_round() -> None:
+    found = model(context_bound=1000)
+    asked = Demand(10, 1, limit=50, opaque="tools", rounds=3, units=Units(searches=2))
+    assert input_bound(asked, found) == 3000
+    dear = ONE.model_copy(update={"search": Decimal(7)})
+    assert upper_bound(asked, found, dear, 50) == 3000 + 3 * 50 + 2 * 7
+
+
+@given(all_prices, st.integers(1, 5), st.integers(0, 10**13))
+def test_searches_leave_less_for_the_output(prices: Prices, searches: int, left: int) -> None:
+    found = model(context_bound=1000)
+    dear = prices.model_copy(update={"search": Decimal("12345.678")})
+    asked = Demand(10, 1, opaque="tools", rounds=3, units=Units(searches=searches))
+    limit, remaining = affordable_limit(asked, found, dear, Nano(left)), Nano(left)
+    if limit is None:
+        assert upper_bound(asked, found, dear, 1) > remaining
+        return
+    assert upper_bound(asked, found, dear, limit) <= remaining
+    if limit < default_limit(asked, found):
+        assert upper_bound(asked, found, dear, limit + 1) > remaining
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (Demand(10, 1, stored="store"), "Field store is refused.*storedResponses"),
+        (Demand(10, 1, file="messages[0]"), r"Field messages\[0\] is refused.*hosted.files"),
+        (Demand(10, 1, units=Units(searches=1)), "Field tools is refused.*webSearchPer1K"),
+    ],
+)
+def test_what_the_provider_may_not_do_is_refused_by_its_field(asked: Demand, says: str) -> None:
+    with pytest.raises(Unbounded, match=says):
+        upper_bound(asked, model(), ONE, 1)
+
+
+def test_a_model_with_a_block_of_tokens_for_each_search_may_not_search() -> None:
+    dear = ONE.model_copy(update={"search": Decimal(7)})
+    found = model().model_copy(update={"upstream_name": "gpt-4o-mini-2024-07-18"})
+    with pytest.raises(Unbounded, match="Field tools is refused: m is charged a block"):
+        upper_bound(Demand(10, 1, units=Units(searches=1)), found, dear, 1)
 
 
 def test_without_a_cap_the_default_limit_holds() -> None:

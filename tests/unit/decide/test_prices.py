@@ -25,7 +25,7 @@ from genai_prices.types import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmbudget.api.provider import Cost, CostTier, Protocol, ProviderModel, ProviderSpec
+from llmbudget.api.provider import Cost, CostTier, Hosted, Protocol, ProviderModel, ProviderSpec
 from llmbudget.contract.config import ImagePrice, Prices
 from llmbudget.contract.config import Tier as PriceTier
 from llmbudget.decide.prices import MediaTokens, Units, Usage, cost, list_prices, resolve_prices
@@ -142,6 +142,25 @@ def test_prices_of_the_resource_come_before_list_prices() -> None:
     )
     found = resolve_prices(model, at("https://api.openai.com/v1"), NOW)
     assert found == prices("600", "1200")
+
+
+def test_a_search_has_the_price_that_its_provider_names() -> None:
+    named = at(ENDPOINTS["anthropic"], Protocol.ANTHROPIC)
+    listed = ProviderModel(name="claude-sonnet-4-5")
+    written = ProviderModel(name="any", cost=Cost(inputPer1K="0", outputPer1K="0"))
+    for model in (listed, written):
+        found = resolve_prices(model, named, NOW)
+        assert found is not None
+        assert found.search is None
+    priced = named.model_copy(update={"hosted": Hosted(webSearchPer1K="10")})
+    for model in (listed, written):
+        found = resolve_prices(model, priced, NOW)
+        assert found is not None
+        assert found.search == 10 * 10**6
+        assert not found.free, "a search costs something where tokens don't"
+    searched = Usage(0, 0, units=Units(searches=3))
+    assert cost(searched, found) == 30 * 10**6
+    assert resolve_prices(ProviderModel(name="unheard-of"), priced, NOW) is None
 
 
 def test_what_the_resource_leaves_out_costs_as_its_base_rate() -> None:

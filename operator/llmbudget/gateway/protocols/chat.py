@@ -49,6 +49,8 @@ _STREAM_OPTIONS: Final = frozenset({"include_usage", "include_obfuscation"})
 _IMAGE: Final = frozenset({"type", "image_url"})
 _IMAGE_URL: Final = frozenset({"url", "detail"})
 _AUDIO: Final = frozenset({"type", "input_audio"})
+_FILE: Final = frozenset({"type", "file"})
+_FILE_FIELDS: Final = frozenset({"filename", "file_data"})
 _INPUT_AUDIO: Final = frozenset({"data", "format"})
 _MODALITIES: Final = (["text"], ["text", "audio"], ["audio", "text"])
 _DETAILS: Final = (None, "low", "high", "auto")
@@ -60,6 +62,7 @@ REASONS: Final = {
     "modalities": MEDIA,
     "audio": MEDIA,
     "previous_response_id": STORED,
+    "file_id": STORED,
     "conversation": STORED,
     "prediction": "rejected predicted tokens are charged beyond the output limit",
     "best_of": "it charges for answers that are not returned: use n",
@@ -100,6 +103,8 @@ def parse_chat(body: bytes) -> CallRequest:
         limit=limit,
         images=media.images,
         audio=media.audio,
+        opaque=media.file,
+        file=media.file,
         kinds=_kinds(media, speaks="audio" in found),
     )
 
@@ -191,12 +196,13 @@ class _Media:
     audio: bool = False
     bytes: int = 0
     """Bytes of their data and URLs, which no model reads as text."""
+    file: str | None = None
+    """Where there is a file, which only the provider can measure."""
 
 
 def _kinds(media: _Media, *, speaks: bool) -> frozenset[str]:
     """Tell what tokens may be beside text. Some models draw unasked; none speaks so."""
-    kinds = ["output_image"]
-    kinds += ["input_image", "cached_image"] if media.images else []
+    kinds = list(read.KINDS_READ if media.images or media.file else read.KINDS)
     kinds += ["input_audio", "cached_audio"] if media.audio else []
     kinds += ["output_audio"] if speaks else []
     return frozenset(kinds)
@@ -234,6 +240,13 @@ def _check_part(part: object, where: str, media: _Media) -> None:
     if isinstance(part, dict) and kind == "input_audio":
         read.only(part, _AUDIO, where, REASONS)
         _check_sound(part.get("input_audio"), f"{where}.input_audio", media)
+        return
+    if isinstance(part, dict) and kind == "file":
+        read.only(part, _FILE, where, REASONS)
+        file = read.object_at(part.get("file"), f"{where}.file")
+        read.only(file, _FILE_FIELDS, f"{where}.file", REASONS)
+        media.bytes += read.file_bytes(file, f"{where}.file", "file_data")
+        media.file = f"{where}.file"
         return
     known = _PARTS.get(kind) if isinstance(kind, str) else None
     if not isinstance(part, dict) or known is None:

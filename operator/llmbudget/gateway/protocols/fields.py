@@ -18,10 +18,18 @@ MAX_NAME: Final = 256
 """Characters of a model's name: a provider's and a model's at their longest, and a slash."""
 
 HOSTED: Final = "tools that the provider runs charge beyond the tokens of this call"
+MAX_SEARCHES: Final = 100
+"""Web searches of one call."""
+MAX_ID: Final = 256
 STORED: Final = "the provider would add input that can't be bounded"
 MEDIA: Final = "this kind of media can't be bounded yet"
 CACHED: Final = "what the provider charges for the cache can't be bounded yet"
 UNKNOWN: Final = "this gateway doesn't know what it costs"
+
+KINDS: Final = frozenset({"output_image"})
+"""Rates that may apply to any answer: some models draw unasked."""
+KINDS_READ: Final = KINDS | {"input_image", "cached_image"}
+"""Rates that may apply where images may be read."""
 
 Fields = Mapping[str, object]
 Check = Callable[[object], None]
@@ -160,11 +168,27 @@ def image_bytes(url: object, where: str) -> int:
     return len(url) if url.isascii() else 0
 
 
+def file_bytes(value: Fields, where: str, *fields: str) -> int:
+    """Check a file that comes as data or as a URL, in one of the fields; count its bytes.
+
+    Raises:
+        Refusal: 400.
+    """
+    given = [value[name] for name in fields if value.get(name) is not None]
+    if len(given) != 1 or not isinstance(given[0], str):
+        raise bad(where, f"it must have {' or '.join(fields)}, as a string")
+    return len(given[0]) if given[0].isascii() else 0
+
+
 def tools_check(
-    kind: str, otherwise: str | None, known: Collection[str], reasons: Mapping[str, str]
+    kind: str,
+    otherwise: str | None,
+    known: Collection[str],
+    reasons: Mapping[str, str],
+    hosted: Mapping[str, Collection[str]] | None = None,
 ) -> Check:
-    """Make a check that allows tools of one kind, which run at the caller's; `otherwise` is the
-    kind of a tool that says none."""
+    """Make a check that allows tools of one kind, which run at the caller's, and those that the
+    provider hosts; `otherwise` is the kind of a tool that says none."""
 
     def checked(tools: object) -> None:
         if not isinstance(tools, list):
@@ -172,8 +196,13 @@ def tools_check(
         for index, value in enumerate(tools):
             where = f"tools[{index}]"
             tool = object_at(value, where)
-            if tool.get("type", otherwise) != kind:
-                raise bad(f"{where}.type", f"only {kind} is allowed: {HOSTED}")
+            found = tool.get("type", otherwise)
+            if isinstance(found, str) and found in (hosted or {}):
+                only(tool, (hosted or {})[found], where, reasons)
+                continue
+            if found != kind:
+                others = "".join(f" and {name}" for name in hosted or {})
+                raise bad(f"{where}.type", f"only {kind}{others} is allowed: {HOSTED}")
             only(tool, known, where, reasons)
 
     return checked

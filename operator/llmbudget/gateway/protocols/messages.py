@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from llmbudget.api.provider import Protocol
 from llmbudget.decide.bounds import Demand, longest_form
 from llmbudget.decide.catalogue import Offer
-from llmbudget.decide.prices import Usage
+from llmbudget.decide.prices import Units, Usage
 from llmbudget.gateway.protocols import fields as read
 from llmbudget.gateway.protocols.fields import HOSTED, MEDIA, STORED, Fields, bad
 from llmbudget.gateway.protocols.messages_answers import MessageMeter, message_usage
@@ -32,6 +32,7 @@ _READ: Final = frozenset({"model", "messages", "max_tokens", "stream"})
 _REASONS: Final = {
     "container": HOSTED,
     "mcp_servers": HOSTED,
+    "max_uses": "it belongs to web_search",
     "context_management": STORED,
     "inference_geo": "where a model runs changes its price",
     "speed": "the fast mode has other prices",
@@ -49,7 +50,21 @@ _BLOCKS: Final[Mapping[str, frozenset[str]]] = {
     "tool_result": frozenset({"type", "tool_use_id", "content", "is_error", "cache_control"}),
     "thinking": frozenset({"type", "thinking", "signature"}),
     "redacted_thinking": frozenset({"type", "data"}),
+    "server_tool_use": frozenset({"type", "id", "name", "input", "cache_control", "caller"}),
+    "web_search_tool_result": frozenset(
+        {"type", "tool_use_id", "content", "cache_control", "caller"}
+    ),
 }
+_OPAQUE: Final = ("server_tool_use", "web_search_tool_result")
+"""Blocks of an earlier web search, whose content is encrypted."""
+_SEARCH: Final = "web_search_20250305"
+_SEARCH_FIELDS: Final = frozenset(
+    {"type", "name", "max_uses", "allowed_domains", "blocked_domains", "user_location"}
+    | {"cache_control"}
+)
+_ROUNDS: Final = 11
+"""How often a call with a tool of Anthropic's samples: ten times, as its page "Handling stop
+reasons" documents, and once more, as was seen."""
 _TOOL: Final = frozenset(
     {"type", "name", "description", "input_schema", "cache_control", "strict"}
     | {"input_examples", "eager_input_streaming"}
@@ -63,6 +78,10 @@ class _Media:
     images: int = 0
     bytes: int = 0
     """Bytes of their data, which no model reads as text."""
+    opaque: str | None = None
+    """Where there is something that only the provider can measure."""
+    file: str | None = None
+    """Where there is a file."""
 
 
 def parse_message(body: bytes) -> CallRequest:
@@ -75,6 +94,7 @@ def parse_message(body: bytes) -> CallRequest:
     read.check(found, _ALLOWED, _REASONS, _CHECKS)
     written, tools, media = _read_prompt(found)
     limit = read.integer(found, "max_tokens", read.MAX_TOKENS)
+    searches = _searches(found)
     others = read.inside({key: found[key] for key in found if key in _PLAIN})
     head = {"stream": True} if read.flag(found, "stream") else {}
     demand = Demand(
@@ -83,6 +103,11 @@ def parse_message(body: bytes) -> CallRequest:
         schema_bytes=longest_form(tools),
         limit=limit,
         images=media.images,
+        opaque="tools" if searches else media.opaque,
+        file=media.file,
+        rounds=_ROUNDS if searches else 1,
+        kinds=read.KINDS_READ if media.opaque else read.KINDS,
+        units=Units(searches=searches) if searches else None,
     )
 
     def write(offer: Offer, most: int) -> bytes:
@@ -171,8 +196,14 @@ def _check_block(value: object, where: str, media: _Media) -> None:
         hosted = str(kind).startswith(("server_tool", "web_", "mcp_", "code_execution"))
         raise bad(f"{where}.type", HOSTED if hosted else MEDIA)
     read.only(block, known, where, _REASONS)
+    if kind in _OPAQUE:
+        if kind == "server_tool_use" and block.get("name") != "web_search":
+            raise bad(f"{where}.name", HOSTED)
+        media.opaque = f"{where}.type"
+        _check_cache(block.get("cache_control"), f"{where}.cache_control")
+        return
     _check_cache(block.get("cache_control"), f"{where}.cache_control")
-    _check_citations(block.get("citations"), kind, f"{where}.citations")
+    _check_citations(block.get("citations"), kind, f"{where}.citations", media)
     if kind in ("image", "document"):
         _check_source(block.get("source"), f"{where}.source", media, image=kind == "image")
     content = block.get("content")
@@ -188,6 +219,10 @@ def _check_source(value: object, where: str, media: _Media, *, image: bool) -> N
         media.bytes += len(data) if data.isascii() else 0
     elif image and kind == "url":
         media.images += 1
+    elif not image and kind in ("base64", "url"):
+        # A PDF is read as text and as images: its length is in no byte of the request.
+        media.file = media.opaque = f"{where}.type"
+        media.bytes += len(data) if isinstance(data, str) and data.isascii() else 0
     elif image or kind not in ("text", "content"):
         raise bad(f"{where}.type", MEDIA)
     elif kind == "content" and not isinstance(source.get("content"), str):
@@ -203,21 +238,46 @@ def _check_cache(value: object, where: str) -> None:
         raise bad(where, "it must be ephemeral, for 5m or 1h")
 
 
-def _check_citations(value: object, kind: object, where: str) -> None:
+def _check_citations(value: object, kind: object, where: str, media: _Media) -> None:
     if kind == "text" or value is None:
         return  # what an earlier answer cited
     if read.flag(read.object_at(value, where), "enabled", where):
-        raise bad(where, "the provider then adds input that can't be bounded")
+        # The provider cuts the document into sentences, and adds to each.
+        media.opaque = where
 
 
-_check_custom: Final = read.tools_check("custom", "custom", _TOOL, _REASONS)
+_check_kinds: Final = read.tools_check(
+    "custom", "custom", _TOOL, _REASONS, {_SEARCH: _SEARCH_FIELDS}
+)
 
 
 def _check_tools(tools: object) -> None:
-    _check_custom(tools)
-    for index, tool in enumerate(tools if isinstance(tools, list) else ()):
-        control = read.object_at(tool, f"tools[{index}]").get("cache_control")
-        _check_cache(control, f"tools[{index}].cache_control")
+    _check_kinds(tools)
+    for index, value in enumerate(tools if isinstance(tools, list) else ()):
+        where = f"tools[{index}]"
+        tool = read.object_at(value, where)
+        _check_cache(tool.get("cache_control"), f"{where}.cache_control")
+        if tool.get("type") == _SEARCH:
+            _most_searches(tool, where)
+
+
+def _searches(found: Fields) -> int:
+    """Count the web searches that a checked request allows."""
+    tools = [tool for tool in read.texts(found, "tools") if isinstance(tool, dict)]
+    return sum(
+        _most_searches(tool, f"tools[{index}]")
+        for index, tool in enumerate(tools)
+        if tool.get("type") == _SEARCH
+    )
+
+
+def _most_searches(tool: Fields, where: str) -> int:
+    most = tool.get("max_uses")
+    if type(most) is not int or not 1 <= most <= read.MAX_SEARCHES:
+        raise bad(
+            f"{where}.max_uses", f"say how many searches: a number from 1 to {read.MAX_SEARCHES}"
+        )
+    return most
 
 
 _CHECKS: Final = {

@@ -6,18 +6,21 @@ tells of the input and the last but one of the output, cumulative.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
-from llmbudget.decide.prices import Usage
+from llmbudget.decide.prices import Units, Usage
 from llmbudget.gateway.protocols.fields import Fields
 from llmbudget.gateway.protocols.sse import EventMeter, as_object, count, given, parse, usage_part
 
-_MARKS: Final = (b'"usage"', b'"message_stop"', b'"error"')
+_RESULT: Final = re.compile(rb'"type"\s*:\s*"web_search_tool_result"')
+_MARKS: Final = (b'"usage"', b'"message_stop"', b'"error"', b'"web_search_tool_result"')
 
 
 def message_usage(body: bytes, plausible: int) -> Usage | None:
     """Read the usage of a plain answer; None: the answer doesn't say what it used."""
-    return _usage(as_object(usage_part(body).get("usage")), plausible)
+    searches = len(_RESULT.findall(body))
+    return _usage(as_object(usage_part(body).get("usage")), plausible, searches)
 
 
 class MessageMeter(EventMeter):
@@ -27,6 +30,7 @@ class MessageMeter(EventMeter):
         super().__init__(plausible)
         self._counts: dict[str, object] = {}
         """Counts so far; the output's are known only once a message_delta has told them."""
+        self._searches = 0
 
     def _read(self, data: bytes, event: bytes) -> bytes:
         if not any(mark in data for mark in _MARKS):
@@ -36,20 +40,24 @@ class MessageMeter(EventMeter):
         if kind == "message_stop":
             self.last_event = event
             return b""
-        if kind == "error":
+        if kind == "content_block_start" and _RESULT.search(data):
+            self._searches += 1
+        elif kind == "error":
             self.failed = True
         elif kind == "message_start":
             self._take(as_object(as_object(document.get("message")).get("usage")))
         elif kind == "message_delta":
             self._take(as_object(document.get("usage")))
-            self.usage = _usage(self._counts, self._plausible)
+            self.usage = _usage(self._counts, self._plausible, self._searches)
         return event
 
     def _take(self, counts: Fields) -> None:
         self._counts |= {name: value for name, value in counts.items() if value is not None}
 
 
-def _usage(usage: Fields, plausible: int) -> Usage | None:
+def _usage(usage: Fields, plausible: int, searches: int) -> Usage | None:
+    """Read the figures; `searches` are those that the answer shows, where no figure tells them."""
+    told = as_object(usage.get("server_tool_use")).get("web_search_requests")
     by_life = as_object(usage.get("cache_creation"))
     counts = [
         count(usage.get("input_tokens"), plausible),
@@ -57,11 +65,12 @@ def _usage(usage: Fields, plausible: int) -> Usage | None:
         count(given(usage, "cache_read_input_tokens"), plausible),
         count(given(usage, "cache_creation_input_tokens"), plausible),
         count(given(by_life, "ephemeral_1h_input_tokens"), plausible),
+        count(searches if told is None else told, plausible),
     ]
     known = [found for found in counts if found is not None]
     if len(known) < len(counts) or not sum(known[:4]):
         return None
-    read, written, cached, cache_write, an_hour = known
+    read, written, cached, cache_write, an_hour, searched = known
     # Parts that don't fit in their total come on top of it: the dearer reading.
     cache_write = max(cache_write, an_hour)
     return Usage(
@@ -70,4 +79,5 @@ def _usage(usage: Fields, plausible: int) -> Usage | None:
         cached=cached,
         cache_write=cache_write,
         cache_write_hour=an_hour,
+        units=Units(searches=searched) if searched else None,
     )

@@ -1,23 +1,24 @@
-"""OpenAI's responses: stateless. Whatever the provider would add by itself is refused.
+"""OpenAI's responses. What the provider adds by itself is refused, or counts as whole contexts.
 
 By default the provider keeps a response for thirty days; here nothing is kept, so `store: false` is
-always sent.
+sent, but where the caller asks for `store: true` and the provider's resource allows it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
 from llmbudget.api.provider import Protocol
 from llmbudget.decide.bounds import Demand, longest_form
 from llmbudget.decide.catalogue import Offer
-from llmbudget.decide.prices import Usage
+from llmbudget.decide.prices import Units, Usage
 from llmbudget.gateway.protocols import fields as read
 from llmbudget.gateway.protocols.chat import CHECKS, REASONS, is_openai
 from llmbudget.gateway.protocols.fields import HOSTED, MEDIA, STORED, Fields, bad
 from llmbudget.gateway.protocols.operation import CallRequest, Operation
-from llmbudget.gateway.protocols.sse import TypedMeter, as_object, usage_part
+from llmbudget.gateway.protocols.sse import TypedMeter, as_object, count, usage_part
 from llmbudget.gateway.protocols.usages import tokens_of
 
 _PLAIN: Final = frozenset(
@@ -29,18 +30,30 @@ _PLAIN: Final = frozenset(
 _SCHEMAS: Final = frozenset({"tools", "tool_choice", "parallel_tool_calls", "text"})
 _READ: Final = frozenset({"model", "input", "stream", "stream_options", "max_output_tokens"})
 _APART: Final = _READ | _SCHEMAS | {"store", "service_tier", "include"}
-_INCLUDES: Final = ("reasoning.encrypted_content", "message.output_text.logprobs")
+_INCLUDES: Final = (
+    *("reasoning.encrypted_content", "message.output_text.logprobs"),
+    "web_search_call.action.sources",
+)
 _REASONS: Final = REASONS | {
     "background": "a call that goes on by itself can't be metered",
     "prompt": STORED,
     "context_management": STORED,
+    "file_id": STORED,
 }
+_SEARCH: Final = ("web_search", "web_search_2025_08_26")
+_SEARCH_FIELDS: Final = frozenset(
+    {"type", "filters", "user_location", "search_context_size", "external_web_access"}
+)
+_MORE_ROUNDS: Final = 2
+"""How often a response may read everything beside once a tool call: for an attempt beyond
+`max_tool_calls`, which OpenAI documents to be ignored, and for the answer."""
 _TOOL: Final = frozenset({"type", "name", "description", "parameters", "strict"})
 _ITEMS: Final[Mapping[str, frozenset[str]]] = {
     "message": frozenset({"type", "role", "content", "id", "status", "phase"}),
     "function_call": frozenset({"type", "id", "call_id", "name", "arguments", "status"}),
     "function_call_output": frozenset({"type", "id", "call_id", "output", "status"}),
     "reasoning": frozenset({"type", "id", "summary", "content", "encrypted_content", "status"}),
+    "web_search_call": frozenset({"type", "id", "status", "action"}),
 }
 _PARTS: Final[Mapping[str, frozenset[str]]] = {
     "input_text": frozenset({"type", "text"}),
@@ -51,6 +64,7 @@ _PARTS: Final[Mapping[str, frozenset[str]]] = {
 }
 _REASONING: Final = frozenset({"effort", "summary", "generate_summary"})
 _IMAGE: Final = frozenset({"type", "image_url", "detail"})
+_FILE: Final = frozenset({"type", "filename", "file_data", "file_url"})
 
 
 def parse_response(body: bytes) -> CallRequest:
@@ -61,32 +75,48 @@ def parse_response(body: bytes) -> CallRequest:
     """
     found = read.read_object(body)
     read.check(found, _ALLOWED, _REASONS, _CHECKS)
-    items, images, image_bytes = _check_input(found.get("input"))
+    media = _Media()
+    items = _check_input(found.get("input"), media)
     stream = read.flag(found, "stream")
     limit = read.integer(found, "max_output_tokens", read.MAX_TOKENS)
     schemas = read.inside({key: found[key] for key in found if key in _SCHEMAS})
     others = read.inside({key: found[key] for key in found if key not in _APART})
     written = b'"input":' + read.serialise(found["input"])
     head = {key: found[key] for key in ("include", "stream_options") if key in found}
+    searches = _searches(found)
+    opaque = "tools" if searches else _named(found, "previous_response_id") or media.opaque
+    stores = found.get("store") is True
     demand = Demand(
-        prompt_bytes=_prompt_bytes(found["input"], written, others) - image_bytes,
+        prompt_bytes=_prompt_bytes(found["input"], written, others) - media.bytes,
         messages=items,
         schema_bytes=longest_form(schemas),
         limit=limit,
-        images=images,
+        images=media.images,
+        opaque=opaque,
+        file=media.file,
+        rounds=searches + _MORE_ROUNDS if searches else 1,
+        stored="store" if stores else _named(found, "previous_response_id"),
+        kinds=read.KINDS_READ if opaque else read.KINDS,
+        units=Units(searches=searches) if searches else None,
     )
 
     def write(offer: Offer, most: int) -> bytes:
         upstream: dict[str, object] = {
             "model": offer.model.upstream_name,
             "max_output_tokens": most,
-            "store": False,
+            "store": stores,
         }
         if is_openai(offer):
             upstream["service_tier"] = "default"
         return read.joined(upstream | {"stream": stream} | head, written, schemas, others)
 
-    return CallRequest(read.model_of(found), demand, write, ResponseMeter, response_usage)
+    def meter(plausible: int) -> ResponseMeter:
+        return ResponseMeter(plausible, searching=bool(searches))
+
+    def usage_of(answer: bytes, plausible: int) -> Usage | None:
+        return response_usage(answer, plausible, searching=bool(searches))
+
+    return CallRequest(read.model_of(found), demand, write, meter, usage_of)
 
 
 def _prompt_bytes(parsed: object, written: bytes, others: bytes) -> int:
@@ -97,11 +127,23 @@ def _prompt_bytes(parsed: object, written: bytes, others: bytes) -> int:
     return longest_form(written) + longest_form(others) + again
 
 
-def _check_input(value: object) -> tuple[int, int, int]:
-    """Check the items; return how many there are, how many images, and the bytes of those."""
+@dataclass(slots=True)
+class _Media:
+    """What is no text, as far as it was seen."""
+
+    images: int = 0
+    bytes: int = 0
+    """Bytes of data and URLs, which no model reads as text."""
+    opaque: str | None = None
+    """Where there is something that only the provider can measure."""
+    file: str | None = None
+    """Where there is a file."""
+
+
+def _check_input(value: object, media: _Media) -> int:
+    """Check the items; return how many there are."""
     if isinstance(value, str):
-        return 1, 0, 0
-    images = image_bytes = 0
+        return 1
     items = read.list_at(value, "input")
     for index, item in enumerate(items):
         where = f"input[{index}]"
@@ -112,28 +154,39 @@ def _check_input(value: object) -> tuple[int, int, int]:
         if known is None:
             raise bad(f"{where}.type", HOSTED if str(kind).endswith("_call") else STORED)
         read.only(found, known, where, _REASONS)
+        if kind == "web_search_call":
+            media.opaque = f"{where}.type"
+            continue
         for name in ("content", "output", "summary"):
             parts = found.get(name)
             if not isinstance(parts, str | list | None):
                 raise bad(f"{where}.{name}", "it must be a string or a list of parts")
             for part_index, part in enumerate(parts if isinstance(parts, list) else ()):
-                size = _check_part(part, f"{where}.{name}[{part_index}]")
-                images += size is not None
-                image_bytes += size or 0
-    return len(items), images, image_bytes
+                _check_part(part, f"{where}.{name}[{part_index}]", media)
+    return len(items)
 
 
-def _check_part(part: object, where: str) -> int | None:
-    """Check one part; return the bytes of an image's URL, None for what is text."""
+def _check_part(part: object, where: str, media: _Media) -> None:
     kind = part.get("type") if isinstance(part, dict) else None
     if isinstance(part, dict) and kind == "input_image":
         read.only(part, _IMAGE, where, _REASONS)
-        return read.image_bytes(part.get("image_url"), f"{where}.image_url")
+        media.images += 1
+        media.bytes += read.image_bytes(part.get("image_url"), f"{where}.image_url")
+        return
+    if isinstance(part, dict) and kind == "input_file":
+        read.only(part, _FILE, where, _REASONS)
+        media.file = media.opaque = f"{where}.input_file"
+        media.bytes += read.file_bytes(part, where, "file_data", "file_url")
+        return
     known = _PARTS.get(kind) if isinstance(kind, str) else None
     if not isinstance(part, dict) or known is None:
         raise bad(f"{where}.{kind}" if isinstance(kind, str) else where, MEDIA)
     read.only(part, known, where, _REASONS)
-    return None
+
+
+def _named(found: Fields, field: str) -> str | None:
+    """Give the field's name where it is there."""
+    return field if field in found else None
 
 
 def _check_instructions(value: object) -> None:
@@ -146,23 +199,67 @@ def _check_reasoning(value: object) -> None:
     read.only(reasoning, _REASONING, "reasoning", _REASONS)
 
 
+def _check_store(value: object) -> None:
+    if not isinstance(value, bool):
+        raise bad("store", "it must be true or false")
+
+
 def _check_include(value: object) -> None:
     if not isinstance(value, list) or any(item not in _INCLUDES for item in value):
         raise bad("include", f"only {' and '.join(_INCLUDES)} are allowed")
 
 
+def _check_stored(value: object) -> None:
+    if not isinstance(value, str) or not 1 <= len(value) <= read.MAX_ID:
+        raise bad("previous_response_id", f"it must be a string of 1 to {read.MAX_ID} characters")
+
+
+def _searches(found: Fields) -> int:
+    """Count the web searches that a checked request allows: all calls of tools may be some."""
+    tools = [as_object(tool) for tool in read.texts(found, "tools")]
+    if not any(tool.get("type") in _SEARCH for tool in tools):
+        return 0
+    most = read.integer(found, "max_tool_calls", read.MAX_SEARCHES)
+    if most is None:
+        reason = f"with web_search, say how many: a number from 1 to {read.MAX_SEARCHES}"
+        raise bad("max_tool_calls", reason)
+    return most
+
+
 _CHECKS: Final = {
     **CHECKS,
-    "tools": read.tools_check("function", None, _TOOL, _REASONS),
+    "tools": read.tools_check(
+        "function", None, _TOOL, _REASONS, dict.fromkeys(_SEARCH, _SEARCH_FIELDS)
+    ),
+    "store": _check_store,
+    "previous_response_id": _check_stored,
     "include": _check_include,
     "instructions": _check_instructions,
     "reasoning": _check_reasoning,
 }
 
 
-def response_usage(body: bytes, plausible: int) -> Usage | None:
-    """Read the usage of a plain answer."""
-    return tokens_of(as_object(usage_part(body).get("usage")), plausible)
+def response_usage(body: bytes, plausible: int, *, searching: bool = False) -> Usage | None:
+    """Read the usage of a plain answer; `searching`: the provider may have searched the web."""
+    return _usage(usage_part(body), plausible, searching=searching)
+
+
+def _usage(answer: Fields, plausible: int, *, searching: bool) -> Usage | None:
+    usage = tokens_of(as_object(answer.get("usage")), plausible)
+    if usage is None or not searching:
+        return usage
+    return replace(usage, units=Units(searches=_searched(answer, plausible)))
+
+
+def _searched(answer: Fields, plausible: int) -> int | None:
+    """Tell how many searches are charged: as `tool_usage` says, else all that the answer shows."""
+    told = as_object(as_object(answer.get("tool_usage")).get("web_search")).get("num_requests")
+    if told is not None:
+        return count(told, plausible)
+    items = answer.get("output")
+    if not isinstance(items, list):
+        return None
+    return sum(as_object(item).get("type") == "web_search_call" for item in items)
 
 
 class ResponseMeter(TypedMeter):
@@ -170,9 +267,13 @@ class ResponseMeter(TypedMeter):
 
     ends = frozenset({"response.completed", "response.incomplete", "response.failed"})
 
+    def __init__(self, plausible: int, *, searching: bool = False) -> None:
+        super().__init__(plausible)
+        self._searching = searching
+
     def _measure(self, document: Fields) -> Usage | None:
-        usage = as_object(as_object(document.get("response")).get("usage"))
-        return tokens_of(usage, self._plausible)
+        answer = as_object(document.get("response"))
+        return _usage(answer, self._plausible, searching=self._searching)
 
 
 _ALLOWED: Final = _READ | _SCHEMAS | _PLAIN

@@ -233,7 +233,7 @@ def test_a_refusal_names_its_field(fields: dict[str, object], param: str) -> Non
     assert param in refused.value.message
 
 
-@pytest.mark.parametrize("kind", ["file", "video_url", "input_image"])
+@pytest.mark.parametrize("kind", ["video_url", "input_image"])
 def test_other_media_are_refused(kind: str) -> None:
     messages = [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": kind}]}]
     with pytest.raises(Refusal, match="can't be bounded yet") as refused:
@@ -256,6 +256,30 @@ def test_images_are_counted_and_their_data_is_no_text() -> None:
             parse_chat(asked(url))
     with pytest.raises(Refusal):
         parse_chat(asked("data:image/png;base64,AAAA", detail="original"))
+
+
+def test_a_file_counts_as_a_whole_context() -> None:
+    file = {"type": "file", "file": {"filename": "a.pdf", "file_data": "A" * 100_000}}
+    messages = [{"role": "user", "content": [{"type": "text", "text": "x"}, file]}]
+    demand = parse_chat(body(messages=messages)).demand
+    assert demand.opaque == demand.file == "messages[0].content[1].file"
+    assert demand.prompt_bytes < 1000
+    assert sent(body(messages=messages))["messages"] == messages
+
+
+@pytest.mark.parametrize(
+    ("file", "param"),
+    [
+        ({"file_id": "file-1"}, "messages[0].content[0].file.file_id"),
+        ({"filename": "a.pdf"}, "messages[0].content[0].file"),
+        ({"file_data": 7}, "messages[0].content[0].file"),
+    ],
+)
+def test_a_file_comes_with_its_data(file: dict[str, object], param: str) -> None:
+    messages = [{"role": "user", "content": [{"type": "file", "file": file}]}]
+    with pytest.raises(Refusal) as refused:
+        parse_chat(body(messages=messages))
+    assert refused.value.param == param
 
 
 def test_sound_is_heard_as_a_whole_context_and_spoken_within_the_limit() -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from tests.support.offers import offer
 
-from llmbudget.decide.prices import Usage
+from llmbudget.decide.prices import Units, Usage
 from llmbudget.gateway.protocols.errors import Refusal
 from llmbudget.gateway.protocols.messages import check_betas, parse_count, parse_message
 from llmbudget.gateway.protocols.messages_answers import MessageMeter, message_usage
 
 HELLO = [{"role": "user", "content": "Hello"}]
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
+SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 3}
 PLAUSIBLE = 1_000_000
 
 
@@ -92,7 +94,12 @@ def test_earlier_tool_calls_count_twice() -> None:
         ({"max_tokens": True}, "max_tokens"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
-        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].max_uses"),
+        ({"tools": [SEARCH | {"max_uses": 101}]}, "tools[0].max_uses"),
+        ({"tools": [SEARCH | {"max_uses": True}]}, "tools[0].max_uses"),
+        ({"tools": [SEARCH | {"unheard_of": 1}]}, "tools[0].unheard_of"),
+        ({"tools": [{"type": "code_execution_20250825"}]}, "tools[0].type"),
+        ({"tools": [{"type": "web_search_20260209", "max_uses": 1}]}, "tools[0].type"),
         ({"tools": [{"name": "f", "input_schema": {}, "defer": 1}]}, "tools[0].defer"),
         (
             {"tools": [{"name": "f", "cache_control": {"type": "ephemeral", "ttl": "9h"}}]},
@@ -100,6 +107,10 @@ def test_earlier_tool_calls_count_twice() -> None:
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "server_tool_use"}]}]},
+            "messages[0].content[0].name",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "code_execution_tool_result"}]}]},
             "messages[0].content[0].type",
         ),
         (
@@ -108,7 +119,7 @@ def test_earlier_tool_calls_count_twice() -> None:
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "document", "source": {
-                "type": "base64", "media_type": "application/pdf", "data": "AAAA"}}]}]},
+                "type": "file", "file_id": "file_1"}}]}]},
             "messages[0].content[0].source.type",
         ),
     ],
@@ -192,10 +203,82 @@ def test_the_output_is_known_only_once_it_is_told() -> None:
     assert meter.usage is None
 
 
-def test_citations_are_refused_but_not_what_was_cited() -> None:
+def test_what_is_to_be_cited_counts_as_a_whole_context_and_what_was_cited_as_text() -> None:
     source = {"type": "text", "media_type": "text/plain", "data": "x"}
     document = {"type": "document", "source": source, "citations": {"enabled": True}}
-    with pytest.raises(Refusal, match="citations"):
-        parse_message(body(messages=[{"role": "user", "content": [document]}]))
+    demand = parse_message(body(messages=[{"role": "user", "content": [document]}])).demand
+    assert demand.opaque == "messages[0].content[0].citations"
     cited = {"type": "text", "text": "x", "citations": [{"type": "char_location"}]}
-    parse_message(body(messages=[{"role": "assistant", "content": [cited]}, *HELLO]))
+    again = parse_message(body(messages=[{"role": "assistant", "content": [cited]}, *HELLO]))
+    assert again.demand.opaque is None
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"type": "base64", "media_type": "application/pdf", "data": "A" * 100_000},
+        {"type": "url", "url": "https://papers.example/a.pdf"},
+    ],
+)
+def test_a_pdf_counts_as_a_whole_context(source: dict[str, Any]) -> None:
+    messages = [{"role": "user", "content": [{"type": "document", "source": source}]}]
+    demand = parse_message(body(messages=messages)).demand
+    assert demand.opaque == demand.file == "messages[0].content[0].source.type"
+    assert demand.prompt_bytes < 1000
+    assert sent(body(messages=messages))["messages"] == messages
+
+
+def test_a_web_search_is_bounded_by_its_uses_and_the_documented_rounds() -> None:
+    request = parse_message(body(tools=[SEARCH, {"name": "f", "input_schema": {}}]))
+    demand = request.demand
+    assert demand.units == Units(searches=3)
+    assert (demand.rounds, demand.opaque) == (11, "tools")
+    assert sent(body(tools=[SEARCH]))["tools"] == [SEARCH]
+
+
+def test_an_earlier_search_counts_as_a_whole_context() -> None:
+    found = [{"type": "web_search_result", "url": "u", "encrypted_content": "bW9uZXk="}]
+    blocks = [
+        {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {"query": "x"}},
+        {"type": "web_search_tool_result", "tool_use_id": "s", "content": found},
+    ]
+    messages = [{"role": "assistant", "content": blocks}, *HELLO]
+    demand = parse_message(body(messages=messages)).demand
+    assert (demand.rounds, demand.opaque) == (1, "messages[0].content[1].type")
+    assert sent(body(messages=messages))["messages"] == messages
+
+
+RESULT = {"type": "web_search_tool_result", "tool_use_id": "s", "content": []}
+
+
+@pytest.mark.parametrize(
+    ("told", "searches"), [({"web_search_requests": 2}, 2), ({"web_search_requests": 0}, 0)]
+)
+def test_searches_are_charged_as_the_provider_tells(told: dict[str, int], searches: int) -> None:
+    answer = {"usage": USAGE | {"server_tool_use": told}, "content": [RESULT]}
+    usage = message_usage(json.dumps(answer).encode(), PLAUSIBLE)
+    assert usage is not None
+    assert usage.units == (Units(searches=searches) if searches else None)
+
+
+@pytest.mark.parametrize("told", [{}, {"server_tool_use": None}, {"server_tool_use": {}}])
+def test_searches_that_nobody_tells_of_are_counted_in_the_answer(told: dict[str, Any]) -> None:
+    text = {"type": "text", "text": '{"type": "web_search_tool_result"}'}
+    answer = {"content": [RESULT, RESULT, text], "usage": USAGE | told}
+    assert message_usage(json.dumps(answer).encode(), PLAUSIBLE) == replace(
+        READ, units=Units(searches=2)
+    )
+    meter = MessageMeter(PLAUSIBLE)
+    meter.feed(
+        event("message_start", message={"usage": USAGE | {"output_tokens": 1}})
+        + 2 * event("content_block_start", index=1, content_block=RESULT)
+        + event("message_delta", usage={"output_tokens": 40} | told)
+        + END
+    )
+    assert meter.usage == replace(READ, units=Units(searches=2))
+
+
+@pytest.mark.parametrize("told", [-1, 1.5, "2", PLAUSIBLE + 1])
+def test_a_number_of_searches_that_is_none_makes_the_usage_unknown(told: object) -> None:
+    answer = {"usage": USAGE | {"server_tool_use": {"web_search_requests": told}}}
+    assert message_usage(json.dumps(answer).encode(), PLAUSIBLE) is None

@@ -1,14 +1,15 @@
-"""OpenAI's responses: stateless, and metered by their last event."""
+"""OpenAI's responses: kept nowhere unless asked for, and metered by their last event."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from tests.support.offers import offer
 
-from llmbudget.decide.prices import Usage
+from llmbudget.decide.prices import Units, Usage
 from llmbudget.gateway.protocols.errors import Refusal
 from llmbudget.gateway.protocols.responses import ResponseMeter, parse_response, response_usage
 
@@ -26,7 +27,7 @@ def sent(request: bytes, limit: int = 50, host: str = "models.example") -> dict[
     return document
 
 
-def test_nothing_is_ever_stored() -> None:
+def test_nothing_is_stored_unless_the_caller_asks() -> None:
     assert sent(body()) == {
         "model": "upstream/small",
         "max_output_tokens": 50,
@@ -70,19 +71,32 @@ def test_the_demand() -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"store": True}, "store"),
+        ({"store": "yes"}, "store"),
         ({"background": True}, "background"),
-        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"previous_response_id": ""}, "previous_response_id"),
+        ({"previous_response_id": 7}, "previous_response_id"),
         ({"conversation": "c"}, "conversation"),
         ({"prompt": {"id": "p"}}, "prompt"),
         ({"service_tier": "flex"}, "service_tier"),
-        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"type": "web_search"}]}, "max_tool_calls"),
+        ({"tools": [{"type": "web_search"}], "max_tool_calls": 101}, "max_tool_calls"),
+        ({"tools": [{"type": "web_search", "unheard_of": 1}]}, "tools[0].unheard_of"),
+        ({"tools": [{"type": "web_search_preview"}]}, "tools[0].type"),
+        ({"tools": [{"type": "file_search"}]}, "tools[0].type"),
         ({"include": ["file_search_call.results"]}, "include"),
         ({"input": [{"type": "item_reference", "id": "i"}]}, "input[0].type"),
-        ({"input": [{"type": "web_search_call", "id": "i"}]}, "input[0].type"),
+        ({"input": [{"type": "file_search_call", "id": "i"}]}, "input[0].type"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_file"}]}]},
-            "input[0].content[0].input_file",
+            "input[0].content[0]",
+        ),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]},
+            "input[0].content[0].file_id",
+        ),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_video"}]}]},
+            "input[0].content[0].input_video",
         ),
         ({"input": [{"id": "msg_1"}]}, "input[0].type"),
         ({"input": [{"role": "user", "content": {"type": "input_file"}}]}, "input[0].content"),
@@ -97,6 +111,62 @@ def test_a_refusal_names_its_field(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(Refusal) as refused:
         parse_response(body(**fields))
     assert (refused.value.status, refused.value.param) == (400, param)
+
+
+def test_what_is_stored_has_the_size_that_the_provider_knows() -> None:
+    first = parse_response(body(store=True)).demand
+    assert (first.stored, first.opaque) == ("store", None)
+    assert sent(body(store=True))["store"] is True
+    later = parse_response(body(previous_response_id="resp_1")).demand
+    assert later.stored == later.opaque == "previous_response_id"
+    assert sent(body(previous_response_id="resp_1"))["previous_response_id"] == "resp_1"
+
+
+@pytest.mark.parametrize("source", [{"file_data": "A" * 9000}, {"file_url": "https://a.example"}])
+def test_a_file_counts_as_a_whole_context(source: dict[str, str]) -> None:
+    file = {"type": "input_file", "filename": "a.pdf", **source}
+    demand = parse_response(body(input=[{"role": "user", "content": [file]}])).demand
+    assert demand.opaque == demand.file == "input[0].content[0].input_file"
+    assert demand.prompt_bytes < 1000
+
+
+SEARCHING = {"tools": [{"type": "web_search"}], "max_tool_calls": 3}
+
+
+def test_web_searches_are_bounded_by_the_calls_of_tools() -> None:
+    demand = parse_response(body(**SEARCHING)).demand
+    assert demand.units == Units(searches=3)
+    assert (demand.rounds, demand.opaque) == (5, "tools")
+    assert sent(body(**SEARCHING)).items() >= SEARCHING.items()
+    function = {"type": "function", "name": "f", "parameters": {}}
+    assert parse_response(body(tools=[function], max_tool_calls=3)).demand.units is None
+    earlier = {"type": "web_search_call", "id": "w", "action": {"type": "search", "query": "x"}}
+    assert parse_response(body(input=[earlier])).demand.opaque == "input[0].type"
+
+
+FOUND = [{"type": "web_search_call"}, {"type": "message"}, {"type": "web_search_call"}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "searches"),
+    [
+        ({"tool_usage": {"web_search": {"num_requests": 1}}, "output": FOUND}, 1),
+        ({"output": FOUND}, 2),
+        ({"output": []}, 0),
+        ({}, None),
+        ({"tool_usage": {"web_search": {"num_requests": -1}}, "output": []}, None),
+    ],
+)
+def test_searches_are_charged_as_told_or_else_as_shown(
+    fields: dict[str, Any], searches: int | None
+) -> None:
+    answer = {"usage": USAGE, **fields}
+    wanted = replace(READ, units=Units(searches=searches))
+    request = parse_response(body(**SEARCHING))
+    assert request.usage_of(json.dumps(answer).encode(), PLAUSIBLE) == wanted
+    meter = request.meter(PLAUSIBLE)
+    meter.feed(event("response.completed", response=answer))
+    assert meter.usage == wanted
 
 
 USAGE = {
