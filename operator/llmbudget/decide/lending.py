@@ -7,6 +7,9 @@ whatever is not, the moment that it asks.
 
 With several lenders it makes no difference whose money was borrowed: all together have lent as much
 as was borrowed, nobody more than its limit, and each figure follows from the others.
+
+What a provider charged beyond a hold is borrowed too where siblings have it to lend. The rest of it
+nobody lent: it stays the account's own debt.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ class Member:
     """Most that it borrows."""
     lending_limit: int | None
     """Most that it lends; None: all that is idle."""
+    overage: int = 0
+    """What of its use no room was asked for: charged beyond holds, or left by earlier periods."""
 
     @property
     def guaranteed(self) -> int:
@@ -35,9 +40,14 @@ class Member:
         return 0 if self.lending_limit is None else max(0, self.own - self.lending_limit)
 
     @property
-    def borrowed(self) -> int:
-        """What it uses of the others' money."""
+    def needs(self) -> int:
+        """What it uses of the others' money, if they have it."""
         return min(self.limit, max(0, self.used - self.own))
+
+    @property
+    def granted(self) -> int:
+        """What of that it asked for before it was used."""
+        return min(self.needs, max(0, self.used - self.overage - self.own))
 
     @property
     def idle(self) -> int:
@@ -69,24 +79,39 @@ class Cohort:
         self.__dict__.pop("loans", None)
 
     def room(self, name: str) -> int:
-        """Tell how much more one may use; below 0: it is beyond its limits. Where caps were lowered
-        below what is used, its guaranteed part is its own all the same."""
+        """Tell how much more one may use; below 0: it is beyond its limits, or beyond what the
+        others have. Where caps were lowered below what is used, its guaranteed part is its own all
+        the same."""
         member = self._members[name]
+        if self._pool < 0 and member.used > member.own:
+            return member.own + self.loans[name].borrowed - member.used
         guaranteed = max(0, member.guaranteed - member.used)
         stored = member.own - member.guaranteed - max(0, member.used - member.guaranteed)
         return guaranteed + min(max(0, self._pool), stored + member.limit)
 
     @cached_property
     def loans(self) -> dict[str, Loans]:
-        """Tell what each has borrowed and lent: of all that was borrowed, its share by what it has
-        idle. The sums are equal, unless caps were lowered below what was borrowed."""
-        total = sum(max(0, member.idle) for member in self._members.values())
-        borrowed = min(total, sum(member.borrowed for member in self._members.values()))
-        found: dict[str, Loans] = {}
-        before = reached = 0
-        for name, member in self._members.items():
-            reached += max(0, member.idle)
-            up_to = borrowed * reached // total if total else 0
-            found[name] = Loans(member.borrowed, up_to - before)
-            before = up_to
-        return found
+        """Tell what each has borrowed and lent; the sums are equal. All that is lent, each lends
+        its share of by what it has idle. Where there is too little, because caps were lowered or
+        providers charged beyond holds, those come first who asked for what they use."""
+        idle = {name: max(0, member.idle) for name, member in self._members.items()}
+        granted = {name: member.granted for name, member in self._members.items()}
+        beyond = {name: member.needs - granted[name] for name, member in self._members.items()}
+        first = _shares(granted, sum(idle.values()))
+        then = _shares(beyond, sum(idle.values()) - sum(first.values()))
+        lent = _shares(idle, sum(first.values()) + sum(then.values()))
+        return {name: Loans(first[name] + then[name], lent[name]) for name in self._members}
+
+
+def _shares(wanted: Mapping[str, int], there: int) -> dict[str, int]:
+    """Share what is there by what each wants, to the last nano-dollar; nobody gets more."""
+    total = sum(wanted.values())
+    there = min(there, total)
+    found: dict[str, int] = {}
+    before = reached = 0
+    for name, amount in wanted.items():
+        reached += amount
+        up_to = there * reached // total if total else 0
+        found[name] = up_to - before
+        before = up_to
+    return found

@@ -34,6 +34,7 @@ from llmbudget.ledger.records import (
     Account,
     EntryRow,
     KeyRow,
+    Loan,
     OpenHold,
     TopUp,
     Transfer,
@@ -66,9 +67,13 @@ class Book(Envelopes):
             raise ValueError(f"unknown time zone {time_zone!r}") from error
         current = self.header.period or period.name
         granted: list[Transfer] = []
+        loans = self._open_loans()
         accounts = {
             config.name: Account.configured(
-                config, checked(generation, "generation"), self._top_ups(config, current, granted)
+                config,
+                checked(generation, "generation"),
+                self._top_ups(config, current, granted),
+                loans.get(config.name),
             )
             for config in configs
         }
@@ -80,15 +85,25 @@ class Book(Envelopes):
         self.header.next_time_zone = time_zone
         self.header.generation = generation
         self.changes.header = True
-        for account in self.accounts.values():
-            if account.name not in accounts and account.active:
-                self._put(replace(account, active=False))
+        for account in list(self.accounts.values()):
+            left_out = replace(account, active=False, loan=loans.get(account.name))
+            if account.name not in accounts and account != left_out:
+                self._put(left_out)
         for account in accounts.values():
             self._put(account)
         self.end_moved()
         self._set_alarm()
         self._evaluate(accounts)
         return True
+
+    def _open_loans(self) -> dict[str, Loan]:
+        """Tell who has money of whom, by the terms that are in force."""
+        loans: dict[str, Loan] = {}
+        for account in self.accounts.values() if self.header.period is not None else ():
+            parent, found = account.cohort(self.period), self._loans(account)
+            if parent is not None and (found.borrowed or found.lent):
+                loans[account.name] = Loan(self.period, parent, found.borrowed, found.lent)
+        return loans
 
     def _top_ups(
         self, config: AccountConfig, current: str, granted: list[Transfer]
@@ -140,6 +155,7 @@ class Book(Envelopes):
             self._refuse_exceeding(path, amount)
         else:
             self._opening(request, amount)
+            self._refuse_overdrawn(path, amount)
         hold = OpenHold(
             id=request.id,
             path=tuple(account.name for account in path),

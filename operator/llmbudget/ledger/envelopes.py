@@ -29,8 +29,9 @@ from llmbudget.ledger.interface import (
 from llmbudget.ledger.months import Months
 from llmbudget.ledger.records import KeyRow, checked
 
-_KEY_PREFIX: Final = "envelope "
-"""Before the idempotency keys of envelopes, which are not those of calls."""
+_KEY_SCOPE: Final = " envelopes"
+"""After the name of a consumer, whose keys for envelopes are not those of its calls. No name of a
+ServiceAccount has a space."""
 
 
 class Envelopes(Months):
@@ -155,7 +156,7 @@ class Envelopes(Months):
 def envelope_key(request: EnvelopeRequest) -> tuple[str, str] | None:
     """Name a request in the table of idempotency keys; None: it has no key."""
     key = request.idempotency_key
-    return None if key is None else (request.consumer, _KEY_PREFIX + key)
+    return None if key is None else (request.consumer + _KEY_SCOPE, key)
 
 
 def open_ones(envelopes: Iterable[Envelope]) -> dict[str, Envelope]:

@@ -78,6 +78,7 @@ class Months(Rooms):
         self.header.time_zone = self.header.next_time_zone
         self.changes.header = True
         self.changes.keys_before = ended
+        self._cohorts.clear()
         for name, closing in closings.items():
             figures = self._changing(name, ended)
             figures.closed = True

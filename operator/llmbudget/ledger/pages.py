@@ -168,13 +168,14 @@ class Pages:
             yield account
             name = account.parent
 
-    def _cohort(self, account: Account) -> Sequence[Account]:
-        """List those that an account borrows of and lends to, itself among them."""
-        parent = account.parent or ""
+    def _cohort(self, parent: str) -> Sequence[Account]:
+        """List those that borrow of and lend to each other below a parent: also those that do so
+        no longer, or are gone, until the period of their last loan ends."""
         if not self._cohorts:
             for each in self.accounts.values():
-                if each.active and each.borrows is not None and each.cap is not None:
-                    self._cohorts.setdefault(each.parent or "", []).append(each)
+                found = each.cohort(self.period)
+                if found is not None:
+                    self._cohorts.setdefault(found, []).append(each)
         return self._cohorts[parent]
 
     def _current(self) -> Period:

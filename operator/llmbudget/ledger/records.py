@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Final
@@ -24,6 +24,21 @@ class TopUp:
     amount: int
     period: str
     expires: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Loan:
+    """What an account had borrowed of its siblings, or lent to them, when it was configured anew.
+
+    Whatever the new terms are, this stays until the period ends: else a lender could spend once
+    more what a borrower has spent of it.
+    """
+
+    period: str
+    parent: str
+    """Whose children it was among."""
+    borrowed: int
+    lent: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +65,33 @@ class Account:
     lends: int | None = None
     """Most that it lends; None: all that is idle."""
     top_ups: tuple[TopUp, ...] = ()
+    loan: Loan | None = None
+    """Of the period in which it was configured last."""
+
+    def cohort(self, period: str) -> str | None:
+        """Name the parent among whose children it borrows and lends in a period; None: it does
+        neither."""
+        if self.cap is None:
+            return None
+        if self.loan is not None and self.loan.period == period:
+            return self.loan.parent
+        return self._own_cohort
+
+    @property
+    def _own_cohort(self) -> str | None:
+        return (self.parent or "") if self.active and self.borrows is not None else None
+
+    def limits(self, period: str) -> tuple[int, int | None]:
+        """Tell the most that it borrows and lends in a period: by its terms, and not less than it
+        had and gave when they were made."""
+        limit: int = 0
+        lends: int | None = 0
+        if self._own_cohort == self.cohort(period):
+            limit, lends = self.borrows or 0, self.lends
+        if self.loan is not None and self.loan.period == period:
+            limit = max(limit, self.loan.borrowed)
+            lends = None if lends is None else max(lends, self.loan.lent)
+        return limit, lends
 
     def topped_up(self, period: str, now: datetime) -> int:
         """Tell by how much top-ups raise the cap of a period now."""
@@ -57,7 +99,11 @@ class Account:
 
     @classmethod
     def configured(
-        cls, config: AccountConfig, generation: int, top_ups: tuple[TopUp, ...] = ()
+        cls,
+        config: AccountConfig,
+        generation: int,
+        top_ups: tuple[TopUp, ...] = (),
+        loan: Loan | None = None,
     ) -> Account:
         """Take over what a configuration says.
 
@@ -80,6 +126,7 @@ class Account:
             borrows=None if borrowing is None else checked(borrowing.limit_nano, "borrowing limit"),
             lends=None if lends is None else checked(lends, "lending limit"),
             top_ups=top_ups,
+            loan=loan,
         )
 
 
@@ -258,3 +305,13 @@ def top_ups_of(text: str) -> tuple[TopUp, ...]:
         TopUp(id, amount, period, datetime.fromisoformat(expires))
         for id, amount, period, expires in json.loads(text)
     )
+
+
+def loan_text(loan: Loan | None) -> str | None:
+    """Write an account's loan as an engine stores it."""
+    return None if loan is None else json.dumps(astuple(loan))
+
+
+def loan_of(text: str | None) -> Loan | None:
+    """Read what `loan_text` wrote."""
+    return None if text is None else Loan(*json.loads(text))

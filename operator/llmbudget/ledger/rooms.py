@@ -40,18 +40,18 @@ class Rooms(Pages):
         own = self._own(account, figures)
         if own is None:
             return None
-        if account.borrows is None:
+        parent = account.cohort(self.period)
+        if parent is None:
             return own - figures.used + (0 if held else figures.held)
-        return self._siblings(account, held=held).room(account.name)
+        return self._siblings(parent, held=held).room(account.name)
 
-    def _siblings(self, account: Account, *, held: bool = True) -> Cohort:
+    def _siblings(self, parent: str, *, held: bool = True) -> Cohort:
         if held:
             self._follow_moves()
-        parent = account.parent or ""
         known = self._standing if held else self._surveyed
         if known is not None and parent in known:
             return known[parent]
-        cohort = Cohort({a.name: self._member(a, held=held) for a in self._cohort(account)})
+        cohort = Cohort({a.name: self._member(a, held=held) for a in self._cohort(parent)})
         if known is not None:
             known[parent] = cohort
         return cohort
@@ -61,26 +61,26 @@ class Rooms(Pages):
         moved, self._moved = self._moved, set()
         for name in moved:
             account = self.accounts.get(name)
-            if account is None or not account.active or account.borrows is None:
-                continue
-            cohort = self._standing.get(account.parent or "")
-            if cohort is not None and account.cap is not None:
+            parent = None if account is None else account.cohort(self.period)
+            cohort = None if parent is None else self._standing.get(parent)
+            if account is not None and cohort is not None:
                 cohort.change(name, self._member(account, held=True))
 
     def _member(self, account: Account, *, held: bool) -> Member:
         figures = self._now(account.name)
+        limit, lending_limit = account.limits(self.period)
         return Member(
             own=self._own(account, figures) or 0,
             used=figures.used - (0 if held else figures.held),
-            limit=account.borrows or 0,
-            lending_limit=account.lends,
+            limit=limit,
+            lending_limit=lending_limit,
+            overage=figures.overage + figures.debit,
         )
 
     def _loans(self, account: Account) -> Loans:
         """Tell what an account has borrowed and lent."""
-        if account.borrows is None or account.cap is None or not account.active:
-            return Loans()
-        return self._siblings(account).loans[account.name]
+        parent = account.cohort(self.period)
+        return Loans() if parent is None else self._siblings(parent).loans[account.name]
 
     def _fits(self, account: Account, amount: int, *, held: bool = True) -> bool:
         """Tell whether a call's bound has room. A free call has none where the cap is reached,
@@ -109,20 +109,30 @@ class Rooms(Pages):
             figures = self._now(account.name)
             if figures.used + amount >= LIMIT:
                 raise ValueError("amount is beyond what the ledger counts")
-            if account.cap is None or self._fits(account, amount):
-                continue
-            refusals.append(
-                BudgetExceeded(
-                    account.name,
-                    asked=Nano(amount),
-                    left=Nano(max(0, self._room(account) or 0)),
-                    cap=Nano(self._own(account, figures) or 0),
-                    period=self._current(),
-                    only_held=self._fits(account, amount, held=False),
-                )
-            )
-        if refusals:
-            raise min(refusals, key=lambda refusal: refusal.only_held)
+            if not self._fits(account, amount):
+                only_held = self._fits(account, amount, held=False)
+                refusals.append(self._exceeded(account, amount, only_held=only_held))
+        _raise_worst(refusals)
+
+    def _refuse_overdrawn(self, path: Sequence[Account], amount: int) -> None:
+        """Hold against every account of a path on which a call's money is set aside: none may be
+        over its cap."""
+        refusals: list[BudgetExceeded] = []
+        for account in path:
+            if (amount > 0 or account.blocks) and (self._room(account) or 0) < 0:
+                only_held = (self._room(account, held=False) or 0) >= 0
+                refusals.append(self._exceeded(account, amount, only_held=only_held))
+        _raise_worst(refusals)
+
+    def _exceeded(self, account: Account, amount: int, *, only_held: bool) -> BudgetExceeded:
+        return BudgetExceeded(
+            account.name,
+            asked=Nano(amount),
+            left=Nano(max(0, self._room(account) or 0)),
+            cap=Nano(self._own(account, self._now(account.name)) or 0),
+            period=self._current(),
+            only_held=only_held,
+        )
 
     def _left(self, path: Sequence[Account]) -> Nano | None:
         """Tell what is left on the tightest account of a path."""
@@ -169,12 +179,16 @@ class Rooms(Pages):
         """List the configured accounts whose sums this transaction changed, or others before
         it, and those that lend to or borrow of them."""
         names = {name for name, period in self.changes.figures if period == self.period}
-        names = (names | self._news) & self.active_accounts()
-        borrowing = [self.accounts[n] for n in names if self.accounts[n].borrows is not None]
-        for account in borrowing:
-            if account.cap is not None:
-                names |= {each.name for each in self._cohort(account)}
-        return names
+        names = (names | self._news) & self.accounts.keys()
+        parents = {self.accounts[name].cohort(self.period) for name in names} - {None}
+        for parent in parents:
+            names |= {each.name for each in self._cohort(parent or "")}
+        return names & self.active_accounts()
+
+
+def _raise_worst(refusals: Sequence[BudgetExceeded]) -> None:
+    if refusals:
+        raise min(refusals, key=lambda refusal: refusal.only_held)
 
 
 def _not_below_0(room: int | None) -> Nano | None:

@@ -5,7 +5,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from tests.unit.ledger.ledger_helpers import account, ask, task, within
 
+from llmbudget.api.budget import OnExceeded
 from llmbudget.api.money import Nano
+from llmbudget.contract.config import BorrowingConfig
 from llmbudget.ledger.interface import (
     AwaitingApproval,
     BudgetExceeded,
@@ -126,6 +128,19 @@ async def test_a_key_opens_one_envelope(tree):
     assert figures(tree, TEAM) == (0, 1, 0, 99)
 
 
+async def test_keys_of_calls_and_of_envelopes_are_not_the_same(tree, engine):
+    """Whatever words a caller chooses."""
+    await tree.open_envelope(task("e", 20, TEAM, idempotency_key="k", fingerprint="f"))
+    words = ("envelope k", "envelopes k", "k")
+    for number, key in enumerate(words):
+        call = ask(f"{number}", 1, TEAM, consumer="team/lead", idempotency_key=key, fingerprint="f")
+        await tree.hold(call)
+    for number, key in enumerate(words[:2]):
+        asked = task(f"e{number}", 20, TEAM, idempotency_key=key, fingerprint="f")
+        assert (await tree.open_envelope(asked)).id == f"e{number}"
+    assert engine.count("idempotency") == 6
+
+
 async def test_amounts_and_counts_are_limited_by_consumer(tree):
     few = {"most_open": 2, "most_amount": Nano(50)}
     await tree.open_envelope(task("1", 30, TEAM, **few))
@@ -228,12 +243,61 @@ async def test_a_budget_that_moves_ends_its_envelopes(tree):
         await tree.hold(within("e", "1", 5, TEAM))
 
 
-async def test_a_cap_below_what_is_set_aside_stops_no_task(tree):
+@pytest.mark.parametrize("lowered", [TEAM, ROOT])
+async def test_a_cap_below_what_is_set_aside_stops_the_task_until_there_is_room(tree, lowered):
     await tree.open_envelope(task("e", 50, TEAM))
-    await tree.configure([TREE[0], account(TEAM, 10, ROOT)], time_zone="UTC", generation=2)
-    await tree.hold(within("e", "1", 50, TEAM))
-    await tree.settle("1", Settlement(Nano(50)))
-    assert figures(tree, TEAM) == (50, 0, 0, 0)
+    await tree.open_envelope(task("f", 40, TEAM))
+    await tree.hold(within("e", "under way", 10, TEAM))
+    caps = {ROOT: 200, TEAM: 100, lowered: 60}
+    lower = [account(ROOT, caps[ROOT]), account(TEAM, caps[TEAM], ROOT)]
+    await tree.configure(lower, time_zone="UTC", generation=2)
+    with pytest.raises(BudgetExceeded, match=f"{lowered}: asked 5, left 0 of 60") as refused:
+        await tree.hold(within("e", "1", 5, TEAM))
+    assert not refused.value.only_held, "what is set aside is in the way, not calls under way"
+    await tree.settle("under way", Settlement(Nano(10)))
+    await tree.close_envelope("f", "team/lead")
+    await tree.hold(within("e", "1", 40, TEAM))
+
+
+async def test_calls_under_way_beside_an_envelope_are_waited_for(tree):
+    await tree.open_envelope(task("e", 50, TEAM))
+    await tree.hold(ask("beside", 50, TEAM))
+    lower = [TREE[0], account(TEAM, 60, ROOT)]
+    await tree.configure(lower, time_zone="UTC", generation=2)
+    with pytest.raises(BudgetExceeded) as refused:
+        await tree.hold(within("e", "1", 5, TEAM))
+    assert refused.value.only_held
+    await tree.settle("beside", Settlement(Nano(1)))
+    await tree.hold(within("e", "1", 5, TEAM))
+
+
+async def test_free_calls_of_an_envelope_go_on_where_the_budget_lets_them(ledger):
+    free = account(ROOT, 100, on_exceeded=OnExceeded.DOWNGRADE)
+    await ledger.configure([free], time_zone="UTC", generation=1)
+    await ledger.open_envelope(task("e", 50))
+    lower = account(ROOT, 10, on_exceeded=OnExceeded.DOWNGRADE)
+    await ledger.configure([lower], time_zone="UTC", generation=2)
+    await ledger.hold(within("e", "free", 0))
+    with pytest.raises(BudgetExceeded):
+        await ledger.hold(within("e", "dear", 1))
+
+
+async def test_a_borrower_whose_lender_has_less_now_spends_no_more_of_its_envelope(ledger):
+    def siblings(lender: int):
+        return [
+            account(ROOT, 1000),
+            account(TEAM, 100, ROOT, borrowing=BorrowingConfig(limit_nano=80)),
+            account("llm/peer", lender, ROOT, borrowing=BorrowingConfig(limit_nano=0)),
+        ]
+
+    await ledger.configure(siblings(100), time_zone="UTC", generation=1)
+    await ledger.open_envelope(task("e", 150, TEAM))
+    await ledger.hold(within("e", "1", 10, TEAM))
+    await ledger.configure(siblings(49), time_zone="UTC", generation=2)
+    with pytest.raises(BudgetExceeded, match=TEAM):
+        await ledger.hold(within("e", "2", 10, TEAM))
+    await ledger.configure(siblings(50), time_zone="UTC", generation=3)
+    await ledger.hold(within("e", "2", 10, TEAM))
 
 
 async def test_an_intervention_stops_envelopes_too(ledger):

@@ -36,6 +36,7 @@ from llmbudget.ledger.interface import (
     EnvelopeExceeded,
     Outcome,
     Settlement,
+    UnknownAccount,
 )
 
 ROOT, TEAM, PEER, APP = "llm/org", "llm/team", "llm/peer", "app/app"
@@ -46,6 +47,7 @@ AMOUNTS = st.integers(0, 30)
 CAPS = st.integers(20, 120) | st.integers(0, 20) | st.none()
 ALL_CAPS = st.tuples(CAPS, CAPS, CAPS, CAPS)
 LENDING = st.none() | st.tuples(st.integers(0, 60), st.none() | st.integers(0, 60))
+GONE = st.sampled_from([(), (), (), (PEER,), (APP,), (TEAM, APP)])
 ROLLOVERS = st.fixed_dictionaries({name: st.sampled_from([0, 0, 25, 500]) for name in PATHS})
 
 
@@ -106,13 +108,15 @@ class LedgerMachine(RuleBasedStateMachine):
         self.closing_caps: dict[tuple[str, str], int | None] = {}
         self.caps = dict.fromkeys(PATHS)
         self.lending = dict.fromkeys(SIBLINGS)
+        self.gone: tuple[str, ...] = ()
+        self.kept: dict[tuple[str, str], tuple[int, int]] = {}
         self.rollover = dict.fromkeys(PATHS, 0)
         self.ids = (f"h{n}" for n in itertools.count())
         self.period, self.zone = "2026-11", "UTC"
         self.next_zone = "UTC"
         self.generation = 0
         self.store = self.engine.store()
-        self.configure(caps, "UTC", (None, None), dict.fromkeys(PATHS, 0))
+        self.configure(caps, "UTC", (None, None), dict.fromkeys(PATHS, 0), ())
 
     def teardown(self):
         if hasattr(self, "store"):
@@ -171,8 +175,18 @@ class LedgerMachine(RuleBasedStateMachine):
         return [
             name
             for name in SIBLINGS
-            if self.lending[name] is not None and self.caps[name] is not None
+            if self.caps[name] is not None
+            and (self.terms_of(name) is not None or (name, self.period) in self.kept)
         ]
+
+    def terms_of(self, name):
+        return None if name in self.gone else self.lending[name]
+
+    def limits(self, name):
+        """Most that it borrows and lends: not less than when that was said, till the month ends."""
+        limit, lends = self.terms_of(name) or (0, 0)
+        borrowed, lent = self.kept.get((name, self.period), (0, 0))
+        return max(limit, borrowed), None if lends is None else max(lends, lent)
 
     def fits(self, name, amount, holds=True):
         """I1, naively: whoever needs more than its own finds it at its siblings."""
@@ -183,7 +197,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return self.used(name, holds) + amount <= own
         need = give = 0
         for each in self.cohort():
-            limit, lends = self.lending[each]
+            limit, lends = self.limits(each)
             mine = self.own(each)
             used = self.used(each, holds) + (amount if each == name else 0)
             if each == name and lends is not None and used <= mine - lends:
@@ -205,10 +219,21 @@ class LedgerMachine(RuleBasedStateMachine):
         here it is only added up."""
         return Cohort(
             {
-                name: Member(self.own(name), self.used(name), *self.lending[name])
+                name: Member(self.own(name), self.used(name), *self.limits(name), self.beyond(name))
                 for name in self.cohort()
             }
         ).loans
+
+    def beyond(self, name):
+        return self.sums(name, self.period)[1] + self.debits.get((name, self.period), 0)
+
+    def overdrawn(self, name):
+        own = self.own(name)
+        if own is None:
+            return False
+        if name in self.cohort():
+            own += self.loans()[name].borrowed
+        return self.used(name) > own
 
     def carry(self):
         """Post what closed months owe to the current one."""
@@ -246,7 +271,7 @@ class LedgerMachine(RuleBasedStateMachine):
             unused[name] = 0
             if own is not None:
                 left = own - self.topped_up(name) - self.used(name) - lent
-                unused[name] = min(self.rollover[name], max(0, left))
+                unused[name] = min(self.rollover[name], max(0, left)) if self.present(name) else 0
                 own += borrowed - lent - unused[name]
             self.closing_caps[name, self.period] = own
         self.clock.now = now
@@ -254,6 +279,9 @@ class LedgerMachine(RuleBasedStateMachine):
         for name, amount in unused.items():
             self.rolled[name, reached] = amount
         self.carry()
+
+    def present(self, name):
+        return name not in self.gone
 
     def resolve(self, id, cost, unknown=False):
         self.charges[id] = replace(self.charges[id], cost=cost, unknown=unknown)
@@ -269,14 +297,26 @@ class LedgerMachine(RuleBasedStateMachine):
         zone=st.sampled_from(ZONES),
         lending=st.tuples(LENDING, LENDING),
         rollover=ROLLOVERS,
+        gone=GONE,
     )
-    def configure(self, caps, zone, lending, rollover):
-        self.turn()
-        self.caps = dict(zip(PATHS, caps, strict=True))
+    def configure(self, caps, zone, lending, rollover, gone):
+        self.keep_loans()
+        self.gone = gone
+        self.caps |= {n: cap for n, cap in zip(PATHS, caps, strict=True) if self.present(n)}
         self.lending = dict(zip(SIBLINGS, lending, strict=True))
         self.rollover = rollover
         self.next_zone = zone
         self.send()
+
+    def keep_loans(self):
+        """What siblings have of each other when terms are changed stays till the month ends."""
+        self.turn()
+        loans = self.loans() if self.generation else {}
+        self.kept = {
+            (name, self.period): (loan.borrowed, loan.lent)
+            for name, loan in loans.items()
+            if loan.borrowed or loan.lent
+        }
 
     def send(self):
         """Configure the ledger as the model is."""
@@ -284,6 +324,8 @@ class LedgerMachine(RuleBasedStateMachine):
         steps = ((50, Action.DOWNGRADE_MODELS), (80, Action.NOTIFY_ADMIN))
         configs = []
         for name, path in PATHS.items():
+            if name in self.gone:
+                continue
             limits = self.lending.get(name)
             configs.append(
                 account(
@@ -319,17 +361,22 @@ class LedgerMachine(RuleBasedStateMachine):
         days=st.sampled_from([1, 10, 40]),
     )
     def top_up(self, name, amount, days):
-        self.turn()
+        if name in self.gone:
+            return
+        self.keep_loans()
         expires = self.clock.now + timedelta(days=days)
         id = f"t{len(self.grants)}-{next(self.ids)}"
         self.grants.append(Grant(name, id, amount, self.period, expires))
         self.send()
 
-    @precondition(lambda self: self.grants)
+    def grants_of_present_ones(self):
+        return [grant for grant in self.grants if self.present(grant.account)]
+
+    @precondition(lambda self: self.grants_of_present_ones())
     @rule(data=st.data())
     def take_top_up_back(self, data):
-        self.turn()
-        self.grants.remove(data.draw(st.sampled_from(self.grants)))
+        self.keep_loans()
+        self.grants.remove(data.draw(st.sampled_from(self.grants_of_present_ones())))
         self.send()
 
     @rule(name=st.sampled_from(sorted(PATHS)), amount=AMOUNTS, crash=st.booleans())
@@ -341,10 +388,14 @@ class LedgerMachine(RuleBasedStateMachine):
         def ask_for(book):
             try:
                 granted = book.hold(ask(id, amount, name))
+            except UnknownAccount:
+                assert name in self.gone
+                return False
             except BudgetExceeded:
                 assert not room
                 return False
             assert room, "I1"
+            assert self.present(name)
             assert granted.period == self.period
             if crash:
                 raise Crash
@@ -373,10 +424,14 @@ class LedgerMachine(RuleBasedStateMachine):
         def open_one(book):
             try:
                 opened = book.open_envelope(asked)
+            except UnknownAccount:
+                assert name in self.gone
+                return None
             except BudgetExceeded:
                 assert not room
                 return None
             assert room, "I1"
+            assert self.present(name)
             if crash:
                 raise Crash
             return opened.expires
@@ -409,14 +464,24 @@ class LedgerMachine(RuleBasedStateMachine):
         id, purse = next(self.ids), self.purses[envelope]
         spent, held = self.inside(envelope)
         room = not purse.closed and amount <= max(0, purse.cap - spent - held)
+        overdrawn = {each for each in purse.path if self.overdrawn(each)}
 
         def ask_for(book):
             try:
                 book.hold(within(envelope, id, amount, purse.path[0]))
+            except UnknownAccount:
+                assert purse.path[0] in self.gone
+                return False
             except (EnvelopeClosed, EnvelopeExceeded):
                 assert not room
                 return False
+            except BudgetExceeded as refused:
+                over_its_cap = refused.account
+                assert over_its_cap in overdrawn
+                return False
             assert room, "I1"
+            assert not overdrawn, "I1"
+            assert self.present(purse.path[0])
             return True
 
         if self.store.transact(ask_for):
@@ -485,22 +550,12 @@ class LedgerMachine(RuleBasedStateMachine):
             assert balance.topped_up == (self.topped_up(name))
             crossed = cap is not None and balance.spent * 100 >= 50 * cap
             assert balance.level == (1 if crossed else 0)
-            if cap is not None:
+            if cap is not None and self.present(name):
                 assert self.fits(name, balance.remaining) or balance.remaining == 0
                 assert not self.fits(name, balance.remaining + 1)
         lent = {name: b.lent - self.sums(name, self.period)[3] for name, b in balances.items()}
         borrowed = sum(balance.borrowed for balance in balances.values())
-        assert sum(lent.values()) == borrowed or self.cohort_is_over_its_caps()
-
-    def cohort_is_over_its_caps(self):
-        """Caps were lowered, or providers charged beyond holds: more is used than there is."""
-        give = need = 0
-        for name in self.cohort():
-            limit, lends = self.lending[name]
-            own, used = self.own(name), self.used(name)
-            need += min(limit, max(0, used - own))
-            give += max(0, min(own if lends is None else lends, own - used))
-        return need > give
+        assert sum(lent.values()) == borrowed
 
     @invariant()
     def every_attempt_has_one_row(self):

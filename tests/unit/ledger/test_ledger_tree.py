@@ -1,16 +1,21 @@
 """A tree of accounts: top-ups, what is carried into the next month, what siblings lend."""
 
 import asyncio
+import contextlib
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from tests.unit.ledger.ledger_helpers import account, ask
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.ledger.ledger_helpers import Clock, account, ask
 
 from llmbudget.api.budget import Action
 from llmbudget.api.money import Nano
-from llmbudget.contract.config import BorrowingConfig, TopUpConfig
+from llmbudget.contract.config import AccountConfig, BorrowingConfig, TopUpConfig
 from llmbudget.contract.events import BalanceEvent, SnapshotEvent
+from llmbudget.ledger.book import Book
 from llmbudget.ledger.interface import BudgetExceeded, Settlement, UnknownAccount
+from llmbudget.ledger.records import Header
 
 DECEMBER = datetime(2026, 12, 1, tzinfo=UTC)
 JANUARY = datetime(2027, 1, 1, tzinfo=UTC)
@@ -216,6 +221,155 @@ async def test_loans_end_with_the_month_and_what_was_lent_is_not_carried(ledger,
     await ledger.tick()
     assert ledger.balance(A).spent == 0, "a loan is no debt"
     assert ledger.balance(B).cap == 170
+
+
+WITHOUT: dict[str, tuple[AccountConfig, ...]] = {
+    "the borrower is deleted": (account(B, 100, ROOT, borrowing=lending(0), rollover_nano=500),),
+    "the borrower's borrowing is removed": (
+        account(A, 100, ROOT),
+        account(B, 100, ROOT, borrowing=lending(0), rollover_nano=500),
+    ),
+    "the borrower's limit is lowered": (
+        account(A, 100, ROOT, borrowing=lending(5)),
+        account(B, 100, ROOT, borrowing=lending(0), rollover_nano=500),
+    ),
+    "the lender's borrowing is removed": (
+        account(A, 100, ROOT, borrowing=lending(80)),
+        account(B, 100, ROOT, rollover_nano=500),
+    ),
+    "the lender's limit is lowered": (
+        account(A, 100, ROOT, borrowing=lending(80)),
+        account(B, 100, ROOT, borrowing=lending(0, 10), rollover_nano=500),
+    ),
+    "the borrower moves": (
+        account(A, 100, C, borrowing=lending(80)),
+        account(B, 100, ROOT, borrowing=lending(0), rollover_nano=500),
+    ),
+    "the lender moves": (
+        account(A, 100, ROOT, borrowing=lending(80)),
+        account(B, 100, C, borrowing=lending(0), rollover_nano=500),
+    ),
+}
+
+
+@pytest.mark.parametrize("change", WITHOUT)
+async def test_what_was_lent_and_spent_does_not_come_back_to_the_lender(
+    ledger, clock, engine, change
+):
+    rest = account(ROOT, 1000), account(C, 100, ROOT)
+    before = (
+        account(A, 100, ROOT, borrowing=lending(80)),
+        account(B, 100, ROOT, borrowing=lending(0), rollover_nano=500),
+    )
+    await configure(ledger, *rest, *before)
+    await spend(ledger, "1", 130, A)
+    await ledger.hold(ask("2", 20, A))
+    assert ledger.balance(B).lent == 50
+    for generation in (2, 3):  # The second of two gateways says the same once more.
+        await configure(ledger, *rest, *WITHOUT[change], generation=generation)
+    assert ledger.balance(B).lent == 50
+    assert await room(ledger, B) == 50
+    await ledger.release("2")
+    assert ledger.balance(B).lent == 30, "what was only held comes back"
+    await ledger.close()
+    ledger = await engine.open()
+    assert await room(ledger, B) == 70
+    clock.now = DECEMBER
+    await ledger.tick()
+    assert ledger.balance(B).rolled_over == 70, "what was lent and spent is not carried"
+    assert ledger.balance(B).lent == 0
+    assert await room(ledger, B) == 170
+    await ledger.close()
+
+
+async def test_a_budget_that_is_gone_lends_nothing_new(ledger):
+    terms = {"borrowing": lending(500)}
+    await configure(ledger, account(ROOT), account(A, 100, ROOT, **terms), account(B, 100, ROOT))
+    await configure(
+        ledger,
+        account(ROOT, 1000),
+        account(A, 100, ROOT, **terms),
+        account(B, 100, ROOT, **terms),
+        generation=2,
+    )
+    await ledger.hold(ask("1", 130, A))
+    await configure(ledger, account(ROOT, 1000), account(A, 100, ROOT, **terms), generation=3)
+    assert await room(ledger, A) == 0, "30 of it are lent, and no more"
+    back = account(ROOT, 1000), account(A, 100, ROOT, **terms), account(B, 100, ROOT)
+    await configure(ledger, *back, generation=4)
+    assert await room(ledger, B) == 70
+
+
+async def test_overage_that_nobody_lent_opens_the_next_month(ledger, clock):
+    """Of 70 beyond its own money, 20 are a loan. The lender guarantees the rest to itself."""
+    await configure(
+        ledger,
+        account(ROOT, 1000),
+        account(A, 100, ROOT, borrowing=lending(80)),
+        account(B, 100, ROOT, borrowing=lending(0, 20)),
+    )
+    await spend(ledger, "1", 170, A, held=100)
+    assert (ledger.balance(A).borrowed, ledger.balance(B).lent) == (20, 20)
+    assert await room(ledger, B) == 80
+    clock.now = DECEMBER
+    await ledger.tick()
+    assert (ledger.balance(A).spent, ledger.balance(B).spent) == (50, 0)
+
+
+async def test_who_asked_for_a_loan_has_it_before_who_was_charged_beyond_holds(ledger, clock):
+    terms = {"borrowing": lending(80)}
+    await configure(
+        ledger,
+        account(ROOT, 1000),
+        *(account(name, 100, ROOT, **terms) for name in (A, C)),
+        account(B, 100, ROOT, borrowing=lending(0, 40)),
+    )
+    await spend(ledger, "1", 130, C)
+    await spend(ledger, "2", 150, A, held=100)
+    assert (ledger.balance(A).borrowed, ledger.balance(C).borrowed) == (10, 30)
+    clock.now = DECEMBER
+    await ledger.tick()
+    assert (ledger.balance(A).spent, ledger.balance(C).spent) == (40, 0)
+
+
+class EmptyShelf:
+    """Of a book that was never written: all that it knows is in memory."""
+
+    def _nothing(self, *_):
+        return None
+
+    def _none(self, *_):
+        return []
+
+    figures = entry = key = action = envelope = transfer = cursor = _nothing
+    actions = accounts_in = older = _none
+
+
+TERMS = st.none() | st.tuples(st.sampled_from([0, 30, 90]), st.sampled_from([None, 0, 30, 90]))
+STEPS = st.lists(
+    st.tuples(st.sampled_from([A, B]), st.sampled_from([20, 100, 120]))
+    | st.fixed_dictionaries({}, optional={A: TERMS, B: TERMS}),
+    max_size=8,
+)
+
+
+@settings(max_examples=800, derandomize=True)
+@given(steps=STEPS)
+def test_terms_may_change_at_any_time_and_no_money_is_there_twice(steps):
+    """Two budgets of 100, whatever their terms, or gone: never more than 200."""
+    book = Book(EmptyShelf(), Clock(), Header(1, 0, None, "UTC", "UTC"), [], [], [], 0)
+    everything = {A: (50, None), B: (50, None)}
+    for number, step in enumerate([everything, *steps]):
+        if isinstance(step, dict):
+            present = [
+                account(name, 100, borrowing=terms and lending(*terms))
+                for name, terms in step.items()
+            ]
+            book.configure(present, time_zone="UTC", generation=number)
+        else:
+            with contextlib.suppress(BudgetExceeded, UnknownAccount):
+                book.hold(ask(f"{number}", step[1], step[0]))
+        assert sum(hold.amount for hold in book.holds.values()) <= 200
 
 
 async def test_followers_see_both_sides_of_a_loan(ledger):

@@ -20,6 +20,7 @@ from llmbudget.ledger.records import (
     OpenHold,
     Transfer,
     TransferKind,
+    loan_of,
     top_ups_of,
 )
 
@@ -85,10 +86,11 @@ class Rows:
                 borrows=row[10],
                 lends=row[11],
                 top_ups=top_ups_of(row[12]),
+                loan=loan_of(row[13]),
             )
             for row in self._all(
                 "SELECT name, parent, cap, blocks, thresholds, steps, approved_period, active, "
-                "revision, rollover, borrows, lends, top_ups FROM accounts"
+                "revision, rollover, borrows, lends, top_ups, loan FROM accounts"
             )
         ]
 

@@ -25,6 +25,7 @@ from llmbudget.ledger.records import (
     KeyRow,
     OpenHold,
     Transfer,
+    loan_text,
     top_ups_text,
 )
 
@@ -91,13 +92,13 @@ _ENTRIES: Final = (
 )
 _ACCOUNTS: Final = (
     "INSERT INTO accounts (name, parent, cap, blocks, thresholds, steps, approved_period, active, "
-    "revision, rollover, borrows, lends, top_ups) "
-    + _unnest("text text int8 bool text int4 text bool int8 int8 int8 int8 text")
+    "revision, rollover, borrows, lends, top_ups, loan) "
+    + _unnest("text text int8 bool text int4 text bool int8 int8 int8 int8 text text")
     + " ON CONFLICT (name) DO UPDATE SET parent = excluded.parent, cap = excluded.cap, "
     "blocks = excluded.blocks, thresholds = excluded.thresholds, steps = excluded.steps, "
     "approved_period = excluded.approved_period, active = excluded.active, "
     "revision = excluded.revision, rollover = excluded.rollover, borrows = excluded.borrows, "
-    "lends = excluded.lends, top_ups = excluded.top_ups"
+    "lends = excluded.lends, top_ups = excluded.top_ups, loan = excluded.loan"
 )
 _SUMS: Final = (
     f"INSERT INTO account_periods ({FIGURES}, version) "
@@ -159,6 +160,7 @@ def _account_row(account: Account) -> Row:
         account.borrows,
         account.lends,
         top_ups_text(account.top_ups),
+        loan_text(account.loan),
     )
 
 

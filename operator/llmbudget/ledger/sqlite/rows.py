@@ -23,6 +23,8 @@ from llmbudget.ledger.records import (
     OpenHold,
     Transfer,
     TransferKind,
+    loan_of,
+    loan_text,
     top_ups_of,
     top_ups_text,
 )
@@ -72,6 +74,7 @@ class Rows:
                 borrows=row[10],
                 lends=row[11],
                 top_ups=top_ups_of(row[12]),
+                loan=loan_of(row[13]),
             )
             for row in self._all("SELECT * FROM accounts")
         ]
@@ -190,7 +193,7 @@ def write(connection: apsw.Connection, header: Header, changes: Changes) -> None
 
 def _batches(changes: Changes) -> Iterator[tuple[str, Sequence[Row]]]:
     yield (
-        "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [_account_row(account) for account in changes.accounts.values()],
     )
     yield (
@@ -265,6 +268,7 @@ def _account_row(account: Account) -> Row:
         account.borrows,
         account.lends,
         top_ups_text(account.top_ups),
+        loan_text(account.loan),
     )
 
 

@@ -159,7 +159,14 @@ INSERT INTO transfers
         NULL, NULL, NULL, NULL FROM account_periods WHERE debit > 0;
 """
 
-_STEPS: Final = (_TABLES, _TREE)
+_LOANS: Final = """
+ALTER TABLE accounts ADD COLUMN loan TEXT;
+UPDATE idempotency SET consumer = consumer || ' envelopes', key = substr(key, 10)
+    WHERE key LIKE 'envelope %' AND entry IN (SELECT id FROM envelopes);
+"""
+"""Keys of envelopes got a scope of their own: a prefix could be a call's own words."""
+
+_STEPS: Final = (_TABLES, _TREE, _LOANS)
 """From each version to the next."""
 VERSION: Final = len(_STEPS)
 
