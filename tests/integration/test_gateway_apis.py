@@ -208,6 +208,39 @@ async def test_a_long_input_is_charged_at_the_price_of_its_length(callers: Calle
     assert long.cost == long.tokens_in * 2_000 + 12 * 6_000
 
 
+@pytest.mark.parametrize("asked", ["default", "flex", "priority"])
+async def test_a_service_tier_is_charged_as_it_was_served(callers: Callers, asked: str) -> None:
+    client, tier = callers.openai, {"service_tier": asked}
+    hello: list[ChatCompletionMessageParam] = [{"role": "user", "content": HELLO}]
+    for name in ("sim/tiered", "sim/tiered@usual-tier"):
+        plain = await client.chat.completions.create(model=name, messages=hello, extra_body=tier)
+        assert plain.service_tier == (asked if name == "sim/tiered" else "default")
+        stream = await client.chat.completions.create(
+            model=name, messages=hello, stream=True, extra_body=tier
+        )
+        assert [chunk async for chunk in stream]
+        await client.responses.create(model=name, input=HELLO, extra_body=tier)
+        events = await client.responses.create(
+            model=name, input=HELLO, stream=True, extra_body=tier
+        )
+        assert [event async for event in events]
+    await callers.agree(8)
+    found = await rows(callers.gateway)
+    rate = {"default": 2_000, "flex": 1_000, "priority": 3_500}[asked]
+    assert found[0].cost == rate * (found[0].tokens_in + 4 * 12)
+    assert found[4].cost == 2_000 * (found[4].tokens_in + 4 * 12)
+    assert found[0].held % max(rate, 2_000) == 0
+
+
+async def test_a_service_tier_without_a_price_is_refused(callers: Callers) -> None:
+    hello: list[ChatCompletionMessageParam] = [{"role": "user", "content": HELLO}]
+    with pytest.raises(openai.BadRequestError, match=r"Field service_tier .*cost\.serviceTiers"):
+        await callers.openai.chat.completions.create(
+            model="small", messages=hello, service_tier="flex"
+        )
+    assert (await callers.simulator.bill())["calls"] == 0
+
+
 async def test_images_are_held_for(callers: Callers) -> None:
     client = callers.openai
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}

@@ -57,6 +57,13 @@ PRICES: dict[str, dict[str, Any]] = {
         **{"inputPer1K": "0.001", "outputPer1K": "0.004"},
         "longContext": [{"above": 200, "inputPer1K": "0.002", "outputPer1K": "0.006"}],
     },
+    "tiered": {
+        **{"inputPer1K": "0.002", "outputPer1K": "0.008"},
+        "serviceTiers": [
+            {"name": "flex", "inputPer1K": "0.001", "outputPer1K": "0.004"},
+            {"name": "priority", "inputPer1K": "0.0035", "outputPer1K": "0.014"},
+        ],
+    },
     "finder": {"inputPer1K": "0.0006", "outputPer1K": "0.0006", "per1KSearches": "10"},
 }
 MEDIA_PRICES: dict[str, dict[str, Any]] = {
@@ -112,6 +119,7 @@ def prices_of(like: str) -> Prices | None:
 def provider(name: str, port: int, **changes: Any) -> ProviderConfig:
     models = [model(like, like) for like in PRICES]
     models += [model(f"small@{mode}", "small") for mode in MODES]
+    models += [model("tiered@usual-tier", "tiered"), model("tiered@no-usage", "tiered")]
     values: dict[str, Any] = {
         "name": name,
         "protocol": Protocol.OPENAI,

@@ -184,6 +184,24 @@ class CostTier(OtherRates):
     instead."""
 
 
+class ServiceTier(StrEnum):
+    """A way of being served that a caller may ask for (`service_tier`), with prices of its own."""
+
+    FLEX = "flex"
+    PRIORITY = "priority"
+
+
+class ServiceTierCost(OtherRates):
+    """Prices of all tokens of a call that is served in a tier."""
+
+    name: ServiceTier
+    """The tier, as callers ask for it and answers tell it."""
+    input_per_1k: Price = Field(alias="inputPer1K")
+    """Input tokens."""
+    output_per_1k: Price = Field(alias="outputPer1K")
+    """Output tokens."""
+
+
 class ImageCost(Model):
     """Price of one image that the model makes."""
 
@@ -211,6 +229,10 @@ class Cost(OtherRates):
                 "a price is needed: set inputPer1K and outputPer1K, perMinute, per1KCharacters"
                 " or perImage",
             ),
+            (
+                "!has(self.serviceTiers) || size(self.serviceTiers) == 0 || has(self.inputPer1K)",
+                "serviceTiers belong to prices of tokens: set inputPer1K and outputPer1K",
+            ),
         )
     }
 
@@ -225,6 +247,12 @@ class Cost(OtherRates):
     per_image: Annotated[list[ImageCost], Field(min_length=1, max_length=64)] | None = None
     """Images that are made. A call is charged the dearest that fits the size and the quality it
     asks for; what it does not ask for may be any."""
+    service_tiers: Annotated[
+        list[ServiceTierCost], Field(max_length=2, json_schema_extra=keyed_by("name"))
+    ] = []
+    """Prices of the tiers that callers may ask for, by `service_tier` of OpenAI's chat completions
+    and responses; a tier that is not named is refused. A call is held at the dearer of the tier's
+    prices and the others, and charged at those of the tier that the answer tells."""
     long_context: Annotated[
         list[CostTier], Field(max_length=8, json_schema_extra=keyed_by("above"))
     ] = []

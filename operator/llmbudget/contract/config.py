@@ -8,7 +8,7 @@ providers in the 371OS guide's form.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -132,6 +132,8 @@ class Prices(Rates):
     """Nano-USD for a character that is spoken; None: not charged by characters."""
     images: tuple[ImagePrice, ...] = ()
     """Prices of images made; empty: not charged by images."""
+    services: Mapping[str, Rates] | None = None
+    """Rates of the service tiers that may be asked for, by name; None: there are none."""
     search: Decimal | None = None
     """Nano-USD for a web search of the provider's; None: it may not search."""
     tiers: tuple[Tier, ...] = ()
@@ -144,7 +146,13 @@ class Prices(Rates):
         rates = (self.effective(name) for name in Rates.model_fields)
         units = (self.minute, self.character, self.search)
         images = (image.price for image in self.images)
-        return not any((*rates, *units, *images))
+        tiers = (tier.effective(name) for tier in self.tiered for name in Rates.model_fields)
+        return not any((*rates, *units, *images, *tiers))
+
+    @property
+    def tiered(self) -> Iterable[Rates]:
+        """Rates of all service tiers."""
+        return (self.services or {}).values()
 
     def has(self, units: frozenset[Unit]) -> bool:
         """Tell whether one of these units has a price."""

@@ -19,6 +19,9 @@ What only the provider can measure, such as a file that it fetches or a conversa
 counts as a whole context. Where it runs a tool and reads the result, it reads everything anew, as
 often as it documents at most: so many contexts, and outputs.
 
+Service tiers. A tier that is asked for is held at the dearer of its own rates and the usual ones,
+since the provider may serve the call in either.
+
 Other units. Characters, images and seconds are counted from the request; a file that does not tell
 its length counts as the longest that the provider takes.
 
@@ -38,7 +41,7 @@ from typing import Final
 from unicodedata import normalize
 
 from llmbudget.api.money import Nano, round_up
-from llmbudget.contract.config import TOKENS, ModelConfig, Prices, Unit
+from llmbudget.contract.config import TOKENS, ModelConfig, Prices, Rates, Unit
 from llmbudget.decide.media import has_search_block
 from llmbudget.decide.prices import NoImagePrice, Units, with_units
 
@@ -57,6 +60,10 @@ _OPAQUE: Final = "What {0} makes {1} read at most is not known: set its maxConte
 _STORED: Final = (
     "Field {0} is refused: the provider of {1} may keep nothing. Leave it out, or set"
     " hosted.storedResponses of the provider"
+)
+_SERVICE: Final = (
+    "Field service_tier is refused: {1} has no price for {0}. Leave it out, or set"
+    " cost.serviceTiers of the model"
 )
 _FILE: Final = (
     "Field {0} is refused: what the provider of {1} charges for a file beside tokens is not known."
@@ -103,6 +110,8 @@ class Demand:
     """How often the provider may read the whole and write, since it runs tools in between."""
     stored: str | None = None
     """Field by which the provider keeps, or uses, what it keeps beyond the call; None: none."""
+    service: str | None = None
+    """Service tier that is asked for; None: the usual one."""
     file: str | None = None
     """Field with a file that the provider reads; None: there is none."""
     pieces: bool = False
@@ -218,6 +227,8 @@ def _check_allowed(demand: Demand, model: ModelConfig, prices: Prices) -> None:
     """Refuse what the model's provider may not be asked for."""
     if demand.stored is not None and not model.stored:
         raise Unbounded(_STORED.format(demand.stored, model.name))
+    if demand.service is not None and demand.service not in (prices.services or {}):
+        raise Unbounded(_SERVICE.format(demand.service, model.name))
     if demand.file is not None and not model.files:
         raise Unbounded(_FILE.format(demand.file, model.name))
     if demand.units is not None and demand.units.searches:
@@ -290,15 +301,28 @@ def to_hold(
     return limit, amount
 
 
-def dearest_input(demand: Demand, prices: Prices) -> Decimal:
+def _may_apply(demand: Demand, prices: Rates) -> tuple[Rates, ...]:
+    """List the rates of the service tier that is asked for, and the usual ones."""
+    services = prices.services if isinstance(prices, Prices) else None
+    asked = (services or {}).get(demand.service or "")
+    return (prices,) if asked is None else (prices, asked)
+
+
+def dearest_input(demand: Demand, prices: Rates) -> Decimal:
     """Tell the dearest rate that an input token may have."""
+    if demand.service is not None:
+        usual = replace(demand, service=None)
+        return max(dearest_input(usual, rates) for rates in _may_apply(demand, prices))
     text = (prices.input, prices.cached_input, prices.cache_write, prices.hour)
     kinds = demand.kinds & _INPUT_KINDS
     return max(*text, *(prices.effective(kind) for kind in kinds)) if kinds else max(text)
 
 
-def dearest_output(demand: Demand, prices: Prices) -> Decimal:
+def dearest_output(demand: Demand, prices: Rates) -> Decimal:
     """Tell the dearest rate that an output token may have."""
+    if demand.service is not None:
+        usual = replace(demand, service=None)
+        return max(dearest_output(usual, rates) for rates in _may_apply(demand, prices))
     kinds = demand.kinds - _INPUT_KINDS
     return max(prices.output, prices.reasoning, *(prices.effective(kind) for kind in kinds))
 

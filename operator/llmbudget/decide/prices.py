@@ -106,15 +106,25 @@ class Usage:
     cache_write_hour: int = 0
     media: MediaTokens | None = None
     units: Units | None = None
+    services: tuple[str, ...] = ()
+    """Service tiers that it may have been served in, "" for the usual one; empty: the usual one."""
 
 
 def cost(usage: Usage, prices: Prices, kinds: frozenset[str] = frozenset()) -> Nano:
     """Compute what a call costs in nano-USD, at the rates of its length: exact, rounded up once.
 
     `kinds` names the rates that may apply beside those of text: where the provider does not tell
-    the tokens of each, all are charged the dearest.
+    the tokens of each, all are charged the dearest. So is the dearest of the service tiers.
     """
-    rates, fma = prices.charged(usage.tokens_in), _EXACT.fma
+    usual = prices.charged(usage.tokens_in)
+    if not usage.services:
+        return _at(usual, usage, prices, kinds)
+    may_apply = [(prices.services or {}).get(name, usual) for name in usage.services]
+    return max(_at(rates, usage, prices, kinds) for rates in may_apply)
+
+
+def _at(rates: Rates, usage: Usage, prices: Prices, kinds: frozenset[str]) -> Nano:
+    fma = _EXACT.fma
     total = fma(usage.tokens_in - usage.cached - usage.cache_write, rates.input, Decimal(0))
     total = fma(usage.cached, rates.cached_input, total)
     total = fma(usage.cache_write - usage.cache_write_hour, rates.cache_write, total)
@@ -228,8 +238,13 @@ def _written(written: Cost, cache_writes: tuple[Decimal, Decimal]) -> Prices:
         ImagePrice(price=_THOUSAND * parse_price(each.price), size=each.size, quality=each.quality)
         for each in written.per_image or ()
     ]
+    services = {
+        tier.name.value: _rates(tier, tier.input_per_1k, tier.output_per_1k, cache_writes)
+        for tier in written.service_tiers
+    }
     return by_length(lengths).model_copy(
         update={
+            "services": services or None,
             "tokens": written.input_per_1k is not None,
             "character": None if per_1k is None else parse_price(per_1k),
             "minute": None if minute is None else _THOUSAND * parse_price(minute),

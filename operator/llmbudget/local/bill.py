@@ -16,7 +16,8 @@ class Prices:
 
     A model's `longContext` lists what is charged instead `above` a number of input tokens. One that
     is not charged by tokens has a price `perMinute`, `per1KCharacters` or `perImage`: a list, of
-    which the dearest counts. `per1KSearches` is charged beside tokens.
+    which the dearest counts. `per1KSearches` is charged beside tokens, and `serviceTiers` lists
+    what tokens cost in a tier that was asked for.
     """
 
     def __init__(self, table: Mapping[str, Mapping[str, Any]]) -> None:
@@ -41,6 +42,12 @@ class Prices:
             for model, entry in table.items()
         }
 
+        self._tiers = {
+            (model, tier["name"]): (_nano(tier["inputPer1K"]), _nano(tier["outputPer1K"]))
+            for model, entry in table.items()
+            for tier in entry.get("serviceTiers", ())
+        }
+
     @property
     def models(self) -> Iterable[str]:
         """Names of all models."""
@@ -50,7 +57,14 @@ class Prices:
         """Tell whether a model is charged by tokens."""
         return model in self._nano
 
-    def cost(self, model: str, tokens_in: int, tokens_out: int, units: Mapping[str, int]) -> int:
+    def cost(
+        self,
+        model: str,
+        tokens_in: int,
+        tokens_out: int,
+        units: Mapping[str, int],
+        service: str | None = None,
+    ) -> int:
         """Price a call in nano-USD, rounded up once; `units` counts what else is charged.
 
         Raises:
@@ -60,7 +74,8 @@ class Prices:
             (each * units.get(unit, 0) for unit, each in self._units[model].items()), Fraction(0)
         )
         if self.by_token(model):
-            _, price_in, price_out = max(tier for tier in self._nano[model] if tokens_in > tier[0])
+            _, *usual = max(tier for tier in self._nano[model] if tokens_in > tier[0])
+            price_in, price_out = self._tiers.get((model, service or ""), usual)
             exact += price_in * tokens_in + price_out * tokens_out
         return -(-exact.numerator // exact.denominator)
 

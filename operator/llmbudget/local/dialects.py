@@ -37,6 +37,8 @@ class Call:
     """Seconds, characters, images or searches that are charged."""
     kept: Any = None
     """What was read, where it is to be stored."""
+    service: str | None = None
+    """Service tier that it is served in; None: none was asked for."""
 
     @property
     def searches(self) -> int:
@@ -224,6 +226,8 @@ class Responses(Dialect):
             **{"status": status, "output": output if text else []},
             **{"parallel_tool_calls": True, "tool_choice": "auto", "tools": [], "metadata": {}},
         }
+        if call.service is not None:
+            document["service_tier"] = call.service
         if status == "completed" and call.kept is not None:
             self._stored[call.id] = [call.kept, text]
         if status == "completed" and call.counts is not None:
@@ -455,6 +459,8 @@ FREE: Final = (CountTokens.path,)
 
 def _openai(call: Call, kind: str, usage: Document | None = None, **fields: object) -> Document:
     document = {"id": call.id, "object": kind, "created": 0, "model": call.model, **fields}
+    if call.service is not None:
+        document["service_tier"] = call.service
     return document if usage is None else document | {"usage": usage}
 
 

@@ -39,6 +39,7 @@ CHARGED_MODES: Final = (
     "no-usage",
     "negative-usage",
     "absurd-usage",
+    "usual-tier",  # serves in the usual tier, whichever was asked for
 )
 CHUNKS: Final = 8
 """Most pieces that a streamed answer's text comes in."""
@@ -114,8 +115,9 @@ class Simulator:
         if not _charged(call.mode):
             return _refuse(call.mode, request, answer)
         if dialect.path not in FREE:
-            cost = self._prices.cost(call.model, call.tokens_in, call.tokens_out, call.units)
-            self._bill.charge(call.model, call.tokens_in, call.tokens_out, cost)
+            tokens = (call.tokens_in, call.tokens_out)
+            cost = self._prices.cost(call.model, *tokens, call.units, call.service)
+            self._bill.charge(call.model, *tokens, cost)
         if self._latency:
             await asyncio.sleep(self._latency)
         if call.mode == "hang":
@@ -155,6 +157,7 @@ class Simulator:
             tokens_out=written if by_token else 0,
             units=units,
             kept=prompt if body.get("store") else None,
+            service="default" if mode == "usual-tier" else body.get("service_tier"),
         )
 
     async def _stream(self, dialect: Dialect, call: Call, answer: Answer) -> None:
@@ -284,8 +287,8 @@ def command(
     """Simulate an OpenAI-compatible provider that keeps its own bill (GET /bill).
 
     A model called NAME@MODE, or the header x-simulator-mode, makes it misbehave: hang, reset, cut,
-    garbage, no-usage, negative-usage, absurd-usage (all charged), redirect, echo, status-NNN (not
-    charged).
+    garbage, no-usage, negative-usage, absurd-usage, usual-tier (all charged), redirect, echo,
+    status-NNN (not charged).
     """
     simulator = Simulator(
         Prices(json.loads(prices_file.read_text())),

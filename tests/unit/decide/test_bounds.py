@@ -136,6 +136,16 @@ def test_what_only_the_provider_can_measure_is_a_whole_context() -> None:
         input_bound(asked, model())
 
 
+@given(all_prices, each_length, st.sampled_from([(), ("",), ("flex",), ("", "flex")]))
+def test_a_service_tier_is_held_at_the_dearer_of_both(
+    prices: Prices, flex: Rates, services: tuple[str, ...]
+) -> None:
+    tiered = prices.model_copy(update={"services": {"flex": flex}})
+    asked = Demand(100, 1, limit=50, service="flex")
+    usage = Usage(input_bound(asked, model()), 50, services=services)
+    assert cost(usage, tiered, asked.kinds) <= upper_bound(asked, model(), tiered, 50)
+
+
 def test_what_runs_tools_reads_and_writes_anew_each_round() -> None:
     found = model(context_bound=1000)
     asked = Demand(10, 1, limit=50, opaque="tools", rounds=3, units=Units(searches=2))
@@ -162,6 +172,7 @@ def test_searches_leave_less_for_the_output(prices: Prices, searches: int, left:
     ("asked", "says"),
     [
         (Demand(10, 1, stored="store"), "Field store is refused.*storedResponses"),
+        (Demand(10, 1, service="flex"), "Field service_tier is refused.*serviceTiers"),
         (Demand(10, 1, file="messages[0]"), r"Field messages\[0\] is refused.*hosted.files"),
         (Demand(10, 1, units=Units(searches=1)), "Field tools is refused.*webSearchPer1K"),
     ],

@@ -25,7 +25,15 @@ from genai_prices.types import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmbudget.api.provider import Cost, CostTier, Hosted, Protocol, ProviderModel, ProviderSpec
+from llmbudget.api.provider import (
+    Cost,
+    CostTier,
+    Hosted,
+    Protocol,
+    ProviderModel,
+    ProviderSpec,
+    ServiceTierCost,
+)
 from llmbudget.contract.config import ImagePrice, Prices
 from llmbudget.contract.config import Tier as PriceTier
 from llmbudget.decide.prices import MediaTokens, Units, Usage, cost, list_prices, resolve_prices
@@ -352,8 +360,24 @@ def test_lengths_are_charged_as_the_package_charges_them(provider: str) -> None:
     assert checked
 
 
+def test_a_service_tier_is_charged_its_own_rates_and_in_doubt_the_dearest() -> None:
+    flex, priority = (
+        ServiceTierCost(name=name, inputPer1K=each, outputPer1K=each)
+        for name, each in (("flex", "0.1"), ("priority", "0.4"))
+    )
+    base = Cost(inputPer1K="0.2", outputPer1K="0.2", serviceTiers=[flex, priority])
+    found = resolve_prices(ProviderModel(name="any", cost=base), at(ENDPOINT), NOW)
+    assert found is not None
+    assert not found.free
+    for services, each in (
+        *(((), 200_000), (("",), 200_000), (("flex",), 100_000), (("priority",), 400_000)),
+        *((("", "flex"), 200_000), (("", "priority"), 400_000)),
+    ):
+        assert cost(Usage(10, 5, services=services), found) == 15 * each
+
+
 def test_no_service_tier_has_a_list_price() -> None:
-    """That is why `service_tier: flex` and its like are refused."""
+    """That is why `service_tier: flex` and its like need a price of the resource."""
     found = listed_models("openai")
     flat = [model.prices for model in found if isinstance(model.prices, ModelPrice)]
     names = [model.id for model in found] + [key for table in flat for key in vars(table)]

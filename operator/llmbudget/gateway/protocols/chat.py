@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from llmbudget.api.provider import Protocol
+from llmbudget.api.provider import Protocol, ServiceTier
 from llmbudget.decide.bounds import Demand, longest_form
 from llmbudget.decide.catalogue import Offer
 from llmbudget.gateway.protocols import fields as read
@@ -53,6 +53,7 @@ _FILE: Final = frozenset({"type", "file"})
 _FILE_FIELDS: Final = frozenset({"filename", "file_data"})
 _INPUT_AUDIO: Final = frozenset({"data", "format"})
 _MODALITIES: Final = (["text"], ["text", "audio"], ["audio", "text"])
+_SERVICES: Final = tuple(tier.value for tier in ServiceTier)
 _DETAILS: Final = (None, "low", "high", "auto")
 
 _OPENROUTER: Final = "it would let the provider choose another model, route or price"
@@ -95,6 +96,7 @@ def parse_chat(body: bytes) -> CallRequest:
     written = b'"messages":' + read.serialise(messages)
     field, limit = output_limit(found)
     head = written_anew(found, _WRITTEN, options)
+    service = service_of(found)
     demand = Demand(
         prompt_bytes=_prompt_bytes(messages, written, others) - media.bytes,
         messages=len(messages),
@@ -105,6 +107,7 @@ def parse_chat(body: bytes) -> CallRequest:
         audio=media.audio,
         opaque=media.file,
         file=media.file,
+        service=service,
         kinds=_kinds(media, speaks="audio" in found),
     )
 
@@ -114,7 +117,11 @@ def parse_chat(body: bytes) -> CallRequest:
 
     asked = options.get("include_usage", False)
     return CallRequest(
-        model, demand, write, lambda most: ChatMeter(most, include_usage=asked), usage_of
+        model,
+        demand,
+        write,
+        lambda most: ChatMeter(most, include_usage=asked, service=service),
+        lambda answer, most: usage_of(answer, most, service),
     )
 
 
@@ -125,14 +132,14 @@ def upstream_head(
 
     The limit goes in the field that the caller used. Without one it is `max_tokens`, which every
     compatible server knows, but `max_completion_tokens` for OpenAI itself and for Azure, whose
-    reasoning models refuse the other. OpenAI is also told to bill the standard tier: by default a
-    project's settings choose, and may choose a dearer one.
+    reasoning models refuse the other. OpenAI is also told to bill the standard tier, unless the
+    caller asks for another: by default a project's settings choose, and may choose a dearer one.
     """
     upstream = dict(head)
     if asked is None and (is_openai(offer) or _is_azure(offer)):
         field = "max_completion_tokens"
     if is_openai(offer):
-        upstream["service_tier"] = "default"
+        upstream.setdefault("service_tier", "default")
     return {"model": offer.model.upstream_name, field: most} | upstream
 
 
@@ -286,11 +293,21 @@ def _check_voice(value: object) -> None:
         raise bad("audio.voice", "it must be the name of a voice: what others cost is not known")
 
 
+def _check_service(value: object) -> None:
+    if not isinstance(value, str) or value not in ("default", *_SERVICES):
+        allowed = f"only default, {' and '.join(_SERVICES)} are allowed"
+        raise bad("service_tier", f"{allowed}: others have other prices")
+
+
+def service_of(found: Fields) -> str | None:
+    """Tell the service tier that a checked request asks for; None: the usual one."""
+    value = found.get("service_tier")
+    return value if isinstance(value, str) and value in _SERVICES else None
+
+
 CHECKS: Final[Mapping[str, read.Check]] = {
     "tools": read.tools_check("function", None, _TOOL, REASONS),
-    "service_tier": read.must_be(
-        "default", "service_tier", "only default is allowed: other tiers have other prices"
-    ),
+    "service_tier": _check_service,
     "store": read.must_be(False, "store", "only false is allowed: a prompt is kept nowhere"),
 }
 _CHAT_CHECKS: Final = {**CHECKS, "modalities": _check_modalities, "audio": _check_voice}

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Final
 
 from llmbudget.decide.prices import Usage
 from llmbudget.gateway.protocols.sse import EventMeter, as_object, parse, usage_part
-from llmbudget.gateway.protocols.usages import tokens_of
+from llmbudget.gateway.protocols.usages import served, tokens_of
 
 _USAGE: Final = re.compile(rb'"usage"\s*:\s*\{')
 _CONTENT: Final = re.compile(rb'"choices"\s*:\s*\[\s*\{')
 _ERROR: Final = re.compile(rb'"error"\s*:\s*[{"]')
 
 
-def usage_of(body: bytes, plausible: int) -> Usage | None:
+def usage_of(body: bytes, plausible: int, service: str | None = None) -> Usage | None:
     """Read the usage of a plain answer; None: the answer doesn't say what it used.
 
-    `plausible` is the highest count that is believed.
+    `plausible` is the highest count that is believed, `service` the tier that was asked for.
     """
-    return usage_in(usage_part(body), plausible)
+    return usage_in(usage_part(body), plausible, service)
 
 
 class ChatMeter(EventMeter):
     """Reads chunks. The chunk of usage figures is kept back where the caller didn't ask for it."""
 
-    def __init__(self, plausible: int, *, include_usage: bool) -> None:
+    def __init__(self, plausible: int, *, include_usage: bool, service: str | None = None) -> None:
         super().__init__(plausible)
+        self._service = service
         self._include_usage = include_usage
 
     def _read(self, data: bytes, event: bytes) -> bytes:
@@ -42,12 +44,14 @@ class ChatMeter(EventMeter):
         answer = as_object(parse(data))
         if "usage" not in answer:
             return event
-        self.usage = usage_in(answer, self._plausible)
+        self.usage = usage_in(answer, self._plausible, self._service)
         injected = answer.get("choices") == [] and not self._include_usage
         return b"" if injected else event
 
 
-def usage_in(answer: object, plausible: int) -> Usage | None:
+def usage_in(
+    answer: Mapping[str, object], plausible: int, service: str | None = None
+) -> Usage | None:
     """Read the `usage` object of an answer or a chunk."""
-    usage = as_object(as_object(answer).get("usage"))
-    return tokens_of(usage, plausible, "prompt", "completion")
+    usage = tokens_of(as_object(answer.get("usage")), plausible, "prompt", "completion")
+    return served(usage, service, answer.get("service_tier"))

@@ -15,11 +15,11 @@ from llmbudget.decide.bounds import Demand, longest_form
 from llmbudget.decide.catalogue import Offer
 from llmbudget.decide.prices import Units, Usage
 from llmbudget.gateway.protocols import fields as read
-from llmbudget.gateway.protocols.chat import CHECKS, REASONS, is_openai
+from llmbudget.gateway.protocols.chat import CHECKS, REASONS, is_openai, service_of
 from llmbudget.gateway.protocols.fields import HOSTED, MEDIA, STORED, Fields, bad
 from llmbudget.gateway.protocols.operation import CallRequest, Operation
 from llmbudget.gateway.protocols.sse import TypedMeter, as_object, count, usage_part
-from llmbudget.gateway.protocols.usages import tokens_of
+from llmbudget.gateway.protocols.usages import served, tokens_of
 
 _PLAIN: Final = frozenset(
     {
@@ -85,6 +85,7 @@ def parse_response(body: bytes) -> CallRequest:
     head = {key: found[key] for key in ("include", "stream_options") if key in found}
     searches = _searches(found)
     opaque = "tools" if searches else _named(found, "previous_response_id") or media.opaque
+    service = service_of(found)
     stores = found.get("store") is True
     demand = Demand(
         prompt_bytes=_prompt_bytes(found["input"], written, others) - media.bytes,
@@ -94,6 +95,7 @@ def parse_response(body: bytes) -> CallRequest:
         images=media.images,
         opaque=opaque,
         file=media.file,
+        service=service,
         rounds=searches + _MORE_ROUNDS if searches else 1,
         stored="store" if stores else _named(found, "previous_response_id"),
         kinds=read.KINDS_READ if opaque else read.KINDS,
@@ -106,17 +108,18 @@ def parse_response(body: bytes) -> CallRequest:
             "max_output_tokens": most,
             "store": stores,
         }
-        if is_openai(offer):
-            upstream["service_tier"] = "default"
+        if service is not None or is_openai(offer):
+            upstream["service_tier"] = service or "default"
         return read.joined(upstream | {"stream": stream} | head, written, schemas, others)
 
-    def meter(plausible: int) -> ResponseMeter:
-        return ResponseMeter(plausible, searching=bool(searches))
-
-    def usage_of(answer: bytes, plausible: int) -> Usage | None:
-        return response_usage(answer, plausible, searching=bool(searches))
-
-    return CallRequest(read.model_of(found), demand, write, meter, usage_of)
+    asked = _Asked(searching=bool(searches), service=service)
+    return CallRequest(
+        read.model_of(found),
+        demand,
+        write,
+        lambda most: ResponseMeter(most, asked),
+        lambda answer, most: response_usage(answer, most, asked),
+    )
 
 
 def _prompt_bytes(parsed: object, written: bytes, others: bytes) -> int:
@@ -239,14 +242,28 @@ _CHECKS: Final = {
 }
 
 
-def response_usage(body: bytes, plausible: int, *, searching: bool = False) -> Usage | None:
-    """Read the usage of a plain answer; `searching`: the provider may have searched the web."""
-    return _usage(usage_part(body), plausible, searching=searching)
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What was asked for that the answer tells the outcome of."""
+
+    searching: bool = False
+    """Whether the provider may search the web."""
+    service: str | None = None
+    """Service tier."""
 
 
-def _usage(answer: Fields, plausible: int, *, searching: bool) -> Usage | None:
+_NOTHING: Final = _Asked()
+
+
+def response_usage(body: bytes, plausible: int, asked: _Asked = _NOTHING) -> Usage | None:
+    """Read the usage of a plain answer."""
+    return _usage(usage_part(body), plausible, asked)
+
+
+def _usage(answer: Fields, plausible: int, asked: _Asked) -> Usage | None:
     usage = tokens_of(as_object(answer.get("usage")), plausible)
-    if usage is None or not searching:
+    usage = served(usage, asked.service, answer.get("service_tier"))
+    if usage is None or not asked.searching:
         return usage
     return replace(usage, units=Units(searches=_searched(answer, plausible)))
 
@@ -267,13 +284,13 @@ class ResponseMeter(TypedMeter):
 
     ends = frozenset({"response.completed", "response.incomplete", "response.failed"})
 
-    def __init__(self, plausible: int, *, searching: bool = False) -> None:
+    def __init__(self, plausible: int, asked: _Asked = _NOTHING) -> None:
         super().__init__(plausible)
-        self._searching = searching
+        self._asked = asked
 
     def _measure(self, document: Fields) -> Usage | None:
         answer = as_object(document.get("response"))
-        return _usage(answer, self._plausible, searching=self._searching)
+        return _usage(answer, self._plausible, self._asked)
 
 
 _ALLOWED: Final = _READ | _SCHEMAS | _PLAIN

@@ -7,6 +7,9 @@ higher than the hold are taken as they are: that is what the provider charges.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Final
+
 from llmbudget.decide.prices import MediaTokens, Usage
 from llmbudget.gateway.protocols.fields import Fields
 from llmbudget.gateway.protocols.sse import as_object, count, given
@@ -47,6 +50,17 @@ def tokens_of(
     return Usage(tokens_in, tokens_out, cached, cache_write, reasoning, media=told)
 
 
+def served(usage: Usage | None, asked: str | None, told: object) -> Usage | None:
+    """Say which service tiers a usage may have been served in: the one that the answer tells, where
+    it is the usual one or the one that was asked for; otherwise nobody knows which of the two."""
+    if usage is None or asked is None:
+        return usage
+    known = {asked: (asked,), **dict.fromkeys(_USUAL, ("",))}
+    either = ("", asked)
+    return replace(usage, services=known.get(told, either) if isinstance(told, str) else either)
+
+
+_USUAL: Final = ("default", "standard")
 _TEXT = MediaTokens()
 _INPUT = ("input_audio", "cached_audio", "input_image", "cached_image")
 

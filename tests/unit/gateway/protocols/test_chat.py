@@ -12,6 +12,7 @@ from tests.support.offers import offer
 from llmbudget.api.provider import Protocol
 from llmbudget.decide.bounds import Demand
 from llmbudget.decide.catalogue import Offer
+from llmbudget.decide.prices import Usage
 from llmbudget.gateway.protocols import strict
 from llmbudget.gateway.protocols.chat import CHAT, parse_chat
 from llmbudget.gateway.protocols.errors import Refusal
@@ -61,6 +62,28 @@ def test_openai_gets_the_field_its_reasoning_models_take_and_the_standard_tier()
     assert upstream["max_completion_tokens"] == 5
     assert "max_tokens" not in upstream
     assert upstream["service_tier"] == "default"
+
+
+@pytest.mark.parametrize("host", ["api.openai.com", "models.example"])
+@pytest.mark.parametrize("service", ["flex", "priority"])
+def test_a_service_tier_is_held_and_charged_for(host: str, service: str) -> None:
+    request = parse_chat(body(service_tier=service))
+    assert request.demand.service == service
+    written = json.loads(request.write(offer(host=host), 50))
+    assert written["service_tier"] == service
+    usage = {"prompt_tokens": 10, "completion_tokens": 20}
+    for told, services in (
+        (service, (service,)),
+        ("default", ("",)),
+        (None, ("", service)),
+        ("auto", ("", service)),
+        (7, ("", service)),
+    ):
+        answer = {"usage": usage, "service_tier": told}
+        assert request.usage_of(json.dumps(answer).encode(), 1000) == Usage(
+            10, 20, services=services
+        )
+    assert parse_chat(body(service_tier="default")).demand.service is None
 
 
 @pytest.mark.parametrize("version", [None, "2024-10-21"])
@@ -205,7 +228,7 @@ def test_earlier_tool_calls_count_twice() -> None:
             "stream_options.include_usage",
         ),
         ({"service_tier": "auto"}, "service_tier"),
-        ({"service_tier": "priority"}, "service_tier"),
+        ({"service_tier": "scale"}, "service_tier"),
         ({"service_tier": ["default"]}, "service_tier"),
         ({"store": True}, "store"),
         ({"store": 0}, "store"),

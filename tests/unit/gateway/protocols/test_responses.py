@@ -77,7 +77,7 @@ def test_the_demand() -> None:
         ({"previous_response_id": 7}, "previous_response_id"),
         ({"conversation": "c"}, "conversation"),
         ({"prompt": {"id": "p"}}, "prompt"),
-        ({"service_tier": "flex"}, "service_tier"),
+        ({"service_tier": "scale"}, "service_tier"),
         ({"tools": [{"type": "web_search"}]}, "max_tool_calls"),
         ({"tools": [{"type": "web_search"}], "max_tool_calls": 101}, "max_tool_calls"),
         ({"tools": [{"type": "web_search", "unheard_of": 1}]}, "tools[0].unheard_of"),
@@ -204,6 +204,20 @@ def test_the_last_event_carries_the_usage(end: str, size: int) -> None:
     passed = b"".join(meter.feed(whole[at : at + size]) for at in range(0, len(whole), size))
     assert passed == before
     assert (meter.usage, meter.done, meter.last_event) == (READ, True, last)
+
+
+def test_a_service_tier_is_held_and_charged_for() -> None:
+    request = parse_response(body(service_tier="flex"))
+    assert request.demand.service == "flex"
+    assert json.loads(request.write(offer(host="api.openai.com"), 50))["service_tier"] == "flex"
+    assert "service_tier" not in sent(body(service_tier="default"))
+    for told, services in (("flex", ("flex",)), ("default", ("",)), (None, ("", "flex"))):
+        answer = {"usage": USAGE, "service_tier": told}
+        wanted = replace(READ, services=services)
+        assert request.usage_of(json.dumps(answer).encode(), PLAUSIBLE) == wanted
+        meter = request.meter(PLAUSIBLE)
+        meter.feed(event("response.completed", response=answer))
+        assert meter.usage == wanted
 
 
 def test_an_error_ends_in_doubt() -> None:
