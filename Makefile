@@ -21,7 +21,7 @@ demo: setup ## Spend a budget on a real Kubernetes API on this machine (KEEP=1 l
 	@$(BIN)/llmbudget local demo $(if $(KEEP),--keep)
 
 test: setup ## Run all tests, against a real Kubernetes API on this machine
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n $(or $(WORKERS),2) --dist loadfile
 
 test-every-write: setup ## Let the operator die after each of its writes in turn (minutes)
 	@EVERY_WRITE=1 $(BIN)/pytest tests/faults/test_operator_every_call.py

@@ -1,5 +1,5 @@
-"""Fixtures that all tests share: one real control plane and one PostgreSQL server a run, each
-started when it is asked for."""
+"""Fixtures that all tests share: one real control plane and one PostgreSQL server a process of the
+run, each started when it is asked for."""
 
 from __future__ import annotations
 
@@ -34,6 +34,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """`make golden`."""
     parser.addoption("--update-golden", action="store_true", help="write the golden files anew")
     parser.addoption("--storm", action="store_true", help="1,000 callers, and a larger cap")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Build what a whole run needs and the cache has not, before any test's time begins."""
+    whole = session.config.getoption("dist", "no") != "no"
+    if whole and not hasattr(session.config, "workerinput"):
+        binaries.find(lambda text: print(text, file=sys.stderr, flush=True))
 
 
 class KubectlError(Exception):

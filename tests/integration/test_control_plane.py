@@ -20,7 +20,7 @@ pytestmark = pytest.mark.cluster
 Kubectl = Callable[..., str]
 
 
-def wait_until(what: Callable[[], bool], seconds: float = 30) -> None:
+def wait_until(what: Callable[[], bool], seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, "deadline passed"

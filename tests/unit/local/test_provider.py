@@ -44,6 +44,7 @@ async def client(bill_file: Path, key_file: Path) -> AsyncIterator[httpx.AsyncCl
             base_url=f"http://127.0.0.1:{port_of(server)}",
             headers={"authorization": "Bearer sk-right"},
             trust_env=False,
+            timeout=60,
         ) as client,
     ):
         yield client
