@@ -5,7 +5,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: help setup demo test test-every-write e2e fuzz storm simulate check generate golden lock image sbom release bench-overrun bench-gateway bench-streams bench-operator clean
+.PHONY: help setup demo test e2e fuzz storm simulate check generate golden lock image sbom release bench-overrun bench-gateway bench-streams bench-operator clean
 .PHONY: bench-ledger bench-million bench-parts bench-profile bench-replicas
 
 help: ## Show this list
@@ -22,9 +22,6 @@ demo: setup ## Spend a budget on a real Kubernetes API on this machine (KEEP=1 l
 
 test: setup ## Run all tests, against a real Kubernetes API on this machine
 	@$(BIN)/pytest -n $(or $(WORKERS),2) --dist loadfile
-
-test-every-write: setup ## Let the operator die after each of its writes in turn (minutes)
-	@EVERY_WRITE=1 $(BIN)/pytest tests/faults/test_operator_every_call.py
 
 storm: setup ## Fifteen gateways, a thousand callers, everything breaking (about ten minutes)
 	@STORM=1 $(BIN)/pytest tests/faults/test_storm.py --storm -s

@@ -1,22 +1,27 @@
-"""The operator dies between any two of its calls, whatever it was doing: its successor ends up
+"""The operator is killed between any two of its calls, whatever it was doing: its successor ends up
 where it would have, and nothing has happened twice (I5).
 
-It dies in this process: after one of its writes, which is carried out, nothing that it asks gets
-through or comes back. Reads leave the world as it is: to die between two of them is to die after
-the write before.
+A proxy before the API server lets so many writes through for each budget, one more for each: the
+last one is carried out, its answer is kept back, and nothing more about that budget gets through.
+Once no budget gets any further, the operator's process is killed: so one death is one after each of
+many writes. Reads leave the world as it is: to die between two of them is to die after the write
+before.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+import re
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from aiohttp import web
+from tests.support.api_proxy import ApiProxy, Call, none, refusal
 from tests.support.many_gateways import ManyGateways
 from tests.support.operator_stage import (
+    MODELS,
     Manifest,
     budget,
     create,
@@ -30,71 +35,54 @@ from tests.support.operator_stage import (
 )
 
 from llmbudget.clients.cluster import Cluster
-from llmbudget.clients.connection import Connection
-from llmbudget.clients.kinds import BUDGETS, CLUSTER_ROLE_BINDINGS, DEPLOYMENTS, EVENTS, PROVIDERS
-from llmbudget.decide.world import Installation
+from llmbudget.clients.kinds import BUDGETS, CLUSTER_ROLE_BINDINGS, EVENTS
 from llmbudget.local.http1 import Answer, Request, port_of, serve
 from llmbudget.local.stage import Stage
-from llmbudget.reconcile.controller import Controller
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.slow,
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(
-        "EVERY_WRITE" not in os.environ, reason="takes minutes: run by `make test-every-write`"
-    ),
-]
-AT_ONCE = 16
-LEAST = 30
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
+DEATHS = 4
+AT_ONCE = 9
+"""Budgets that stand still at one death, at different stages of their lives: no kind of the
+operator's workers may be held up by them altogether."""
+LEAST = 24
 """Writes that the life of a budget takes at least: fewer, and this test tries nothing."""
-MOST = 100
+PATIENCE = 120
+"""Who dies while telling of a threshold leaves its successor 20 seconds in doubt."""
 CROSSING = 600_000_000
-OWN = "llmbudget-system"
-INSTALLATION = Installation(
-    namespace=OWN,
-    service_account=f"{OWN}/llmbudget-operator",
-    gateway_image="llmbudget:local",
-    image_prefixes=(),
-    private_hosts=frozenset({"127.0.0.1"}),
-)
 
 
-class Mortal(Connection):
-    """A connection whose user dies after its `last` write, before it sees the answer."""
+class Doom:
+    """What one operator may still write: of each budget, so many writes."""
 
-    last = 0
-    writes = 0
-    died: asyncio.Event
+    def __init__(self, last: dict[str, int]) -> None:
+        self._last = last
+        self._writes: Counter[str] = Counter()
+        self.stuck: set[str] = set()
+        """Budgets about which nothing gets through any more."""
+        self.come = asyncio.Event()
+        """The operator is dead."""
 
-    @classmethod
-    def to(cls, stage: Stage, last: int = 0) -> Mortal:
-        """Connect; 0: it lives for ever."""
-        connection = cls.from_kubeconfig(stage.kubeconfig)
-        connection.last, connection.died = last, asyncio.Event()
-        return connection
+    async def before(self, call: Call) -> web.StreamResponse | None:
+        return await self._keep() if _subject(call) in self.stuck else None
 
-    async def send(
-        self,
-        method: str,
-        path: str,
-        body: object = None,
-        content_type: str = "application/json",
-        query: Mapping[str, str] | None = None,
-        accept: str = "application/json",
-    ) -> Manifest:
-        if self.died.is_set():
-            await asyncio.Event().wait()
-        self.writes += method != "GET"
-        fatal = method != "GET" and self.writes == self.last
-        try:
-            answer = await super().send(method, path, body, content_type, query, accept)
-        finally:
-            if fatal:
-                self.died.set()
-        if self.died.is_set():
-            await asyncio.Event().wait()
-        return answer
+    async def after(self, call: Call) -> web.StreamResponse | None:
+        name = _subject(call)
+        if name is None or call.method == "GET":
+            return None
+        self._writes[name] += 1
+        if self._writes[name] == self._last.get(name):
+            self.stuck.add(name)
+        return await self._keep() if name in self.stuck else None
+
+    async def _keep(self) -> web.StreamResponse:
+        await self.come.wait()
+        return refusal(503)  # Nobody hears it.
+
+
+def _subject(call: Call) -> str | None:
+    """Name the budget that a call is about."""
+    found = re.search(rb"life-\d\d", call.path.encode() + call.body)
+    return found and found[0].decode()
 
 
 class Scene:
@@ -103,6 +91,7 @@ class Scene:
     def __init__(self, stage: Stage, cluster: Cluster, namespace: str) -> None:
         self.stage, self.cluster, self.namespace = stage, cluster, namespace
         self.gateways = ManyGateways(cluster, stage.gateways)
+        self.proxy = ApiProxy(stage.kubeconfig)
         self.notices = 0
 
     @asynccontextmanager
@@ -111,55 +100,60 @@ class Scene:
             self.notices += 1
             answer.send(200, b"{}")
 
-        server = await serve(take, 0)
-        channel = f"json://127.0.0.1:{port_of(server)}/notices"
-        metadata = {"name": "channels", "namespace": self.namespace}
-        channels = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata}
-        channels["stringData"] = {"admin": channel}
-        await create(self.cluster, secret(self.namespace), provider(self.namespace), channels)
-        following = asyncio.create_task(self.gateways.run())
-        try:
-            async with server:
+        async with await serve(take, 0) as server, self.proxy.running():
+            channel = f"json://127.0.0.1:{port_of(server)}/notices"
+            metadata = {"name": "channels", "namespace": self.namespace}
+            channels = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata}
+            await create(
+                self.cluster, secret(self.namespace), channels | {"stringData": {"admin": channel}}
+            )
+            following = asyncio.create_task(self.gateways.run())
+            try:
                 yield self
-        finally:
-            following.cancel()
+            finally:
+                following.cancel()
 
-    async def life(self, name: str, mortal: Mortal) -> bool:
-        """Carry a budget through its life, by an operator that dies and one that follows it; tell
-        whether the first died."""
-        await create(self.cluster, self._workload(name), self._budget(name))
-        first = asyncio.create_task(self._operate(name, mortal))
-        second: asyncio.Task[None] | None = None
+    async def operator(self, number: int) -> asyncio.subprocess.Process:
+        """Start an operator that has the proxy before it."""
+        name = f"operator-{number}"
+        return await self.stage.operator(
+            allow_private=["127.0.0.1"], name=name, server=self.proxy.url
+        )
 
-        async def succeed() -> None:
-            nonlocal second
-            await mortal.died.wait()
-            first.cancel()
-            second = asyncio.create_task(self._operate(name, Mortal.to(self.stage)))
+    async def die(self, number: int, last: dict[str, int], lives: list[asyncio.Task[None]]) -> int:
+        """Let an operator work until it can't go on, and kill it; count the writes after which it
+        died."""
+        doom = Doom(last)
+        self.proxy.fault, self.proxy.after = doom.before, doom.after
+        operator = await self.operator(number)
 
-        heir = asyncio.create_task(succeed())
-        try:
-            await self._stages(name)
-        finally:
-            for task in (first, heir, second):
-                if task is not None:
-                    task.cancel()
-        return mortal.died.is_set()
+        async def still() -> bool:
+            assert operator.returncode is None, "it ended by itself"
+            over = {life.get_name() for life in lives if life.done()}
+            return last.keys() <= over | doom.stuck
 
-    async def _stages(self, name: str) -> None:
+        await until("no budget gets any further", still, PATIENCE)
+        operator.kill()
+        await operator.wait()
+        doom.come.set()
+        return len(doom.stuck)
+
+    async def life(self, name: str) -> None:
+        """Carry a budget through its life."""
         account = f"{self.namespace}/{name}"
+        await create(self.cluster, self._provider(name), self._workload(name), self._budget(name))
 
         async def ready() -> bool:
             return (await status(self.cluster, self.namespace, name)).get("phase") == "Ready"
 
-        await until(f"{name} is ready", ready, 90)
+        await until(f"{name} is ready", ready, PATIENCE)
         await self.gateways.spend(account, CROSSING)
 
         async def moved() -> bool:
             acknowledged = self.gateways.acknowledged_of(account) == 2
             return acknowledged and await self._model(name) == "medium"
 
-        await until(f"{name} is downgraded", moved, 90)
+        await until(f"{name} is downgraded", moved, PATIENCE)
         await self.cluster.delete(BUDGETS, self.namespace, name)
 
         async def gone() -> bool:
@@ -168,14 +162,12 @@ class Scene:
             left = await self.cluster.get(CLUSTER_ROLE_BINDINGS, None, binding)
             return budget is None and left is None
 
-        await until(f"{name} is gone", gone, 90)
-        await until(f"{name}'s model is back", self._is_back(name))
+        await until(f"{name} is gone", gone, PATIENCE)
 
-    def _is_back(self, name: str) -> Callable[[], Awaitable[bool]]:
-        async def ask() -> bool:
+        async def back() -> bool:
             return await self._model(name) == "large"
 
-        return ask
+        await until(f"{name}'s model is back", back)
 
     async def _model(self, name: str) -> str | None:
         return model_of(await deployment(self.cluster, self.namespace, name))
@@ -208,10 +200,15 @@ class Scene:
             self.namespace,
             name,
             budget={"monthlyCap": "1.00", "alertThresholds": thresholds},
-            downgrade={"ladder": ["large", "medium", "small"]},
+            providers=[{"name": name}],
+            downgrade={"ladder": [model["name"] for model in MODELS]},
             targets=[target],
             notifications={"secretRef": {"name": "channels"}},
         )
+
+    def _provider(self, name: str) -> Manifest:
+        made = provider(self.namespace)
+        return made | {"metadata": made["metadata"] | {"name": name}}
 
     def _workload(self, name: str) -> Manifest:
         made = workload(self.namespace, f"{self.namespace}/{name}")
@@ -220,51 +217,20 @@ class Scene:
         made["spec"]["template"]["metadata"]["labels"] = {"app": name}
         return made
 
-    async def _operate(self, name: str, connection: Mortal) -> None:
-        """Let an operator live that knows of one budget."""
-        async with Cluster(connection) as cluster:
-            controller = Controller(
-                cluster, INSTALLATION, local_gateways=self.stage.gateways, instance="one"
-            )
-            await self._tell(controller, name)
-            await controller.find_leftovers()
-            async with asyncio.TaskGroup() as group:
-                group.create_task(controller.run())
-                group.create_task(self._go_on_telling(controller, name))
-
-    async def _go_on_telling(self, controller: Controller, name: str) -> None:
-        while True:
-            await asyncio.sleep(0.1)
-            await self._tell(controller, name)
-
-    async def _tell(self, controller: Controller, name: str) -> None:
-        """Tell what watches would; the test's own calls are not the operator's."""
-        for kind in (PROVIDERS, BUDGETS):
-            items, version = await self.cluster.list(kind, self.namespace)
-            mine = [item for item in items if item["metadata"]["name"] in (name, "sim")]
-            for item in mine:
-                controller.put(kind.kind, item)
-            for raw in controller.store.missing_from(kind.kind, mine, int(version)):
-                controller.drop(kind.kind, raw)
-        target = await self.cluster.get(DEPLOYMENTS, self.namespace, name)
-        if target is not None:
-            controller.store.put_target(target, gone=False)
-
 
 async def test_it_may_die_after_any_write(stage: Stage, cluster: Cluster, namespace: str) -> None:
-    async with Scene(stage, cluster, namespace).begun() as scene:
-        last, dying = 0, True
-        while dying:
-            batch = range(last + 1, last + 1 + AT_ONCE)
-            names = [f"after-{number}" for number in batch]
-            lives = (
-                scene.life(name, Mortal.to(stage, number))
-                for name, number in zip(names, batch, strict=True)
-            )
-            dying = all(await asyncio.gather(*lives))
-            await scene.judge(names)
-            last += AT_ONCE
-            assert last < MOST
-        assert last > LEAST
-        # Two for each: who dies between delivery and acknowledgement may tell again, loses none.
-        assert 2 * last <= scene.notices <= 4 * last
+    async with Scene(stage, cluster, namespace).begun() as scene, asyncio.TaskGroup() as group:
+        lives: list[asyncio.Task[None]] = []
+        died = 0
+        for death in range(1, DEATHS + 1):
+            last = {f"life-{n:02}": n for n in range(death, DEATHS * AT_ONCE + 1, DEATHS)}
+            lives += [group.create_task(scene.life(name), name=name) for name in last]
+            died += await scene.die(death, last, lives)
+        scene.proxy.fault = scene.proxy.after = none
+        operator = await scene.operator(DEATHS + 1)
+        await asyncio.gather(*lives)
+        assert operator.returncode is None
+        await scene.judge([life.get_name() for life in lives])
+        assert LEAST < died < len(lives), "the last ones lived through it all"
+        # Who dies between delivery and acknowledgement may tell again, but loses none.
+        assert scene.notices >= 2 * len(lives)

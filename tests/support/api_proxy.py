@@ -29,6 +29,7 @@ class Call:
     method: str
     path: str
     query: dict[str, list[str]] = field(default_factory=dict)
+    body: bytes = b""
 
     @property
     def watch(self) -> bool:
@@ -112,7 +113,8 @@ class ApiProxy:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         parts = urlsplit(request.raw_path)
         query = parse_qs(parts.query)
-        call = Call(len(self.calls), request.method, parts.path, query)
+        sent = await request.read()
+        call = Call(len(self.calls), request.method, parts.path, query, sent)
         self.calls.append(call)
         played = await self.fault(call)
         if played is not None:
@@ -123,7 +125,7 @@ class ApiProxy:
             request.method,
             self._target + request.raw_path,
             headers=headers,
-            data=await request.read() or None,
+            data=sent or None,
             skip_auto_headers=("content-type",),
             timeout=aiohttp.ClientTimeout(total=None),
         ) as found:

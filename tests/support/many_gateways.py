@@ -81,7 +81,7 @@ class ManyGateways:
         )
         announced = place.with_suffix(".json")
         if not announced.exists():
-            announced.write_text(json.dumps({"url": f"{self._url}/{config.root}"}))
+            announced.write_text(json.dumps({"pods": [{"url": f"{self._url}/{config.root}"}]}))
 
     async def _answer(self, request: Request, answer: Answer) -> None:
         _, namespace, name, *rest = request.path.split("/")

@@ -48,7 +48,8 @@ RECHECK_SECONDS: Final = 5.0
 _ROOT_WORKERS: Final = 32
 """The API server's answers are what a round waits for."""
 _STATUS_WORKERS: Final = 8
-_ACTION_WORKERS: Final = 4
+_ACTION_WORKERS: Final = 16
+"""A channel that does not answer holds one up until it gives up."""
 _FIGURES_SECONDS: Final = 1.0
 """How long the figures of a status may be old, at least; transitions are told at once."""
 _FIGURES_A_SECOND: Final = 100
