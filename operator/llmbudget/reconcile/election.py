@@ -69,6 +69,9 @@ class Election:
         self._record: _Record | None = None
         self._changed = clock()
         """When the record was seen to change."""
+        self._sent = clock()
+        """When the last write was sent: however late its answer, others may have seen it by then,
+        and count from there."""
 
     async def acquire(self) -> None:
         """Wait until the Lease is ours."""
@@ -87,12 +90,13 @@ class Election:
         Raises:
             LeaseLost.
         """
-        deadline = self._clock() + RENEW_DEADLINE
+        deadline = self._sent + RENEW_DEADLINE
+        pause = max(0.0, self._sent + RETRY_SECONDS - self._clock())
         while True:
-            await asyncio.sleep(RETRY_SECONDS)
-            begun = self._clock()
-            if await self._attempt(max(0.0, deadline - begun)):
-                deadline = begun + RENEW_DEADLINE
+            await asyncio.sleep(pause)
+            pause = RETRY_SECONDS
+            if await self._attempt(max(0.0, deadline - self._clock())):
+                deadline = self._sent + RENEW_DEADLINE
             elif self._record is not None and self._record.holder != self._identity:
                 raise LeaseLost(f"another operator leads: {self._record.holder or 'nobody yet'}")
             elif self._clock() >= deadline:
@@ -160,6 +164,7 @@ class Election:
             "leaseDurationSeconds": seconds,
             "renewTime": now,
         }
+        self._sent = self._clock()
         before = self._lease
         if before is None or (before["spec"].get("holderIdentity") or "") != holder:
             transitions = (before or {"spec": {}})["spec"].get("leaseTransitions")

@@ -40,6 +40,8 @@ class Leases(Cluster):
         self.failing: ApiError | None = None
         self.hanging = False
         self.before_write: Write | None = None
+        self.before_answer: Write | None = None
+        """Called once a write is carried out."""
         self._version = 0
 
     async def _answer(self) -> Manifest:
@@ -69,6 +71,8 @@ class Leases(Cluster):
         if patch["metadata"]["resourceVersion"] != found["metadata"]["resourceVersion"]:
             raise ApiError(409, "Conflict", "someone was faster")
         self.store(found | {"spec": found["spec"] | patch["spec"]})
+        if self.before_answer is not None:
+            self.before_answer()
         return await self._answer()
 
     def store(self, lease: Manifest) -> None:
@@ -234,3 +238,22 @@ async def test_a_leader_that_another_has_replaced_ends_at_once(time: Time) -> No
     with pytest.raises(LeaseLost, match="two"):
         await leader.hold()
     assert time.now - begun <= 5
+
+
+async def test_a_leader_counts_from_when_its_first_write_was_sent(time: Time) -> None:
+    """Others count from when they saw it, however late the answer was."""
+    leases = Leases()
+    leases.written_by("")
+    written: list[float] = []
+
+    def slowly() -> None:
+        written.append(time.now)
+        time.now += RENEW_DEADLINE - 1
+
+    leases.before_answer = slowly
+    leader = candidate(leases, time)
+    await leader.acquire()
+    leases.failing = ApiError(503, "Trouble", "not now")
+    with pytest.raises(LeaseLost, match="could not be renewed"):
+        await leader.hold()
+    assert time.now - written[0] < LEASE_SECONDS
