@@ -179,6 +179,42 @@ async def test_the_certificate_goes_with_the_operators_authority(
     assert container["readinessProbe"]["httpGet"]["scheme"] == "HTTP"
 
 
+async def test_without_its_authority_the_operator_still_lowers_a_cap(
+    stage: Stage, cluster: Cluster, namespace: str
+) -> None:
+    place = (SECRETS, "llmbudget-system", "llmbudget-authority")
+
+    async def certificate() -> dict[str, Any]:
+        found = await cluster.get(SECRETS, namespace, f"{GATEWAY}-tls")
+        assert found is not None
+        return dict(found["data"])
+
+    async def lowered() -> bool:
+        found = await cluster.get(CONFIG_MAPS, namespace, GATEWAY)
+        assert found is not None
+        accounts = json.loads(found["data"]["gateway.json"])["accounts"]
+        return bool(accounts[0]["capNano"] == 500_000_000)
+
+    await create(cluster, secret(namespace), provider(namespace), budget(namespace))
+    first = await start_operator(stage)
+    await until_condition(cluster, namespace, *WAITING)
+    await stop(first)
+    before, authority = await certificate(), await cluster.get(*place)
+    assert authority is not None
+    spoilt = {"data": dict.fromkeys(authority["data"], "c3BvaWx0")}
+    try:
+        await cluster.merge_patch(*place, spoilt)
+        await create(cluster, budget(namespace, budget={"monthlyCap": "0.50"}))
+        await start_operator(stage, again=True)
+        await until("the lower cap", lowered)
+        await until_condition(
+            *(cluster, namespace, "Ready", "False", "CertificateMissing"), says="remove its data"
+        )
+        assert await certificate() == before
+    finally:
+        await cluster.merge_patch(*place, {"data": authority["data"]})
+
+
 async def test_drift_is_put_back(
     cluster: Cluster, namespace: str, kubectl: Kubectl, operator: asyncio.subprocess.Process
 ) -> None:

@@ -1,13 +1,15 @@
 """A gateway's event stream, as the operator reads it.
 
 The token is made for this one gateway (its audience names the budget), so that no gateway can
-replay it at another or at the API server.
+replay it at another or at the API server. Nothing that a gateway sends is kept before its size is
+known: a broken one must not take the memory of all others' operator.
 """
 
 from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import Final
 from urllib.parse import quote
@@ -31,13 +33,15 @@ from llmbudget.contract.events import (
 
 Token = Callable[[], Awaitable[str]]
 
-_MODELS: Final[dict[str, type[StreamEvent]]] = {
-    EventName.BALANCE: BalanceEvent,
-    EventName.ACTION: ActionEvent,
-    EventName.KEYS: KeysEvent,
-    EventName.LEDGER: AvailabilityEvent,
-    EventName.SNAPSHOT: SnapshotEvent,
+_MODELS: Final[dict[bytes, type[StreamEvent]]] = {
+    EventName.BALANCE.encode(): BalanceEvent,
+    EventName.ACTION.encode(): ActionEvent,
+    EventName.KEYS.encode(): KeysEvent,
+    EventName.LEDGER.encode(): AvailabilityEvent,
+    EventName.SNAPSHOT.encode(): SnapshotEvent,
 }
+LONGEST_LINE: Final = 64 * 1024
+"""Bytes: the keys that a gateway lacks, each with its reason, take the most."""
 _CONNECT_SECONDS: Final = 5.0
 _SILENCE_SECONDS: Final = 3.0 * HEARTBEAT_SECONDS
 
@@ -80,21 +84,14 @@ class GatewayClient:
         Raises:
             GatewayError.
         """
-        headers = {"authorization": f"Bearer {await self._token()}"}
         try:
-            async with self._client.stream(
-                "GET", self._url + BALANCES_PATH, headers=headers, extensions=self._extensions
-            ) as answer:
-                if answer.status_code != 200:
-                    raise GatewayError(f"the gateway answers with status {answer.status_code}")
-                name = ""
-                async for line in answer.aiter_lines():
-                    if line.startswith("event:"):
-                        name = line[6:].strip()
-                    elif line.startswith("data:") and name in _MODELS:
-                        yield _MODELS[name].model_validate_json(line[5:])
-        except httpx.HTTPError as error:
-            raise GatewayError(f"the gateway can't be reached: {type(error).__name__}") from None
+            async with self._answer("GET", BALANCES_PATH) as answer:
+                model: type[StreamEvent] | None = None
+                async for line in _lines(answer.aiter_raw()):
+                    if line.startswith(b"event:"):
+                        model = _MODELS.get(line[6:].strip())
+                    elif line.startswith(b"data:") and model is not None:
+                        yield model.model_validate_json(line[5:])
         except ValidationError:
             raise GatewayError("the gateway speaks another version of the protocol") from None
 
@@ -104,13 +101,39 @@ class GatewayClient:
         Raises:
             GatewayError.
         """
-        headers = {"authorization": f"Bearer {await self._token()}"}
-        path = f"{ACTIONS_PATH}/{quote(action_id, safe='')}/ack"
+        async with self._answer("POST", f"{ACTIONS_PATH}/{quote(action_id, safe='')}/ack"):
+            pass  # What else it says is not read.
+
+    @asynccontextmanager
+    async def _answer(self, method: str, path: str) -> AsyncIterator[httpx.Response]:
+        """Send a request, and hand out its answer's beginning.
+
+        Raises:
+            GatewayError: there is none, or it is no success, or it breaks off.
+        """
+        # Nothing packed, which might be much more than it seems.
+        headers = {"authorization": f"Bearer {await self._token()}", "accept-encoding": "identity"}
         try:
-            answer = await self._client.post(
-                self._url + path, headers=headers, extensions=self._extensions
-            )
+            async with self._client.stream(
+                method, self._url + path, headers=headers, extensions=self._extensions
+            ) as answer:
+                if answer.status_code != 200:
+                    raise GatewayError(f"the gateway answers with status {answer.status_code}")
+                yield answer
         except httpx.HTTPError as error:
             raise GatewayError(f"the gateway can't be reached: {type(error).__name__}") from None
-        if answer.status_code != 200:
-            raise GatewayError(f"the gateway answers with status {answer.status_code}")
+
+
+async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Split a stream into lines.
+
+    Raises:
+        GatewayError: one is too long.
+    """
+    rest = b""
+    async for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        if max(map(len, (*lines, rest))) > LONGEST_LINE:
+            raise GatewayError(f"the gateway sends a line of more than {LONGEST_LINE} bytes")
+        for line in lines:
+            yield line

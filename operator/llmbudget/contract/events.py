@@ -28,6 +28,8 @@ ENVELOPE_HEADER: Final = "x-llmbudget-envelope"
 """Names the envelope that a call is paid from."""
 HEARTBEAT_SECONDS: Final = 5
 
+Name = Annotated[str, Field(max_length=317)]
+"""An account, the longest of all names that are told."""
 StringInt = Annotated[int, BeforeValidator(int), PlainSerializer(str, return_type=str)]
 
 
@@ -44,10 +46,10 @@ class EventName(StrEnum):
 class BalanceEvent(Wire):
     """Where one account stands in the current period, in nano-USD."""
 
-    account: str
-    period: str
-    period_start: str
-    period_end: str
+    account: Name
+    period: Name
+    period_start: Name
+    period_end: Name
     """First instant of the next period, RFC 3339, in the root's time zone."""
     cap_nano: StringInt | None
     """With what the last period left and top-ups add."""
@@ -72,14 +74,14 @@ class BalanceEvent(Wire):
 class ActionEvent(Wire):
     """A threshold that was crossed: unique by account, period and percentage."""
 
-    id: str
-    account: str
-    period: str
+    id: Name
+    account: Name
+    period: Name
     percentage: int
     action: Action
     spent_nano: StringInt
     cap_nano: StringInt
-    fired_at: str
+    fired_at: Name
     """RFC 3339, UTC."""
     acknowledged: bool
     seq: int

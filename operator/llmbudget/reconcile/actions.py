@@ -20,7 +20,7 @@ from llmbudget.notify.channels import deliver, urls_of
 from llmbudget.notify.notice import notice_of
 from llmbudget.reconcile.recorder import Recorder
 from llmbudget.reconcile.store import Store
-from llmbudget.reconcile.streams import Streams
+from llmbudget.reconcile.streams import MOST_ACTIONS, Streams
 
 log = logging.getLogger(__name__)
 
@@ -44,22 +44,33 @@ class Actions:
         self._streams = streams
         self._recorder = recorder
         self._private_hosts = private_hosts
-        self._due: dict[str, tuple[str, ActionEvent]] = {}
+        self._due: dict[str, dict[str, ActionEvent]] = {}
+        """By root and id."""
         self._told: dict[str, set[str]] = {}
         """Actions whose Event is written, and the channels that have taken their notice."""
         self._done: dict[str, None] = {}
         """Actions acknowledged last: another gateway may not have heard of it yet."""
 
-    def take(self, root: str, event: ActionEvent) -> str:
-        """Take an action over; return its key for the queue."""
-        key = f"{root}#{event.id}"
-        self._due[key] = (root, event)
-        return key
+    def take(self, root: str, event: ActionEvent) -> str | None:
+        """Take an action over; return its key for the queue. None: its gateway has left too many
+        unacknowledged, and tells of it again when it is followed anew."""
+        due = self._due.setdefault(root, {})
+        if event.id not in due and len(due) >= MOST_ACTIONS:
+            return None
+        due[event.id] = event
+        return f"{root}#{event.id}"
 
     def forget(self, root: str, event: ActionEvent) -> None:
         """It is acknowledged: whoever told of it, nothing is left to do."""
-        self._due.pop(f"{root}#{event.id}", None)
-        self._told.pop(f"{root}#{event.id}", None)
+        self._drop(f"{root}#{event.id}")
+
+    def _drop(self, key: str) -> None:
+        root, _, action_id = key.partition("#")
+        due = self._due.get(root, {})
+        due.pop(action_id, None)
+        if not due:
+            self._due.pop(root, None)
+        self._told.pop(key, None)
 
     async def carry_out(self, key: str) -> None:
         """Tell of one action.
@@ -67,11 +78,11 @@ class Actions:
         Raises:
             NotDelivered, Claimed, ApiError, GatewayError: to be tried again.
         """
-        due = self._due.get(key)
-        if due is None or key in self._done:
-            self._due.pop(key, None)
+        root, _, action_id = key.partition("#")
+        event = self._due.get(root, {}).get(action_id)
+        if event is None or key in self._done:
+            self._drop(key)
             return
-        root, event = due
         budget = self._member(root, event.account)
         if budget is not None:
             if key not in self._told:
@@ -87,8 +98,7 @@ class Actions:
             await self._notify(root, budget, event, self._told[key])
         if root in self._store.budgets:
             await self._streams.acknowledge(root, event.id)
-        self._due.pop(key, None)
-        self._told.pop(key, None)
+        self._drop(key)
         self._done[key] = None
         if len(self._done) > _MOST_DONE:
             del self._done[next(iter(self._done))]

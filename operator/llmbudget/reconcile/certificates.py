@@ -1,8 +1,8 @@
 """The operator's own authority, kept in one Secret of its namespace, and what it signs.
 
-The Secret is part of the installation, empty at first, so that the operator needs no right to
-create Secrets there. It is written only as it was read: of two operators, one is first and the
-other reads again.
+The Secret is no part of the installation, which would empty it where it is replaced instead of
+applied (`helm upgrade --force-replace`). It is written only as it was read: of two operators, one
+is first and the other reads again.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
+from llmbudget.api.meta import LABEL_MANAGED_BY, MANAGED_BY
 from llmbudget.clients.cluster import ApiError, Cluster
 from llmbudget.clients.kinds import SECRETS
+from llmbudget.contract.config import CA_BUNDLE_KEY
 from llmbudget.decide.certificates import (
     AUTHORITY_LIFE,
     CERTIFICATE_LIFE,
@@ -26,7 +28,7 @@ from llmbudget.decide.certificates import (
     next_step,
     serving_names,
 )
-from llmbudget.decide.world import World
+from llmbudget.decide.world import Budget, World
 from llmbudget.reconcile.apply import look_at_secret
 from llmbudget.reconcile.live import Live
 from llmbudget.reconcile.x509 import (
@@ -44,6 +46,8 @@ log = logging.getLogger(__name__)
 AUTHORITY_SECRET: Final = "llmbudget-authority"  # noqa: S105
 KNOWN_SECONDS: Final = 60.0
 """How long the authorities are taken for granted."""
+BROKEN_SECONDS: Final = 5.0
+"""The same, where there are none that can be used: people are about to mend that."""
 _TRIES: Final = 5
 
 
@@ -79,15 +83,16 @@ class Certificates:
         self._live = live
         self._namespace = namespace
         self._clock = clock
-        self._known: Authorities | None = None
+        self._known: Authorities | AuthorityUnusable | None = None
         self._known_at = 0.0
         self._reading = asyncio.Lock()
 
     async def serving(self, world: World) -> Serving:
-        """Find a gateway's certificate, or make it anew where it is due.
+        """Find a gateway's certificate, or make it anew where it is due. Without an authority that
+        can be used, what there is stays.
 
         Raises:
-            ApiError, AuthorityUnusable.
+            ApiError.
         """
         root = world.root
         tls = root.spec.deployment.tls
@@ -97,19 +102,28 @@ class Certificates:
             secret = await self._cluster.get(SECRETS, root.namespace, tls.secret_name)
             pem = _entries(secret).get("ca.crt", b"")
             return Serving(tls=True, bundle=only_certificates(pem) or None)
-        authorities = await self._authorities()
-        signing = authorities.current
-        assert signing is not None
-        services = tuple(names.gateway(root, region) for region in names.regions(world))
-        wanted = serving_names(world, services)
         name = names.serving_secret(root)
         secret = await self._cluster.get(SECRETS, root.namespace, name)
         look_at_secret(self._live, root, name, secret)
         pair = _pair(secret)
+        try:
+            authorities = await self._authorities()
+        except AuthorityUnusable as error:
+            return Serving(tls=True, pair=pair, bundle=self._bundle(root), problem=str(error))
+        signing = authorities.current
+        assert signing is not None
+        services = tuple(names.gateway(root, region) for region in names.regions(world))
+        wanted = serving_names(world, services)
         if pair is None or not self._fits(pair, wanted, signing):
             pair = await asyncio.to_thread(signing.issue, wanted, self._clock(), CERTIFICATE_LIFE)
             log.info("certificate issued", extra={"fields": {"budget": root.account}})
         return Serving(tls=True, pair=pair, bundle=authorities.bundle)
+
+    def _bundle(self, root: Budget) -> str | None:
+        """Find the authorities that a gateway's clients were given last."""
+        metadata = {"namespace": root.namespace, "name": names.ca_bundle(root)}
+        found = self._live.get({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata})
+        return ((found or {}).get("data") or {}).get(CA_BUNDLE_KEY)
 
     def _fits(self, pair: Pair, wanted: frozenset[str], signing: Authority) -> bool:
         try:
@@ -120,29 +134,50 @@ class Certificates:
 
     async def _authorities(self) -> Authorities:
         async with self._reading:
-            if self._known is None or time.monotonic() - self._known_at > KNOWN_SECONDS:
-                self._known = await self._settled()
+            usable = isinstance(self._known, Authorities)
+            lasts = KNOWN_SECONDS if usable else BROKEN_SECONDS
+            if self._known is None or time.monotonic() - self._known_at > lasts:
+                try:
+                    self._known = await self._settled()
+                except AuthorityUnusable as error:
+                    self._known = error
                 self._known_at = time.monotonic()
+            if isinstance(self._known, AuthorityUnusable):
+                raise self._known
             return self._known
 
     async def _settled(self) -> Authorities:
         """Read the authorities, and do what is due with them."""
         for _ in range(_TRIES):
-            secret = await self._secret()
-            found = before = self._read(secret)
-            while (step := self._step(found)) is not None:
-                found = _taken(found, step, self._clock())
-                log.info("authority", extra={"fields": {"step": step.name.lower()}})
-            if found is before:
-                return found
             try:
-                await self._cluster.replace(secret | {"data": _written(found)})
+                secret = await self._secret()
+                found = before = self._read(secret)
+                while (step := self._step(found)) is not None:
+                    found = _taken(found, step, self._clock())
+                    log.info("authority", extra={"fields": {"step": step.name.lower()}})
+                if found is not before:
+                    await self._keep(secret | {"data": _written(found)})
             except ApiError as error:
+                if error.status == 403:
+                    raise AuthorityUnusable(
+                        f"The operator may not read or write its authority, Secret {self._place}:"
+                        " install the manifests of this version again, or set"
+                        " spec.deployment.tls.secretName."
+                    ) from None
                 if error.status != 409:
                     raise
             else:
                 return found
         raise AuthorityUnusable(f"Secret {self._place} is written by others all the time.")
+
+    async def _keep(self, secret: dict[str, Any]) -> None:
+        """Write the Secret.
+
+        Raises:
+            ApiError: 409 where somebody has made or written it since it was read.
+        """
+        known = "resourceVersion" in secret["metadata"]
+        await (self._cluster.replace if known else self._cluster.create)(secret)
 
     def _step(self, found: Authorities) -> Step | None:
         current, following = found.current, found.following
@@ -154,18 +189,13 @@ class Certificates:
         )
 
     async def _secret(self) -> dict[str, Any]:
-        try:
-            secret = await self._cluster.get(SECRETS, self._namespace, AUTHORITY_SECRET)
-        except ApiError as error:
-            if error.status != 403:
-                raise
-            secret = None
-        if secret is None:
-            raise AuthorityUnusable(
-                f"The operator can't read its authority, Secret {self._place}: install the"
-                " manifests of this version again, or set spec.deployment.tls.secretName."
-            )
-        return {"apiVersion": "v1", "kind": "Secret"} | secret
+        made = {"apiVersion": "v1", "kind": "Secret", "metadata": self._metadata}
+        return made | (await self._cluster.get(SECRETS, self._namespace, AUTHORITY_SECRET) or {})
+
+    @property
+    def _metadata(self) -> dict[str, Any]:
+        labels = {"app.kubernetes.io/name": "llmbudget", LABEL_MANAGED_BY: MANAGED_BY}
+        return {"name": AUTHORITY_SECRET, "namespace": self._namespace, "labels": labels}
 
     def _read(self, secret: Mapping[str, Any]) -> Authorities:
         entries = _entries(secret)

@@ -26,7 +26,7 @@ from llmbudget.decide.validity import Finding, findings
 from llmbudget.decide.world import Installation, World
 from llmbudget.reconcile.actions import Actions
 from llmbudget.reconcile.apply import Occupied, OwnerGone, apply_children
-from llmbudget.reconcile.certificates import AuthorityUnusable, Certificates
+from llmbudget.reconcile.certificates import Certificates
 from llmbudget.reconcile.gather import gather, keys_for_environment
 from llmbudget.reconcile.live import SELECTOR, Live, account_of
 from llmbudget.reconcile.queue import Failure, WorkQueue
@@ -94,7 +94,8 @@ class Controller:
             cluster, self.look_at, self.look_at_all, clusterwide=clusterwide, servers=api_servers
         )
         self._streams = Streams(
-            cluster, installation.service_account, local_gateways, self._heard, self._acted
+            *(cluster, installation.service_account, local_gateways),
+            *(self._belongs, self._heard, self._acted),
         )
         self._certificates = Certificates(cluster, self._live, installation.namespace, clock)
         recorder = Recorder(cluster, instance)
@@ -175,6 +176,10 @@ class Controller:
                 if gone is not None:
                     self.drop("LLMBudget", gone)
                 return
+        if serving.problem is not None:
+            # Told once the money's changes are made: no certificate may hold them up.
+            what = Finding(Reason.CERTIFICATE_MISSING, serving.problem, account=root)
+            found = (*found, what)
         self._situations[root] = (world, found, config)
         services = tuple(names.gateway(world.root, region) for region in names.regions(world))
         self._streams.follow(root, Place(services, serving.tls, serving.bundle))
@@ -267,6 +272,9 @@ class Controller:
                 # It left the tree meanwhile: what was written of it may be old.
                 self._roots.add(budget.account)
 
+    def _belongs(self, root: str, account: str) -> bool:
+        return self.store.forest.roots.get(account) == root
+
     def _heard(self, root: str, transition: bool) -> None:
         """A gateway said something: transitions are told at once, figures now and then."""
         if transition:
@@ -284,7 +292,9 @@ class Controller:
         if event.acknowledged:
             self._actions.forget(root, event)
         else:
-            self._action_queue.add(self._actions.take(root, event))
+            key = self._actions.take(root, event)
+            if key is not None:
+                self._action_queue.add(key)
 
     async def _report(self, account: str, failure: Failure) -> None:
         """Show in the status what keeps a budget from being reconciled, and when it is tried
@@ -345,8 +355,6 @@ def _explained(account: str, failure: Failure) -> tuple[Reason, str] | None:
     error = failure.error
     if isinstance(error, Occupied):
         return Reason.NAME_TAKEN, str(error)
-    if isinstance(error, AuthorityUnusable):
-        return Reason.CERTIFICATE_MISSING, str(error)
     if not isinstance(error, ApiError):
         kind = type(error).__name__
         return Reason.API_ERROR, f"The operator failed ({kind}): its log says more."

@@ -35,6 +35,10 @@ _BLIND_SECONDS: Final = 10.0
 """How long a gateway is followed that can't count money."""
 
 
+MOST_ACTIONS: Final = 10_000
+"""Crossed thresholds that a gateway may tell of."""
+
+
 @dataclass(slots=True)
 class GatewayState:
     """What one gateway said last."""
@@ -65,6 +69,8 @@ class Place:
     """Authorities of its certificate, in PEM; None: the public ones."""
 
 
+Belongs = Callable[[str, str], bool]
+"""Tells whether an account is one of a root's tree."""
 Changed = Callable[[str, bool], None]
 """Called with a root's account, and whether more than figures changed."""
 Acted = Callable[[str, ActionEvent], None]
@@ -78,12 +84,14 @@ class Streams:
         cluster: Cluster,
         service_account: str,
         local_gateways: Path | None,
+        belongs: Belongs,
         changed: Changed,
         acted: Acted,
     ) -> None:
         self._cluster = cluster
         self._namespace, _, self._service_account = service_account.partition("/")
         self._local_gateways = local_gateways
+        self._belongs = belongs
         self._changed = changed
         self._acted = acted
         self._states: dict[str, GatewayState] = {}
@@ -200,12 +208,17 @@ class Streams:
             for action_id in past:
                 del state.actions[action_id]
         elif isinstance(event, BalanceEvent):
+            if not self._belongs(root, event.account):
+                # It has left the tree, or was never of it: there may be any number of them.
+                return
             before = state.balances.get(event.account)
             state.balances[event.account] = event
             state.config_generation = event.config_generation
             transition = before is None or _is_transition(before, event)
         elif isinstance(event, ActionEvent):
             transition = event.id not in state.actions
+            if transition and len(state.actions) >= MOST_ACTIONS:
+                raise GatewayError(f"the gateway tells of more than {MOST_ACTIONS} actions")
             state.actions[event.id] = event
             self._acted(root, event)
         elif isinstance(event, AvailabilityEvent):

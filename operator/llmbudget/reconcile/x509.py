@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -39,10 +40,7 @@ class Authority:
             NotCertificate.
         """
         self.pair = pair
-        self.certificate = _certificate(pair.certificate)
-        self._key = _key(pair.key)
-        if self._key.public_key() != self.certificate.public_key():
-            raise NotCertificate("the key is not the certificate's")
+        self.certificate, self._key = _read(pair)
 
     @classmethod
     def make(cls, now: datetime, life: timedelta) -> Authority:
@@ -98,9 +96,7 @@ def facts_of(pair: Pair) -> CertificateFacts:
     Raises:
         NotCertificate: it can't be read, or the key is another's.
     """
-    found = _certificate(pair.certificate)
-    if _key(pair.key).public_key() != found.public_key():
-        raise NotCertificate("the key is not the certificate's")
+    found, _ = _read(pair)
     extensions = found.extensions
     try:
         alternatives = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -181,17 +177,26 @@ def _written(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> 
     return Pair(certificate.public_bytes(Encoding.PEM), text)
 
 
+def _read(pair: Pair) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    certificate, key = _certificate(pair.certificate), _key(pair.key)
+    if key.public_key() != certificate.public_key():
+        raise NotCertificate("the key is not the certificate's")
+    return certificate, key
+
+
 def _certificate(pem: bytes) -> x509.Certificate:
     try:
-        return x509.load_pem_x509_certificate(pem)
-    except ValueError:
+        certificate = x509.load_pem_x509_certificate(pem)
+        certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm):
         raise NotCertificate("the certificate can't be read") from None
+    return certificate
 
 
 def _key(pem: bytes) -> ec.EllipticCurvePrivateKey:
     try:
         key = load_pem_private_key(pem, None)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         raise NotCertificate("the key can't be read") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise NotCertificate("the key is not of an elliptic curve")

@@ -27,6 +27,8 @@ class Serving:
     """A certificate by the operator's authority; None: the budget names a Secret of its own."""
     bundle: str | None = None
     """Authorities that clients are to trust, in PEM; None: the public ones."""
+    problem: str | None = None
+    """Why what there was had to stay, and what to do."""
 
 
 PLAIN_HTTP = Serving(tls=False)

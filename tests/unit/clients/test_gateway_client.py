@@ -1,16 +1,20 @@
-"""The operator finds pods by one name and checks their certificate by another."""
+"""The operator finds pods by one name and checks their certificate by another; whatever they send,
+it keeps little."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
+import tracemalloc
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from llmbudget.clients.gateway import GatewayClient, GatewayError
+from llmbudget.clients.gateway import LONGEST_LINE, GatewayClient, GatewayError
 from llmbudget.reconcile.x509 import Authority
 
 SERVICE = "team-a-gateway.llm-platform.svc"
@@ -62,4 +66,64 @@ async def test_a_pod_of_another_service_is_told_nothing(authority: Authority, po
         client = GatewayClient(f"https://127.0.0.1:{port}", token, ca, name=name)
         with pytest.raises(GatewayError, match="ConnectError"):
             await client.acknowledge("1")
+        await client.close()
+
+
+MUCH = 8 * 1024 * 1024
+HEAD = b"HTTP/1.1 200 OK\r\nconnection: close\r\n"
+
+
+@asynccontextmanager
+async def talkative(answer: bytes) -> AsyncIterator[GatewayClient]:
+    """Follow a gateway that says something and goes on with much more."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            writer.write(answer)
+            for _ in range(MUCH // 65536):
+                writer.write(b"x" * 65536)
+                await writer.drain()
+            writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        client = GatewayClient(f"http://127.0.0.1:{port}", token)
+        tracemalloc.start()
+        try:
+            yield client
+            _, most = tracemalloc.get_traced_memory()
+            assert most < MUCH // 4
+        finally:
+            tracemalloc.stop()
+            await client.close()
+
+
+@pytest.mark.parametrize("begun", [b"", b"event: ledger\ndata: ", b": "])
+async def test_a_line_without_an_end_is_not_kept(begun: bytes) -> None:
+    async with talkative(HEAD + b"\r\n" + begun) as client:
+        with pytest.raises(GatewayError, match=f"more than {LONGEST_LINE} bytes"):
+            await anext(client.events())
+
+
+async def test_what_a_gateway_says_to_an_acknowledgement_is_not_kept() -> None:
+    async with talkative(HEAD + f"content-length: {MUCH}\r\n\r\n".encode()) as client:
+        await client.acknowledge("1")
+
+
+async def test_lines_may_come_in_pieces() -> None:
+    events = b'event: ledger\r\ndata: {"problem": "away"}\r\n\r\n: heartbeat\n\n'
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(HEAD + b"\r\n")
+        for number in range(len(events)):
+            writer.write(events[number : number + 1])
+            await writer.drain()
+            await asyncio.sleep(0.001)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        client = GatewayClient(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", token)
+        assert [event.problem async for event in client.events()] == ["away"]
         await client.close()

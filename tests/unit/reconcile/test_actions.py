@@ -20,7 +20,7 @@ from llmbudget.local.http1 import Answer, Request, port_of, serve
 from llmbudget.reconcile.actions import Actions
 from llmbudget.reconcile.recorder import CLAIM, Claimed, Recorder
 from llmbudget.reconcile.store import Store
-from llmbudget.reconcile.streams import Streams
+from llmbudget.reconcile.streams import MOST_ACTIONS, Streams
 
 Manifest = dict[str, Any]
 CHANNELS = {"notifications": {"secretRef": {"name": "channels"}}}
@@ -151,6 +151,18 @@ async def test_a_gateway_speaks_for_no_budget_outside_its_tree(having: tuple[str
     store = tree(*having)
     stranger = "evil/org"
     told = Actions(api, store, cast(Streams, gateways), Recorder(api, "one"), {"127.0.0.1"})
-    await told.carry_out(told.take(stranger, CROSSED))
+    key = told.take(stranger, CROSSED)
+    assert key is not None
+    await told.carry_out(key)
     assert api.asked == []
     assert api.events == {}
+
+
+async def test_a_gateway_that_takes_no_acknowledgement_is_not_listened_to_for_ever() -> None:
+    made = actions(Api(), tree("org"), Gateways())
+    others = (CROSSED.model_copy(update={"id": str(number)}) for number in range(MOST_ACTIONS))
+    assert [made.take(ROOT, event) is None for event in others].count(True) == 1
+    assert made.take(ROOT, CROSSED) == KEY, "it is waiting already"
+    assert made.take("llm-platform/other", CROSSED) is not None, "others have their own"
+    made.forget(ROOT, CROSSED)
+    assert made.take(ROOT, CROSSED.model_copy(update={"id": "new"})) is not None

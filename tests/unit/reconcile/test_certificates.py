@@ -22,10 +22,10 @@ from llmbudget.clients.kinds import Kind
 from llmbudget.decide.certificates import AUTHORITY_LIFE, CERTIFICATE_LIFE, PUBLISHED_FOR
 from llmbudget.decide.world import World
 from llmbudget.reconcile import certificates
-from llmbudget.reconcile.certificates import AUTHORITY_SECRET, AuthorityUnusable, Certificates
+from llmbudget.reconcile.certificates import AUTHORITY_SECRET, Certificates
 from llmbudget.reconcile.live import Live
 from llmbudget.reconcile.x509 import Authority, NotCertificate, facts_of, only_certificates
-from llmbudget.render.certificate import PLAIN_HTTP, Pair, Serving, certificate
+from llmbudget.render.certificate import PLAIN_HTTP, Pair, Serving, bundle, certificate
 
 SYSTEM = "llmbudget-system"
 
@@ -41,7 +41,7 @@ class Secrets(Cluster):
         super().__init__(Connection.in_cluster(Path("/nowhere")))
         self.known: dict[tuple[str | None, str], dict[str, Any]] = {}
         self.written = 0
-        self.put(SYSTEM, AUTHORITY_SECRET)
+        self.forbidden = False
 
     def put(self, namespace: str, name: str, **data: bytes) -> None:
         encoded = {key.replace("_", "."): b64encode(value).decode() for key, value in data.items()}
@@ -58,7 +58,16 @@ class Secrets(Cluster):
         return b64decode(found) if found else None
 
     async def get(self, kind: Kind, namespace: str | None, name: str) -> dict[str, Any] | None:
+        await asyncio.sleep(0)
+        if self.forbidden and namespace == SYSTEM:
+            raise ApiError(403, "Forbidden", "no")
         return self.known.get((namespace, name))
+
+    async def create(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        metadata = manifest["metadata"]
+        if (metadata["namespace"], metadata["name"]) in self.known:
+            raise ApiError(409, "AlreadyExists", "it is there")
+        return await self.replace(manifest | {"metadata": metadata | {"resourceVersion": "0"}})
 
     async def replace(self, manifest: dict[str, Any]) -> dict[str, Any]:
         metadata = manifest["metadata"]
@@ -89,9 +98,17 @@ def secrets() -> Secrets:
 
 
 @pytest.fixture
-def issuing(secrets: Secrets, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Certificates:
+def live(secrets: Secrets) -> Live:
+    return live_of(secrets)
+
+
+@pytest.fixture
+def issuing(
+    secrets: Secrets, live: Live, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> Certificates:
     monkeypatch.setattr(certificates, "KNOWN_SECONDS", 0.0)
-    return Certificates(secrets, live_of(secrets), SYSTEM, clock)
+    monkeypatch.setattr(certificates, "BROKEN_SECONDS", 0.0)
+    return Certificates(secrets, live, SYSTEM, clock)
 
 
 def world(**tls: Any) -> World:
@@ -211,7 +228,12 @@ def signer(serving: Serving) -> bytes:
     return facts_of(serving.pair).issuer
 
 
-async def test_of_two_operators_one_makes_the_authority(secrets: Secrets, clock: Clock) -> None:
+@pytest.mark.parametrize("emptied", [False, True])
+async def test_of_two_operators_one_makes_the_authority(
+    secrets: Secrets, clock: Clock, emptied: bool
+) -> None:
+    if emptied:
+        secrets.put(SYSTEM, AUTHORITY_SECRET)
     both = [Certificates(secrets, live_of(secrets), SYSTEM, clock) for _ in range(2)]
     one, other = await asyncio.gather(*(issuing.serving(world()) for issuing in both))
     assert one.bundle == other.bundle
@@ -230,19 +252,40 @@ async def test_a_secret_that_cannot_be_used_is_left_alone(
         {"previous_crt": b"nonsense"},
     ):
         secrets.put(SYSTEM, AUTHORITY_SECRET, **data)
-        with pytest.raises(AuthorityUnusable, match="remove its data") as refusal:
-            await issuing.serving(world())
-        assert "PRIVATE" not in str(refusal.value)
+        problem = (await issuing.serving(world())).problem
+        assert problem is not None
+        assert "remove its data" in problem
+        assert "PRIVATE" not in problem
     assert secrets.written == 0
-    del secrets.known[SYSTEM, AUTHORITY_SECRET]
-    with pytest.raises(AuthorityUnusable, match="install the manifests"):
-        await issuing.serving(world())
+    secrets.forbidden = True
+    problem = (await issuing.serving(world())).problem
+    assert problem is not None
+    assert "install the manifests" in problem
+
+
+async def test_without_an_authority_what_there_is_stays(
+    secrets: Secrets, issuing: Certificates, live: Live, clock: Clock
+) -> None:
+    before = await served(secrets, issuing)
+    assert before.bundle is not None
+    live.put(bundle(world(), before.bundle))
+    good = dict(secrets.known[SYSTEM, AUTHORITY_SECRET]["data"])
+    secrets.put(SYSTEM, AUTHORITY_SECRET, current_crt=b"nonsense", current_key=b"nonsense")
+    clock.now += timedelta(days=29)
+    now = await issuing.serving(world())
+    assert now.problem is not None
+    assert replace(now, problem=None) == before
+    secrets.known[SYSTEM, AUTHORITY_SECRET]["data"] = good
+    mended = await issuing.serving(world())
+    assert mended.problem is None
+    assert mended.pair != before.pair, "it was due"
+    assert mended.bundle == before.bundle
 
 
 async def test_a_budgets_own_certificate_needs_no_authority(
     secrets: Secrets, issuing: Certificates
 ) -> None:
-    del secrets.known[SYSTEM, AUTHORITY_SECRET]
+    secrets.forbidden = True
     assert await issuing.serving(world(plainHttp=True)) == PLAIN_HTTP
     own = world(secretName="from-cert-manager")
     assert await issuing.serving(own) == Serving(tls=True)
