@@ -45,9 +45,8 @@ class OfflineIdentities:
         self._issuer = ""
         self._keys: Mapping[str, jwt.PyJWK] = {}
         self._read_at = float("-inf")
-        self._reading = asyncio.Lock()
+        self._reading: asyncio.Task[None] | None = None
         self._known: dict[bytes, tuple[TokenIdentity, float]] = {}
-        self._refresh: asyncio.Task[None] | None = None
 
     async def identify(self, token: str, client: str) -> TokenIdentity:
         """Find out whose token it is.
@@ -72,11 +71,13 @@ class OfflineIdentities:
             wanted = str(jwt.get_unverified_header(token).get("kid", ""))
         except jwt.PyJWTError:
             raise _refused("it is no token") from None
-        age = self._steady() - self._read_at
-        if wanted not in self._keys and age > RETRY_SECONDS:
-            await self._read()
-        elif age > REFRESH_SECONDS and (self._refresh is None or self._refresh.done()):
-            self._refresh = asyncio.create_task(self._read())
+        lasts = REFRESH_SECONDS if wanted in self._keys else RETRY_SECONDS
+        due = self._steady() - self._read_at > lasts
+        if self._reading is None or (due and self._reading.done()):
+            self._reading = asyncio.create_task(self._read())
+        if wanted not in self._keys:
+            # Shielded: a caller that goes away must not take the others' keys along.
+            await asyncio.shield(self._reading)
         if not self._keys:
             raise unavailable("The cluster's signing keys can't be read now.")
         if wanted not in self._keys:
@@ -85,18 +86,14 @@ class OfflineIdentities:
 
     async def _read(self) -> None:
         """Read the keys; where that fails, the known ones stay."""
-        before = self._read_at
-        async with self._reading:
-            if self._read_at != before:
-                return  # someone else has, meanwhile
-            self._read_at = self._steady()
-            try:
-                issuer, found = await self._cluster.signing_keys()
-                keys = {key["kid"]: jwt.PyJWK(key) for key in found if key.get("use") == "sig"}
-            except (ApiError, KeyError, jwt.PyJWTError) as error:
-                log.warning("signing keys", extra={"fields": {"why": type(error).__name__}})
-                return
-            self._issuer, self._keys = issuer, keys
+        self._read_at = self._steady()
+        try:
+            issuer, found = await self._cluster.signing_keys()
+            keys = {key["kid"]: jwt.PyJWK(key) for key in found if key.get("use") == "sig"}
+        except (ApiError, KeyError, jwt.PyJWTError) as error:
+            log.warning("signing keys", extra={"fields": {"why": type(error).__name__}})
+            return
+        self._issuer, self._keys = issuer, keys
 
     def _verified(self, token: str, key: jwt.PyJWK) -> dict[str, Any]:
         try:

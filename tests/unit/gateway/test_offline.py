@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from llmbudget.clients.cluster import ApiError, Cluster
 from llmbudget.clients.connection import Connection
-from llmbudget.gateway.offline import OfflineIdentities
+from llmbudget.gateway.offline import RETRY_SECONDS, OfflineIdentities
 from llmbudget.gateway.protocols.errors import Refusal
 
 ISSUER = "https://kubernetes.default.svc.cluster.local"
@@ -33,6 +34,7 @@ class Keys(Cluster):
 
     async def signing_keys(self) -> tuple[str, list[dict[str, Any]]]:
         self.asked += 1
+        await asyncio.sleep(0)
         if self.away:
             raise ApiError(0, "Timeout", "the API server did not answer in time")
         found = []
@@ -139,3 +141,21 @@ async def test_rotated_keys_are_found_and_forged_ones_do_not_flood(
     found = await identities.identify(token(NEXT, "two", "ES256"), "10.0.0.1")
     assert found.service_account == ("team-a", "researcher")
     del keys.keys["one"]
+
+
+@pytest.mark.parametrize("away", [False, True], ids=["while keys are read", "while there are none"])
+async def test_a_flood_of_unknown_keys_asks_once(
+    identities: OfflineIdentities, keys: Keys, clock: Clock, away: bool
+) -> None:
+    """Whether the API server answers or not, and though no key has ever been read."""
+    keys.away = away
+    for turn in range(1, 4):
+        flood = (
+            identities.identify(token(STRANGER, kid=f"forged-{turn}-{number}"), "10.0.0.1")
+            for number in range(50)
+        )
+        answers = await asyncio.gather(*flood, return_exceptions=True)
+        status = 503 if away else 401
+        assert {isinstance(each, Refusal) and each.status for each in answers} == {status}
+        assert keys.asked == turn
+        clock.steady += RETRY_SECONDS + 1
