@@ -70,6 +70,7 @@ def installed(kubectl: Kubectl) -> None:
         f"--allow-private-host={PROVIDER}.{namespace_of(test)}.svc.cluster.local:8080"
         for test in tests
     ]
+    container["args"].append("--allow-private-host=localai.localai.svc.cluster.local:8080")
     kubectl("apply", "--server-side", "-f", "-", stdin=yaml.safe_dump_all(documents))
     kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
     kubectl(
@@ -84,9 +85,10 @@ async def tenant(
 ) -> AsyncIterator[Tenant]:
     """A namespace named after the test's file, that holds everything of the test."""
     made = Tenant(namespace_of(request.path.stem), kubectl, cluster)
+    failed = request.session.testsfailed
     await made.create()
     yield made
-    if request.session.testsfailed:
+    if request.session.testsfailed > failed:
         print(await made.describe())
     await made.delete()
 

@@ -22,6 +22,7 @@ from llmbudget.clients.kinds import BUDGETS, DEPLOYMENTS
 Manifest = dict[str, Any]
 PROVIDER = "provider"
 AGENT_ACCOUNT = "researcher"
+APPLICATION = "researcher"
 GATEWAY = "team-a-gateway"
 GATEWAYS = "app.kubernetes.io/name=llmbudget-gateway"
 KEY = "sk-e2e-first"
@@ -70,12 +71,14 @@ class Tenant:
         metadata = {"name": self.namespace, "labels": labels}
         await self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
         await self.kubectl("apply", "-k", "manifests/namespace")
-        await self.apply(self._object("v1", "ServiceAccount", AGENT_ACCOUNT))
+        await self.apply(self.object("v1", "ServiceAccount", AGENT_ACCOUNT))
 
     async def delete(self) -> None:
         """Delete the namespace with all that runs in it, and its pods at once."""
         await self.kubectl("delete", "llmbudgets,deployments", "--all", "--timeout=50s")
-        await self.kubectl("delete", "namespace", self.namespace, "--timeout=50s")
+        await self.kubectl(
+            *("delete", "namespace", self.namespace, "--ignore-not-found", "--timeout=50s")
+        )
 
     async def describe(self) -> str:
         """Collect what a person would look at after a failure."""
@@ -83,8 +86,8 @@ class Tenant:
             ("get", "all,pvc,llmbudgets,llmproviders", "-o", "wide"),
             ("get", "llmbudgets", "-o", "jsonpath={.items[*].status}"),
             ("get", "events", "--sort-by=.lastTimestamp"),
-            *(("logs", f"deployment/{each}", "--tail=30") for each in (GATEWAY, "researcher")),
-            ("logs", "deployment/llmbudget-operator", "-n", "llmbudget-system", "--tail=40"),
+            *(("logs", f"deployment/{each}", "--tail=8") for each in (GATEWAY, APPLICATION)),
+            ("logs", "deployment/llmbudget-operator", "-n", "llmbudget-system", "--tail=20"),
         ]
         said = []
         for arguments in asked:
@@ -104,12 +107,28 @@ class Tenant:
     async def provide(self, latency_ms: int = 20) -> None:
         """Start a provider and write its LLMProvider, with the key that it takes."""
         host = self.host(PROVIDER)
-        key = self._object("v1", "Secret", "keys", stringData={"SIM": KEY})
+        key = self.object("v1", "Secret", "keys", stringData={"SIM": KEY})
         key["metadata"]["labels"] = {"llmbudget.io/provider-key": "true"}
         key["metadata"]["annotations"] = {"llmbudget.io/allowed-host": host}
+        models = [
+            {"name": name, "cost": cost, "maxContext": 128_000} for name, cost in PRICES.items()
+        ]
+        spec = {
+            "endpoint": f"http://{host}:8080/v1",
+            "allowPrivate": True,
+            "credentials": {"secretKeyRef": {"name": "keys", "key": "SIM"}},
+            "models": models,
+        }
+        await self.apply(key, resource("LLMProvider", self.namespace, "sim", spec))
+        await self.start_provider(PROVIDER, PRICES, KEY, latency_ms)
+
+    async def start_provider(
+        self, name: str, prices: Mapping[str, Mapping[str, str]], key: str, latency_ms: int = 20
+    ) -> None:
+        """Start a provider's server, with what it charges and the key that it takes."""
         mounts = {"prices": "/etc/provider", "accepted": "/etc/provider-keys", "bill": "/bill"}
         container = {
-            "name": "provider",
+            "name": name,
             "image": PRODUCT,
             "args": [
                 *("local", "provider", "--host=0.0.0.0", "--port=8080"),
@@ -126,25 +145,14 @@ class Tenant:
             {"name": "accepted", "secret": {"secretName": "accepted-keys"}},
             {"name": "bill", "emptyDir": {}},
         ]
-        models = [
-            {"name": name, "cost": cost, "maxContext": 128_000} for name, cost in PRICES.items()
-        ]
-        spec = {
-            "endpoint": f"http://{host}:8080/v1",
-            "allowPrivate": True,
-            "credentials": {"secretKeyRef": {"name": "keys", "key": "SIM"}},
-            "models": models,
-        }
-        prices = {"prices.json": json.dumps(PRICES)}
+        table = {"prices.json": json.dumps(prices)}
         await self.apply(
-            key,
-            self._object("v1", "Secret", "accepted-keys", stringData={"keys": KEY}),
-            self._object("v1", "ConfigMap", "prices", data=prices),
-            self._service(PROVIDER),
-            self._deployment(PROVIDER, container, volumes),
-            resource("LLMProvider", self.namespace, "sim", spec),
+            self.object("v1", "Secret", "accepted-keys", stringData={"keys": key}),
+            self.object("v1", "ConfigMap", "prices", data=table),
+            self.service(name),
+            self.deployment_of(container, volumes),
         )
-        await self.rolled_out(PROVIDER)
+        await self.rolled_out(name)
 
     async def update_image(self, image: str) -> None:
         """Give the gateways another image; wait until their Deployment has it."""
@@ -200,11 +208,22 @@ class Tenant:
         }
         return budget_manifest(self.namespace, **written | spec)
 
-    async def agent(self, *, replicas: int = 1, consents: bool = True, **environment: Any) -> None:
-        """Start the application: the official openai package and a projected token."""
+    async def agent(
+        self,
+        *,
+        name: str = APPLICATION,
+        budget: str = "team-a",
+        server: str | None = None,
+        **environment: Any,
+    ) -> None:
+        """Start the application: the official openai package and a projected token.
+
+        It calls the budget's gateway in this namespace, or the `server` named.
+        """
+        gateway = f"{budget}-gateway"
         values = {
             "LLM_MODEL": "claude-3-sonnet",
-            "OPENAI_BASE_URL": f"https://{GATEWAY}.{self.namespace}.svc:8080/v1",
+            "OPENAI_BASE_URL": f"https://{server or f'{gateway}.{self.namespace}.svc'}:8080/v1",
             "SSL_CERT_FILE": "/var/run/llmbudget-ca/ca.crt",
         } | environment
         container = {
@@ -221,18 +240,16 @@ class Tenant:
         token = {"audience": "llmbudget", "path": "token", "expirationSeconds": 3600}
         volumes = [
             {"name": "token", "projected": {"sources": [{"serviceAccountToken": token}]}},
-            {"name": "authority", "configMap": {"name": f"{GATEWAY}-ca"}},
+            {"name": "authority", "configMap": {"name": f"{gateway}-ca"}},
         ]
-        made = self._deployment("researcher", container, volumes)
-        made["spec"]["replicas"] = replicas
+        made = self.deployment_of(container, volumes, name)
         made["spec"]["template"]["spec"]["serviceAccountName"] = AGENT_ACCOUNT
-        if consents:
-            made["metadata"]["annotations"] = {
-                "llmbudget.io/allow-budget": f"{self.namespace}/team-a",
-                "llmbudget.io/model-env": "LLM_MODEL",
-            }
+        made["metadata"]["annotations"] = {
+            "llmbudget.io/allow-budget": f"{self.namespace}/{budget}",
+            "llmbudget.io/model-env": "LLM_MODEL",
+        }
         await self.apply(made)
-        await self.rolled_out("researcher")
+        await self.rolled_out(name)
 
     # What it says
 
@@ -245,14 +262,25 @@ class Tenant:
 
         await until(f"Deployment {name} is rolled out", ask, seconds)
 
-    async def until_ready(self, seconds: float = 90) -> Manifest:
-        """Wait until the budget is Ready; return its status."""
+    async def running(self, *deployments: str) -> Mapping[str, str]:
+        """Tell which container of each pod is ready, of Deployments with one pod each."""
+        listed = json.loads(await self.kubectl("get", "pods", "-o", "json"))
+        found = {}
+        for pod in listed["items"]:
+            [container] = pod["status"].get("containerStatuses") or [{"ready": False}]
+            for name in deployments:
+                if pod["metadata"]["name"].startswith(f"{name}-") and container["ready"]:
+                    found[name] = container["containerID"]
+        return found
+
+    async def until_ready(self, seconds: float = 90, name: str = "team-a") -> Manifest:
+        """Wait until a budget is Ready; return its status."""
 
         async def ask() -> Manifest | None:
-            now = await self.status()
+            now = await self.status(name)
             return now if condition(now, "Ready").get("status") == "True" else None
 
-        found: Manifest = await until("the budget is Ready", ask, seconds)
+        found: Manifest = await until(f"{name} is Ready", ask, seconds)
         return found
 
     async def until_phase(self, phase: str, seconds: float = 90) -> Manifest:
@@ -265,9 +293,9 @@ class Tenant:
         found: Manifest = await until(f"phase {phase}", ask, seconds)
         return found
 
-    async def status(self) -> Manifest:
-        """Read the budget's status."""
-        found = await self.cluster.get(BUDGETS, self.namespace, "team-a")
+    async def status(self, name: str = "team-a") -> Manifest:
+        """Read a budget's status."""
+        found = await self.cluster.get(BUDGETS, self.namespace, name)
         return (found or {}).get("status") or {}
 
     async def deployment(self, name: str) -> Manifest:
@@ -281,9 +309,9 @@ class Tenant:
         listed = json.loads(await self.kubectl("get", "pods", "-l", app, "-o", "json"))
         return [pod for pod in listed["items"] if "deletionTimestamp" not in pod["metadata"]]
 
-    async def said(self, pod: str | None = None) -> list[Manifest]:
-        """Read the lines of JSON that the application's pods have written."""
-        which = [pod] if pod else ["-l", "app=researcher", "--tail=-1"]
+    async def said(self, pod: str | None = None, *, by: str = APPLICATION) -> list[Manifest]:
+        """Read the lines of JSON that an application's pods have written, or one of them."""
+        which = [pod] if pod else ["-l", f"app={by}", "--tail=-1"]
         try:
             text = await self.kubectl("logs", *which)
         except KubectlError:
@@ -302,18 +330,18 @@ class Tenant:
         found: Manifest = await until(what, ask, 90)
         return found
 
-    async def spending_goes_on(self) -> None:
+    async def spending_goes_on(self, application: str = APPLICATION) -> None:
         """Wait for three more answers."""
-        before = statuses(await self.said())[200]
+        before = statuses(await self.said(by=application))[200]
 
         async def more() -> bool:
-            return statuses(await self.said())[200] >= before + 3
+            return statuses(await self.said(by=application))[200] >= before + 3
 
         await until("the application is answered again", more, 90)
 
-    async def stop_agent(self) -> list[Manifest]:
-        """End the application's work; return all that it said."""
-        pods = [pod["metadata"]["name"] for pod in await self.pods("app=researcher")]
+    async def stop_agent(self, name: str = APPLICATION) -> list[Manifest]:
+        """End an application's work; return all that it said."""
+        pods = [pod["metadata"]["name"] for pod in await self.pods(f"app={name}")]
         end = "import os, signal; os.kill(1, signal.SIGTERM)"
         lines = []
         for pod in pods:
@@ -330,10 +358,13 @@ class Tenant:
         return read
 
     async def rows(self) -> list[Manifest]:
-        """Export the ledger's rows, in the gateway's pod."""
+        """Export the ledger's rows, in a gateway's pod."""
+        pod = (await self.deployment(GATEWAY))["spec"]["template"]["spec"]
+        arguments = pod["containers"][0]["args"]
+        ledger = next(one for one in arguments if one.startswith(("--ledger=", "--postgres=")))
         text = await self.kubectl(
             *("exec", f"deployment/{GATEWAY}", "--", "/opt/llmbudget/bin/llmbudget"),
-            *("usage", "export", "--ledger=/var/lib/llmbudget", "--output=-"),
+            *("usage", "export", ledger, "--output=-"),
         )
         read: list[Manifest] = json.loads(text)
         return read
@@ -347,7 +378,10 @@ class Tenant:
         await until("nothing is held", nothing_held, 60)
 
     async def books_agree(self) -> Mapping[str, Any]:
-        """Once nothing is held: bill, ledger's rows and status say the same. Returns the bill."""
+        """Once nothing is held: bill, ledger's rows and status say the same. Returns the bill.
+
+        Attempts that the provider refused have rows without a cost, and are on no bill.
+        """
         await self.settled()
 
         async def agreed() -> Mapping[str, Any] | None:
@@ -356,20 +390,26 @@ class Tenant:
             return bill if same else None
 
         bill: Mapping[str, Any] = await until("bill and status agree", agreed, 30)
-        assert len(await self.rows()) == bill["calls"]
+        assert sum(row["cost"] > 0 for row in await self.rows()) == bill["calls"]
         return bill
 
     # Parts
 
-    def _object(self, version: str, kind: str, name: str, **rest: Any) -> Manifest:
+    def object(self, version: str, kind: str, name: str, **rest: Any) -> Manifest:
+        """Write an object of the namespace."""
         metadata: Manifest = {"name": name, "namespace": self.namespace}
         return {"apiVersion": version, "kind": kind, "metadata": metadata} | rest
 
-    def _service(self, name: str) -> Manifest:
-        spec = {"selector": {"app": name}, "ports": [{"port": 8080}]}
-        return self._object("v1", "Service", name, spec=spec)
+    def service(self, name: str, port: int = 8080) -> Manifest:
+        """Write the Service of a Deployment."""
+        spec = {"selector": {"app": name}, "ports": [{"port": port}]}
+        return self.object("v1", "Service", name, spec=spec)
 
-    def _deployment(self, name: str, container: Manifest, volumes: list[Manifest]) -> Manifest:
+    def deployment_of(
+        self, container: Manifest, volumes: list[Manifest], name: str | None = None
+    ) -> Manifest:
+        """Write a Deployment of one pod under `restricted`, named after its container."""
+        name = name or str(container["name"])
         pod = {
             "securityContext": POD_SECURITY,
             "automountServiceAccountToken": False,
@@ -380,7 +420,7 @@ class Tenant:
         labels = {"app": name}
         template = {"metadata": {"labels": labels}, "spec": pod}
         spec = {"selector": {"matchLabels": labels}, "template": template}
-        made = self._object("apps/v1", "Deployment", name, spec=spec)
+        made = self.object("apps/v1", "Deployment", name, spec=spec)
         made["metadata"]["labels"] = labels
         return made
 

@@ -27,6 +27,8 @@ HELM_VERSION: Final = "v4.3.1"
 ARGOCD_VERSION: Final = "v3.2.6"
 COREDNS_VERSION: Final = "v1.14.7"
 KUBE_ROUTER_VERSION: Final = "v2.1.0"
+KWOK_VERSION: Final = "v0.8.0"
+METRICS_SERVER_VERSION: Final = "v0.9.0"
 GO_MINIMUM: Final = (1, 26)
 CONTROL_PLANE: Final = ("etcd", "kube-apiserver", "kube-controller-manager")
 
@@ -81,6 +83,14 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         "kube-router",
         "github.com/cloudnativelabs/kube-router/v2/cmd/kube-router",
         KUBE_ROUTER_VERSION,
+        60,
+    ),
+    # Nodes and pods that nothing runs.
+    "kwok": Recipe("kwok", "sigs.k8s.io/kwok/cmd/kwok", KWOK_VERSION, 60),
+    "metrics-server": Recipe(
+        "metrics-server",
+        "sigs.k8s.io/metrics-server/cmd/metrics-server",
+        METRICS_SERVER_VERSION,
         60,
     ),
     "helm": Recipe(

@@ -1,7 +1,8 @@
 """One Linux machine that is a whole cluster: control plane, container runtime, node, DNS, volumes.
 
 It runs in the namespaces that `scripts/e2e` makes, which is why its addresses and ports are fixed
-and nothing here cleans up: all of it ends with the first process of those namespaces.
+and nothing here cleans up: all of it ends with the first process of those namespaces. What runs
+already is left as it is, so that tests may come back to a cluster that was kept.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import shutil
 import ssl
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -58,7 +59,7 @@ class Machine:
         self.kubeconfig = folder / "kubeconfigs" / "admin"
         self._say = say
         self._logs = folder / "logs"
-        self._tokens = {account: secrets.token_urlsafe(32) for account in ACCOUNTS}
+        self._tokens = _tokens(folder / "control-plane" / "tokens.csv")
         self.daemons: dict[str, Daemon] = {}
 
     def start(self) -> None:
@@ -84,10 +85,9 @@ class Machine:
 
     def _start_control_plane(self) -> None:
         folder = self.folder / "control-plane"
-        rows = [f'{token},{name},{name},"{ACCOUNTS[name]}"' for name, token in self._tokens.items()]
-        _write(folder / "tokens.csv", "\n".join(rows) + "\n")
         key = folder / "service-accounts.key"
-        subprocess.run(["openssl", "genrsa", "-out", key, "2048"], capture_output=True, check=True)
+        if not key.exists():
+            _run("openssl", "genrsa", "-out", key, "2048")
         found = binaries.find(quiet)
         etcd = "http://127.0.0.1:2379"
         self._daemon(
@@ -114,6 +114,11 @@ class Machine:
             *("kube-controller-manager", found.controller_manager, f"--kubeconfig={manager}"),
             *(f"--service-account-private-key-file={key}", "--leader-elect=false"),
             f"--root-ca-file={folder / 'certificates' / 'apiserver.crt'}",
+            # An autoscaler that looks often, so that nobody waits minutes for it.
+            *("--horizontal-pod-autoscaler-sync-period=5s",),
+            *("--horizontal-pod-autoscaler-cpu-initialization-period=20s",),
+            *("--horizontal-pod-autoscaler-initial-readiness-delay=5s",),
+            *("--horizontal-pod-autoscaler-downscale-stabilization=20s",),
         ).start()
         scheduler = self.folder / "kubeconfigs" / "system:kube-scheduler"
         self._daemon(
@@ -173,10 +178,10 @@ class Machine:
         configuration = (CONFIGURATION / "containerd.toml").read_text()
         cni = (CONFIGURATION / "bridge.conflist.json").read_text()
         (node / "cni").mkdir(exist_ok=True)
-        (node / "cni" / "10-bridge.conflist").write_text(cni.replace("PODS", PODS))
+        _write(node / "cni" / "10-bridge.conflist", cni.replace("PODS", PODS))
         for mark, value in (("NODE", str(node)), ("SNAPSHOTTER", snapshotter)):
             configuration = configuration.replace(mark, value)
-        (node / "containerd.toml").write_text(configuration)
+        _write(node / "containerd.toml", configuration)
         self._daemon("containerd", "containerd", "-c", node / "containerd.toml").start()
         self._until("containerd answers", self._runtime_ready, 30)
 
@@ -210,7 +215,7 @@ class Machine:
             "cgroupRoot": f"/{self.folder.name}",
             "clusterDNS": [DNS_ADDRESS],
         }
-        (node / "kubelet.yaml").write_text(yaml.safe_dump(configuration))
+        _write(node / "kubelet.yaml", yaml.safe_dump(configuration))
         kubeconfig = self.folder / "kubeconfigs" / f"system:node:{NODE}"
         labels = {"topology.kubernetes.io/region": REGION, "topology.kubernetes.io/zone": "a"}
         self._daemon(
@@ -221,11 +226,11 @@ class Machine:
         self._until("the node registers", lambda: bool(self.kubectl("get", "nodes", "-oname")), 60)
         # A kubelet may not choose its own region.
         pairs = [f"{key}={value}" for key, value in labels.items()]
-        self.kubectl("label", "node", NODE, *pairs)
+        self.kubectl("label", "--overwrite", "node", NODE, *pairs)
         proxy = yaml.safe_load((CONFIGURATION / "kube-proxy.yaml").read_text())
         account = self.folder / "kubeconfigs" / "system:kube-proxy"
         proxy |= {"clientConnection": {"kubeconfig": str(account)}, "clusterCIDR": PODS}
-        (node / "kube-proxy.yaml").write_text(yaml.safe_dump(proxy))
+        _write(node / "kube-proxy.yaml", yaml.safe_dump(proxy))
         self._daemon(
             *("kube-proxy", binaries.tool("kube-proxy", quiet)),
             *(f"--config={node / 'kube-proxy.yaml'}", f"--hostname-override={NODE}"),
@@ -243,6 +248,7 @@ class Machine:
     def _add_ons(self) -> None:
         """DNS, and volumes for whoever claims one."""
         self.kubectl("apply", "-f", str(CONFIGURATION / "coredns.yaml"))
+        self._remove_released_volumes()
         volumes = [self._volume(number) for number in range(VOLUMES)]
         self.kubectl("apply", "-f", str(CONFIGURATION / "storage-class.yaml"))
         listed = {"apiVersion": "v1", "kind": "List", "items": volumes}
@@ -250,6 +256,12 @@ class Machine:
         self.kubectl(
             *("rollout", "status", "deployment/coredns", "-n", "kube-system", "--timeout=120s")
         )
+
+    def _remove_released_volumes(self) -> None:
+        for volume in json.loads(self.kubectl("get", "pv", "-o", "json"))["items"]:
+            if volume["status"].get("phase") == "Released":
+                self.kubectl("delete", "pv", volume["metadata"]["name"])
+                shutil.rmtree(volume["spec"]["local"]["path"])
 
     def _volume(self, number: int) -> dict[str, Any]:
         """A folder as a local volume, which applies the pod's fsGroup as a cloud's volume does."""
@@ -271,6 +283,37 @@ class Machine:
             },
         }
 
+    def start_metrics_server(self) -> None:
+        """Let autoscalers know what pods use."""
+        self.kubectl("apply", "-f", str(CONFIGURATION / "metrics-server.yaml"))
+        self.kubectl("rollout", "status", "deployment/metrics-server", "-n", "kube-system")
+        self._until("pods are measured", self._pods_are_measured, 90)
+
+    def _pods_are_measured(self) -> bool:
+        path = "/apis/metrics.k8s.io/v1beta1/namespaces/kube-system/pods"
+        try:
+            return bool(json.loads(self.kubectl("get", "--raw", path))["items"])
+        except RuntimeError:
+            return False
+
+    def add_region(self, region: str, zones: Sequence[str]) -> None:
+        """Add a region whose nodes, one a zone, are ready and take pods, though nothing runs them.
+
+        They have a taint, so that no pod comes there that does not ask for it.
+        """
+        admin = self.folder / "kubeconfigs" / "admin"
+        self._daemon(
+            *("kwok", binaries.tool("kwok", quiet), f"--kubeconfig={admin}"),
+            *("--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",),
+            *("--cidr=10.245.0.0/16", "--node-lease-duration-seconds=40"),
+        ).start()
+        nodes = [_fake_node(region, zone) for zone in zones]
+        listed = {"apiVersion": "v1", "kind": "List", "items": nodes}
+        self.kubectl("apply", "-f", "-", stdin=json.dumps(listed))
+        for node in nodes:
+            name = node["metadata"]["name"]
+            self.kubectl("wait", "--for=condition=Ready", "node", name, "--timeout=30s")
+
     # Tools
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
@@ -288,7 +331,7 @@ class Machine:
         return done.stdout
 
     def _daemon(self, name: str, *command: str | Path) -> Daemon:
-        self.daemons[name] = Daemon(name, self._logs / f"{name}.log", command)
+        self.daemons[name] = Daemon(name, self._logs, command)
         return self.daemons[name]
 
     def _until(self, what: str, ask: Callable[[], bool], seconds: float) -> None:
@@ -302,17 +345,55 @@ class Machine:
         raise RuntimeError(f"{what}: not within {seconds:.0f} s; the logs are in {self._logs}")
 
 
+def _fake_node(region: str, zone: str) -> dict[str, Any]:
+    name = f"{region}-{zone}"
+    labels = {
+        "kubernetes.io/hostname": name,
+        "topology.kubernetes.io/region": region,
+        "topology.kubernetes.io/zone": name,
+    }
+    room = {"cpu": "64", "memory": "256Gi", "pods": "110"}
+    mark = {"kwok.x-k8s.io/node": "fake"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "labels": labels, "annotations": mark},
+        "spec": {"taints": [{"key": "kwok.x-k8s.io/node", "effect": "NoSchedule"}]},
+        "status": {"allocatable": room, "capacity": room},
+    }
+
+
+def _run(*command: str | Path) -> None:
+    subprocess.run(command, capture_output=True, check=True)
+
+
+def _tokens(file: Path) -> dict[str, str]:
+    """Read each account's token from the API server's table, which is written once."""
+    if not file.exists():
+        file.parent.mkdir(parents=True)
+        rows = [
+            f'{secrets.token_urlsafe(32)},{name},{name},"{ACCOUNTS[name]}"' for name in ACCOUNTS
+        ]
+        _write(file, "\n".join(rows) + "\n")
+    rows = file.read_text().splitlines()
+    return {name: token for token, name, *_ in (row.split(",") for row in rows)}
+
+
 def _write(path: Path, text: str) -> None:
+    """Write a file where it differs: a process ends when its configuration is touched."""
     path.touch(mode=0o600)
-    path.write_text(text)
+    if path.read_text() != text:
+        path.write_text(text)
 
 
 def _aggregation(folder: Path) -> list[str]:
     """Let other API servers (metrics-server) join: they trust a certificate that this one shows."""
     key, certificate = folder / "proxy.key", folder / "proxy.crt"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "7"]
-    command += ["-subj", "/CN=front-proxy", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(command, capture_output=True, check=True)
+    if not certificate.exists():
+        _run(
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "7"),
+            *("-subj", "/CN=front-proxy", "-keyout", key, "-out", certificate),
+        )
     return [
         f"--requestheader-client-ca-file={certificate}",
         f"--proxy-client-cert-file={certificate}",

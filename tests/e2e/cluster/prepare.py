@@ -15,13 +15,14 @@ from llmbudget.local import binaries
 
 ROOT = Path(__file__).parents[3]
 BASE = "localhost/llmbudget-base:bookworm"
-TOOLS = ("kubelet", "kube-scheduler", "kube-proxy", "kube-router", "coredns")
+TOOLS = ("kubelet", "kube-scheduler", "kube-proxy", "kube-router", "coredns", "kwok")
 PRODUCT = f"llmbudget:{version('llmbudget')}"
 NEXT = PRODUCT.partition(":")[0] + ":next"
 """The product's image by another name: an update."""
 AGENT = "llmbudget-e2e-agent:1"
+POSTGRES = "llmbudget-e2e-postgres:1"
 PAUSE = "llmbudget-e2e-pause:1"
-BINARY_IMAGES = ("coredns",)
+BINARY_IMAGES = {name: f"llmbudget-e2e-{name}:1" for name in ("coredns", "metrics-server")}
 """Images that hold nothing but one static binary."""
 
 
@@ -51,14 +52,16 @@ def build_images() -> list[str]:
     built = run("scripts/image", IMAGE=PRODUCT, BASE_IMAGE=BASE)
     say(built.splitlines()[0].removeprefix("image: "))
     run("buildah", "tag", PRODUCT, NEXT)
-    agent = ROOT / "tests" / "e2e" / "images" / "agent" / "Dockerfile"
-    run("scripts/image", IMAGE=AGENT, BASE_IMAGE=BASE, DOCKERFILE=str(agent))
+    for name in (AGENT, POSTGRES):
+        folder = name.removeprefix("llmbudget-e2e-").partition(":")[0]
+        file = ROOT / "tests" / "e2e" / "images" / folder / "Dockerfile"
+        run("scripts/image", IMAGE=name, BASE_IMAGE=BASE, DOCKERFILE=str(file))
     make_image(PAUSE, BASE, {}, "--entrypoint", '["/usr/bin/sleep", "infinity"]', "--user", "1000")
-    for name in BINARY_IMAGES:
+    for name, image in BINARY_IMAGES.items():
         program = binaries.tool(name, say)
         entrypoint = ("--entrypoint", f'["/{name}"]', "--user", "1000")
-        make_image(f"llmbudget-e2e-{name}:1", "scratch", {program: f"/{name}"}, *entrypoint)
-    return [PRODUCT, NEXT, AGENT, PAUSE, *(f"llmbudget-e2e-{name}:1" for name in BINARY_IMAGES)]
+        make_image(image, "scratch", {program: f"/{name}"}, *entrypoint)
+    return [PRODUCT, NEXT, AGENT, POSTGRES, PAUSE, *BINARY_IMAGES.values()]
 
 
 def has_image(name: str) -> bool:
