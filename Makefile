@@ -54,7 +54,7 @@ image: ## Build the image with buildah or docker (IMAGE=name, BASE_IMAGE=python 
 sbom: ## Take the bill of materials out of the image, into dist/
 	@scripts/sbom
 
-release: setup ## Write dist/, installed by kubectl apply -f (IMAGE=registry/name@digest: your image)
+release: setup ## Write dist/, for kubectl apply -f or Helm (IMAGE=registry/name@digest: your image)
 	@$(BIN)/llmbudget local release $(if $(IMAGE),--image $(IMAGE)) dist
 
 simulate: setup ## Try the promises in 2,000 simulated runs, each decided by a seed (SEEDS=FIRST-LAST)

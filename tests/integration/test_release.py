@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import yaml
 
 from llmbudget.local import binaries
 from llmbudget.local.controlplane import ControlPlane
-from llmbudget.local.release import FILES, NotWhole, release
+from llmbudget.local.release import FILES, NotWhole, package, release
 
 pytestmark = pytest.mark.cluster
 IMAGE = "registry.example/llmbudget@sha256:" + "0" * 64
@@ -55,7 +56,19 @@ def test_nothing_is_left_out(tmp_path: Path) -> None:
         for one in yaml.safe_load_all(file.read_text())
     ]
     assert sorted((one["kind"], one["metadata"]["name"]) for one in documents) == sorted(written)
-    assert set(FILES) == {path.name for path in (tmp_path / "dist").iterdir()}
+    packaged = f"llmbudget-{version('llmbudget')}.tgz"
+    assert {*FILES, packaged} == {path.name for path in (tmp_path / "dist").iterdir()}
+
+
+@pytest.mark.parametrize(
+    "image", [IMAGE, "registry.example:5000/llmbudget:1", "registry.example:5000/llmbudget"]
+)
+def test_the_packaged_chart_starts_the_image_of_the_release(tmp_path: Path, image: str) -> None:
+    chart = package(tmp_path, image)
+    helm = [binaries.tool("helm", print), "template", "--namespace=llmbudget-system", chart]
+    rendered = subprocess.run(helm, capture_output=True, text=True, check=True).stdout
+    whole = image if "@" in image or image.endswith(":1") else f"{image}:{version('llmbudget')}"
+    assert rendered.count(whole) == 2
 
 
 def test_an_image_that_is_not_this_versions_is_no_release(

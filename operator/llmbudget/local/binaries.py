@@ -29,6 +29,7 @@ COREDNS_VERSION: Final = "v1.14.7"
 KUBE_ROUTER_VERSION: Final = "v2.1.0"
 KWOK_VERSION: Final = "v0.8.0"
 METRICS_SERVER_VERSION: Final = "v0.9.0"
+KSTATUS_VERSION: Final = "v0.37.2"
 GO_MINIMUM: Final = (1, 26)
 CONTROL_PLANE: Final = ("etcd", "kube-apiserver", "kube-controller-manager")
 
@@ -85,6 +86,8 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         KUBE_ROUTER_VERSION,
         60,
     ),
+    # Prints what Flux takes a resource's status for.
+    "kstatus": Recipe("kstatus", "llmbudget.local/kstatus", KSTATUS_VERSION, 60),
     # Nodes and pods that nothing runs.
     "kwok": Recipe("kwok", "sigs.k8s.io/kwok/cmd/kwok", KWOK_VERSION, 60),
     "metrics-server": Recipe(

@@ -1,11 +1,15 @@
-"""`llmbudget local release`: what `kubectl apply -f` installs, from this checkout's manifests."""
+"""`llmbudget local release`: what `kubectl apply -f` and `helm install` take, from this checkout's
+manifests."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 import click
@@ -61,7 +65,7 @@ def release(directory: Path, image: str | None = None) -> list[Path]:
     """Write every file of the release and return their paths.
 
     Raises:
-        NotWhole: kustomize failed, or the manifests name another image than this version's.
+        NotWhole: kustomize or helm failed, or the manifests name another image than this version's.
     """
     kubectl = binaries.find(lambda _: None).kubectl
     directory.mkdir(parents=True, exist_ok=True)
@@ -71,7 +75,36 @@ def release(directory: Path, image: str | None = None) -> list[Path]:
         text += _with_image(kustomize(kubectl, file.folder), name, image)
         (directory / name).write_text(text, encoding="utf-8")
         written.append(directory / name)
-    return written
+    return [*written, package(directory, image)]
+
+
+def package(directory: Path, image: str | None) -> Path:
+    """Package the chart, whose values name the release's image.
+
+    Raises:
+        NotWhole: helm refuses it, or its values have no such place.
+    """
+    with TemporaryDirectory() as folder:
+        chart = Path(shutil.copytree(ROOT / "manifests" / "chart", Path(folder) / "llmbudget"))
+        values = chart / "values.yaml"
+        text = values.read_text(encoding="utf-8")
+        if text.count(_DEFAULT_IMAGE) != 1:
+            raise NotWhole("the chart's values.yaml has another image than this version's")
+        values.write_text(text.replace(_DEFAULT_IMAGE, _image_values(image)), encoding="utf-8")
+        helm = binaries.tool("helm", lambda text: click.echo(text, err=True))
+        _run(f"chart {chart.name}", [helm, "package", chart, "--destination", directory])
+    return directory / f"llmbudget-{version('llmbudget')}.tgz"
+
+
+def _image_values(image: str | None) -> str:
+    name, _, digest = (image or "llmbudget").partition("@")
+    repository, colon, tag = name.rpartition(":")
+    if not colon or "/" in tag:  # a port of the registry
+        repository, tag = name, ""
+    return f'  repository: {repository}\n  tag: "{tag}"\n  digest: "{digest}"\n'
+
+
+_DEFAULT_IMAGE: Final = _image_values(None)
 
 
 def kustomize(kubectl: Path, folder: str) -> str:
@@ -80,11 +113,14 @@ def kustomize(kubectl: Path, folder: str) -> str:
     Raises:
         NotWhole: kustomize refuses it.
     """
-    command = [str(kubectl), "kustomize", str(ROOT / "manifests" / folder)]
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
-    if built.returncode:
-        raise NotWhole(f"manifests/{folder}: {built.stderr.strip()}")
-    return built.stdout
+    return _run(f"manifests/{folder}", [kubectl, "kustomize", ROOT / "manifests" / folder])
+
+
+def _run(what: str, command: Sequence[str | Path]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise NotWhole(f"{what}: {done.stderr.strip()}")
+    return done.stdout
 
 
 def _with_image(text: str, name: str, image: str | None) -> str:
