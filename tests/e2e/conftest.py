@@ -57,7 +57,7 @@ def kubeconfig(machine: Machine | None) -> Path:
 
 
 @pytest.fixture(scope="session")
-def installed(kubectl: Kubectl) -> None:
+def installed(kubectl: Kubectl) -> Iterator[None]:
     """The operator, as `kubectl apply -k manifests/default` installs it.
 
     The only change: it may be told of providers inside the cluster, those of the tests.
@@ -77,6 +77,10 @@ def installed(kubectl: Kubectl) -> None:
         *("rollout", "status", "deployment/llmbudget-operator", "-n", "llmbudget-system"),
         "--timeout=50s",
     )
+    yield
+    # Each test has deleted its namespace and not waited.
+    namespaces = [namespace_of(test) for test in tests]
+    kubectl("wait", "--for=delete", "--timeout=50s", "namespace", *namespaces)
 
 
 @pytest.fixture

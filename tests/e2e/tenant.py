@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from decimal import Decimal
 from itertools import pairwise
 from typing import Any
@@ -14,7 +14,8 @@ import yaml
 from tests.conftest import Kubectl, KubectlError
 from tests.e2e.cluster.prepare import AGENT, PRODUCT
 from tests.support.operator_stage import budget as budget_manifest
-from tests.support.operator_stage import condition, resource, until
+from tests.support.operator_stage import condition, resource
+from tests.support.operator_stage import until as until_asked
 
 from llmbudget.clients.cluster import Cluster
 from llmbudget.clients.kinds import BUDGETS, DEPLOYMENTS
@@ -49,6 +50,11 @@ def namespace_of(test: str) -> str:
     return "e2e-" + test.removeprefix("test_").replace("_", "-")
 
 
+async def until(what: str, ask: Callable[[], Awaitable[Any]], seconds: float = 90) -> Any:
+    """Ask until the answer is true; twice a second, since kubectl does the asking."""
+    return await until_asked(what, ask, seconds, every=0.5)
+
+
 class Tenant:
     """The namespace and what is in it."""
 
@@ -74,11 +80,15 @@ class Tenant:
         await self.apply(self.object("v1", "ServiceAccount", AGENT_ACCOUNT))
 
     async def delete(self) -> None:
-        """Delete the namespace with all that runs in it, and its pods at once."""
-        await self.kubectl("delete", "llmbudgets,deployments", "--all", "--timeout=50s")
+        """Delete the namespace with all that runs in it; `gone` says when it is."""
         await self.kubectl(
-            *("delete", "namespace", self.namespace, "--ignore-not-found", "--timeout=50s")
+            *("delete", "namespace", self.namespace, "--ignore-not-found", "--wait=false")
         )
+
+    async def gone(self) -> None:
+        """Wait until the namespace is deleted."""
+        namespace = f"namespace/{self.namespace}"
+        await self.kubectl("wait", "--for=delete", namespace, "--timeout=55s")
 
     async def describe(self) -> str:
         """Collect what a person would look at after a failure."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from tests.e2e.tenant import Tenant
-from tests.support.operator_stage import model_of, until
+from tests.e2e.tenant import Tenant, until
+from tests.support.operator_stage import model_of
 
 CAP = "0.30"
 

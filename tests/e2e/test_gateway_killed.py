@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from tests.e2e.tenant import GATEWAY, Tenant, outage, statuses
-from tests.support.operator_stage import until
+from tests.e2e.tenant import GATEWAY, Tenant, outage, statuses, until
 
 PODS = "app.kubernetes.io/name=llmbudget-gateway"
 

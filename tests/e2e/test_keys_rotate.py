@@ -3,8 +3,7 @@ for nobody notices; after one that was revoked too early the next is enough. No 
 
 from __future__ import annotations
 
-from tests.e2e.tenant import GATEWAY, GATEWAYS, KEY, Tenant, statuses
-from tests.support.operator_stage import until
+from tests.e2e.tenant import GATEWAY, GATEWAYS, KEY, Tenant, statuses, until
 
 SECOND = "sk-e2e-second"
 THIRD = "sk-e2e-third"

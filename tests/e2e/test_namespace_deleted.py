@@ -4,8 +4,8 @@ in it. Nothing waits for anybody: it is gone, and what it had elsewhere too."""
 from __future__ import annotations
 
 from tests.conftest import Kubectl
-from tests.e2e.tenant import Tenant
-from tests.support.operator_stage import model_of, until
+from tests.e2e.tenant import Tenant, until
+from tests.support.operator_stage import model_of
 
 from llmbudget.clients.kinds import BUDGETS
 

@@ -6,8 +6,7 @@ from __future__ import annotations
 from decimal import Decimal
 
 from tests.e2e.cluster.machine import Machine
-from tests.e2e.tenant import APPLICATION, GATEWAY, PROVIDER, Tenant, outage, statuses
-from tests.support.operator_stage import until
+from tests.e2e.tenant import APPLICATION, GATEWAY, PROVIDER, Tenant, outage, statuses, until
 
 DEPLOYMENTS = (GATEWAY, PROVIDER, APPLICATION)
 

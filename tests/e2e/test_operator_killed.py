@@ -7,8 +7,8 @@ import asyncio
 import json
 
 from tests.conftest import Kubectl
-from tests.e2e.tenant import GATEWAYS, Tenant, statuses
-from tests.support.operator_stage import condition, until
+from tests.e2e.tenant import GATEWAYS, Tenant, statuses, until
+from tests.support.operator_stage import condition
 
 from llmbudget.clients.kinds import BUDGETS, DEPLOYMENTS
 

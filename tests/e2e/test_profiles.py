@@ -18,8 +18,7 @@ import yaml
 from tests.conftest import Kubectl, KubectlError
 from tests.e2e.cluster.machine import REGION, Machine
 from tests.e2e.database import SECRET, start_database
-from tests.e2e.tenant import GATEWAYS, Tenant, statuses
-from tests.support.operator_stage import until
+from tests.e2e.tenant import GATEWAYS, Tenant, statuses, until
 
 from llmbudget.clients.cluster import Cluster
 from llmbudget.clients.kinds import AUTOSCALERS, DEPLOYMENTS
@@ -57,10 +56,12 @@ class Platform(Tenant):
         await self.until_ready(120, budget)
 
     async def delete(self) -> None:
-        """Delete all four."""
+        """Delete all four, and wait: the next profile has the same names."""
         await super().delete()
         for each in (self.users, self.databases, self.providers):
             await each.delete()
+        for each in (self, self.users, self.databases, self.providers):
+            await each.gone()
 
     async def spend(self, service: str, **environment: Any) -> None:
         """Start an application in `apps` that calls a gateway by its Service."""

@@ -87,7 +87,9 @@ async def create(cluster: Cluster, *manifests: Manifest) -> None:
         await cluster.apply(manifest, field_manager="test")
 
 
-async def until(what: str, ask: Callable[[], Awaitable[Any]], seconds: float = 40) -> Any:
+async def until(
+    what: str, ask: Callable[[], Awaitable[Any]], seconds: float = 40, every: float = 0.1
+) -> Any:
     """Ask until the answer is true, and return it."""
     deadline = time.monotonic() + seconds
     answer = None
@@ -95,7 +97,7 @@ async def until(what: str, ask: Callable[[], Awaitable[Any]], seconds: float = 4
         answer = await ask()
         if answer:
             return answer
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(every)
     raise AssertionError(f"{what}: not after {seconds} s; last answer: {answer!r}")
 
 

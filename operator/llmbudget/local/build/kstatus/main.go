@@ -4,7 +4,6 @@ package main
 
 import (
 	"bufio"
-	"encoding/json"
 	"fmt"
 	"log"
 	"os"
@@ -18,11 +17,11 @@ func main() {
 	lines := bufio.NewScanner(os.Stdin)
 	lines.Buffer(nil, 16<<20)
 	for lines.Scan() {
-		var object map[string]any
-		if err := json.Unmarshal(lines.Bytes(), &object); err != nil {
+		var object unstructured.Unstructured
+		if err := object.UnmarshalJSON(lines.Bytes()); err != nil {
 			log.Fatal(err)
 		}
-		computed, err := status.Compute(&unstructured.Unstructured{Object: object})
+		computed, err := status.Compute(&object)
 		if err != nil {
 			log.Fatal(err)
 		}
