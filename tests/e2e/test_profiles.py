@@ -21,7 +21,7 @@ from tests.e2e.database import SECRET, start_database
 from tests.e2e.tenant import GATEWAYS, Tenant, statuses, until
 
 from llmbudget.clients.cluster import Cluster
-from llmbudget.clients.kinds import AUTOSCALERS, DEPLOYMENTS
+from llmbudget.clients.kinds import AUTOSCALERS, CONFIG_MAPS, DEPLOYMENTS
 
 KEY = "REPLACE-ME"
 UPSTREAM = {
@@ -77,9 +77,9 @@ class Platform(Tenant):
 
     async def configuration(self, budget: str) -> dict[str, Any]:
         """Read what the operator told the gateways."""
-        text = await self.kubectl("get", "configmap", f"{budget}-gateway", "-o", "json")
-        [document] = json.loads(text)["data"].values()
-        read: dict[str, Any] = json.loads(document)
+        found = await self.cluster.get(CONFIG_MAPS, self.namespace, f"{budget}-gateway")
+        assert found is not None
+        read: dict[str, Any] = json.loads(found["data"]["gateway.json"])
         return read
 
 
