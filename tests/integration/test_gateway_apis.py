@@ -197,6 +197,43 @@ async def test_azure_is_called_at_its_deployments(callers: Callers) -> None:
     assert {row.provider for row in await rows(callers.gateway)} == {"azure"}
 
 
+async def test_azures_own_client_is_served(callers: Callers) -> None:
+    where, token = callers.gateway.url, await callers.gateway.token()
+    hello: list[ChatCompletionMessageParam] = [{"role": "user", "content": HELLO}]
+    version = "2024-10-21"
+    clients = (
+        openai.AsyncAzureOpenAI(azure_endpoint=where, api_version=version, api_key=token),
+        openai.AsyncAzureOpenAI(
+            azure_endpoint=where, api_version=version, azure_ad_token_provider=lambda: token
+        ),
+    )
+    for client in clients:
+        async with client:
+            plain = await client.chat.completions.create(model="small", messages=hello)
+            assert plain.choices[0].message.content
+            stream = await client.chat.completions.create(
+                model="sim/small", messages=hello, stream=True
+            )
+            assert [chunk async for chunk in stream]
+            await client.responses.create(model="small", input=HELLO)
+            await client.embeddings.create(model="small", input=HELLO)
+            assert [model async for model in client.models.list()]
+    await callers.agree(8)
+    # A client of one deployment calls that one, whatever the model is called.
+    async with openai.AsyncAzureOpenAI(
+        azure_endpoint=where, api_version=version, api_key=token, azure_deployment="large"
+    ) as client:
+        raw = await client.chat.completions.with_raw_response.create(
+            model="gpt-4o", messages=hello, max_tokens=20
+        )
+        assert raw.headers["x-llmbudget-model"] == "large"
+        with pytest.raises(openai.NotFoundError, match="There is nothing at"):
+            await client.images.edit(model="x", image=b"x", prompt="x")
+    async with openai.AsyncOpenAI(base_url=f"{where}/openai/v1", api_key=token) as newer:
+        await newer.chat.completions.create(model="small", messages=hello)
+    await callers.agree(10)
+
+
 async def test_a_long_input_is_charged_at_the_price_of_its_length(callers: Callers) -> None:
     client = callers.openai
     for read in ("", "far " * 400):

@@ -1,7 +1,7 @@
 """A canary: what must stand nowhere, looked for in everything that a test leaves behind.
 
 Everything that a gateway answers is taken down as it comes off the wire, whichever package the
-caller uses: all of them read through httpx.
+caller uses: all of them read through httpx or, as the official clients do, through httpx2.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import json
 from base64 import b64encode
 from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import httpx
+import httpx2
 import pytest
 
 Taken = dict[int, bytearray]
@@ -22,17 +24,24 @@ Taken = dict[int, bytearray]
 def take_down(monkeypatch: pytest.MonkeyPatch) -> Taken:
     """Take down the heads and bodies of all answers from now on."""
     taken: Taken = {}
+    for library in (httpx, httpx2):
+        _listen_in(library.Response, taken, monkeypatch)
+    return taken
 
-    def sink(response: httpx.Response) -> bytearray:
+
+def _listen_in(kind: Any, taken: Taken, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take down what comes through one library's responses."""
+
+    def sink(response: Any) -> bytearray:
         # Answers apart from each other, and the pieces of one of them in a row.
         found = taken.setdefault(response.url.port or 0, bytearray())
         heads = b"\n".join(name + b": " + value for name, value in response.headers.raw)
         found += b"\n\n" + str(response.url).encode() + b"\n" + heads + b"\n"
         return found
 
-    whole, pieces = httpx.Response.iter_raw, httpx.Response.aiter_raw
+    whole, pieces = kind.iter_raw, kind.aiter_raw
 
-    def iter_raw(response: httpx.Response, chunk_size: int | None = None) -> Iterator[bytes]:
+    def iter_raw(response: Any, chunk_size: int | None = None) -> Iterator[bytes]:
         body = bytearray()
         try:
             for chunk in whole(response, chunk_size):
@@ -43,7 +52,8 @@ def take_down(monkeypatch: pytest.MonkeyPatch) -> Taken:
             found += body
 
     async def aiter_raw(
-        response: httpx.Response, chunk_size: int | None = None
+        response: Any,
+        chunk_size: int | None = None,
     ) -> AsyncIterator[bytes]:
         body = bytearray()
         try:
@@ -54,9 +64,8 @@ def take_down(monkeypatch: pytest.MonkeyPatch) -> Taken:
             found = sink(response)
             found += body
 
-    monkeypatch.setattr(httpx.Response, "iter_raw", iter_raw)
-    monkeypatch.setattr(httpx.Response, "aiter_raw", aiter_raw)
-    return taken
+    monkeypatch.setattr(kind, "iter_raw", iter_raw)
+    monkeypatch.setattr(kind, "aiter_raw", aiter_raw)
 
 
 def forms(secret: str) -> Iterable[bytes]:

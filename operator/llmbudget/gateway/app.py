@@ -33,7 +33,7 @@ from llmbudget.gateway.ledger_api import entry_document, envelope_document, stre
 from llmbudget.gateway.limits import ConsumerLimits
 from llmbudget.gateway.observe import CallStory
 from llmbudget.gateway.probes import JSON, Monitoring
-from llmbudget.gateway.protocols import errors
+from llmbudget.gateway.protocols import azure, errors
 from llmbudget.gateway.protocols.errors import Refusal
 from llmbudget.gateway.protocols.messages import MESSAGES
 from llmbudget.gateway.protocols.models import models_body
@@ -102,6 +102,7 @@ class App:
             ("GET", "/health"): self._health,
             ("GET", "/metrics"): self._metrics,
         }
+        self._operations = {operation.path: operation for operation in OPERATIONS}
         self._document = openapi.written(OPERATIONS)
         self._methods = {path: method for method, path in self._handlers}
 
@@ -138,6 +139,13 @@ class App:
 
     def _by_prefix(self, request: Request) -> Handler:
         method, path = request.method, request.path
+        if path.startswith(azure.PREFIX):
+            known, model = azure.standard(path)
+            operation = self._operations.get(known) if method == "POST" else None
+            if operation is not None and model is not None:
+                return self._calling(azure.of_deployment(operation, model))
+            if known != path and (method, known) in self._handlers:
+                return self._handlers[method, known]
         if method == "GET" and path.startswith(f"{CALLS_PATH}/"):
             return self._call
         if method == "POST" and path.startswith(f"{ACTIONS_PATH}/") and path.endswith("/ack"):

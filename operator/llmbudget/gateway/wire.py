@@ -18,7 +18,15 @@ _MAX_DRAIN: Final = 8
 """How many times as much is read and dropped of a body that is too large: a client that is still
 sending would see a broken connection instead of the answer."""
 _ONCE: Final = frozenset(
-    {"authorization", "x-api-key", "content-length", "content-type", "host", "idempotency-key"}
+    {
+        "authorization",
+        "x-api-key",
+        "api-key",
+        "content-length",
+        "content-type",
+        "host",
+        "idempotency-key",
+    }
     | {"content-encoding"}
     | {"transfer-encoding", "x-llmbudget-budget", "x-llmbudget-envelope"}
     | {"x-llmbudget-task-id"}
@@ -152,15 +160,16 @@ class Request:
         """
         scheme, _, bearer = self.headers.get("authorization", "").partition(" ")
         bearer = bearer.strip() if scheme.lower() == "bearer" else ""
-        key = self.headers.get("x-api-key", "")
-        if bearer and key and bearer != key:
-            raise malformed("Authorization and x-api-key differ: send one of them.")
-        if not (bearer or key):
+        keys = (bearer, self.headers.get("x-api-key", ""), self.headers.get("api-key", ""))
+        found = {key for key in keys if key}
+        if len(found) > 1:
+            raise malformed("Authorization, x-api-key and api-key differ: send one of them.")
+        if not found:
             raise unidentified(
                 "No token: send a ServiceAccount token with the audience llmbudget as"
-                " Authorization: Bearer TOKEN or as x-api-key."
+                " Authorization: Bearer TOKEN, or as x-api-key or api-key."
             )
-        return bearer or key
+        return found.pop()
 
     async def body(self, most: int = MAX_BODY) -> bytes:
         """Read the body, of so many bytes at most.

@@ -13,7 +13,15 @@ from llmbudget.gateway.protocols.errors import Refusal
 from llmbudget.gateway.wire import Headers, RawHeaders, Request, Transport
 
 ONCE = [
-    *("authorization", "x-api-key", "content-type", "content-length", "host", "idempotency-key"),
+    *(
+        "authorization",
+        "x-api-key",
+        "api-key",
+        "content-type",
+        "content-length",
+        "host",
+        "idempotency-key",
+    ),
     *("x-llmbudget-budget", "x-llmbudget-task-id", "transfer-encoding"),
 ]
 LIMIT = 10
@@ -95,6 +103,8 @@ def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
         [("authorization", "bearer abc")],
         [("authorization", "BEARER   abc ")],
         [("x-api-key", "abc")],
+        [("api-key", "abc")],
+        [("api-key", "abc"), ("authorization", "Bearer abc")],
         [("authorization", "Bearer abc"), ("x-api-key", "abc")],
         [("authorization", "Basic dXNlcjpwYXNz"), ("x-api-key", "abc")],
         [("authorization", ""), ("x-api-key", "abc")],
@@ -128,8 +138,9 @@ def test_no_token_is_401(headers: Headers) -> None:
     assert (refused.value.status, refused.value.retry_after) == (401, None)
 
 
-def test_two_tokens_that_differ_are_refused_and_not_repeated() -> None:
-    asked = request(("authorization", "Bearer mine"), ("x-api-key", "yours"))
+@pytest.mark.parametrize("header", ["x-api-key", "api-key"])
+def test_two_tokens_that_differ_are_refused_and_not_repeated(header: str) -> None:
+    asked = request(("authorization", "Bearer mine"), (header, "yours"))
     with pytest.raises(Refusal) as refused:
         _ = asked.token
     assert refused.value.status == 400
