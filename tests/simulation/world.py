@@ -43,7 +43,7 @@ from llmbudget.gateway.protocols.chat import CHAT
 from llmbudget.gateway.protocols.errors import Refusal
 from llmbudget.gateway.routes import Routes
 from llmbudget.gateway.upstream import Upstream
-from llmbudget.gateway.wire import Exchange, Headers, Request
+from llmbudget.gateway.wire import CallerGone, Exchange, Headers, Request
 from llmbudget.ledger.book import Book
 from llmbudget.ledger.interface import (
     Entry,
@@ -149,7 +149,7 @@ class Caller:
         if self.leaves_after is not None:
             self.leaves_after -= 1
             if self.leaves_after < 0:
-                raise RuntimeError("the caller is gone")
+                raise CallerGone
         self.got += data
 
 

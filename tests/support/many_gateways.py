@@ -21,7 +21,7 @@ from llmbudget.contract.config import CONFIG_KEY, GatewayConfig
 from llmbudget.contract.events import ACTIONS_PATH, BALANCES_PATH
 from llmbudget.gateway.keys import Keys
 from llmbudget.gateway.ledger_api import stream_balances
-from llmbudget.gateway.wire import Exchange
+from llmbudget.gateway.wire import CallerGone, Exchange
 from llmbudget.ledger.interface import HoldRequest, Settlement
 from llmbudget.ledger.sqlite.engine import SqliteLedger
 from llmbudget.local.http1 import Answer, Request, port_of, serve
@@ -117,5 +117,5 @@ class _Exchange:
 
     async def send_bytes(self, data: bytes) -> None:
         if self._answer.closed.is_set():
-            raise RuntimeError("the reader is gone")
+            raise CallerGone
         self._answer.chunk(data)

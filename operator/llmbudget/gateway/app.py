@@ -40,7 +40,7 @@ from llmbudget.gateway.protocols.models import models_body
 from llmbudget.gateway.protocols.operation import Operation
 from llmbudget.gateway.protocols.operations import OPERATIONS
 from llmbudget.gateway.routes import Routes
-from llmbudget.gateway.wire import Exchange, Identified, Request, Scope
+from llmbudget.gateway.wire import REQUEST_ID, CallerGone, Exchange, Request, request_id_of
 from llmbudget.ledger.interface import Envelope, Ledger, LedgerError
 from llmbudget.telemetry import metrics
 from llmbudget.telemetry.logs import CallLog
@@ -49,7 +49,7 @@ from llmbudget.telemetry.trace_context import read_traceparent
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[[Request, Identified], Awaitable[None]]
+Handler = Callable[[Request, Exchange], Awaitable[None]]
 _BUDGET_HEADER: Final = "x-llmbudget-budget"
 _LEAVING: Final = "The gateway is shutting down."
 
@@ -106,26 +106,31 @@ class App:
         self._document = openapi.written(OPERATIONS)
         self._methods = {path: method for method, path in self._handlers}
 
-    async def __rsgi__(self, scope: Scope, exchange: Exchange) -> None:
-        """Answer one request of the server."""
-        answering = Identified(exchange, scope, leaving=self.draining)
+    async def __call__(self, exchange: Exchange) -> None:
+        """Answer one request."""
+        request_id = request_id_of(exchange.fields)
+        exchange.answer_headers = [(REQUEST_ID, request_id)]
+        if self.draining:
+            exchange.keep_alive = False
         try:
-            await self._answer(scope, answering)
+            await self._answer(exchange, request_id)
         except Refusal as refusal:
             metrics.REFUSALS.labels(refusal.code).inc()
-            anthropic = scope.path.startswith(MESSAGES.path)
+            anthropic = exchange.path.startswith(MESSAGES.path)
             spoken = Protocol.ANTHROPIC if anthropic else Protocol.OPENAI
-            answering.response_bytes(*errors.render(refusal, spoken))
+            exchange.response_bytes(*errors.render(refusal, spoken))
+        except CallerGone:
+            log.info("the caller left", extra={"fields": {"request_id": request_id}})
         except Exception:
             # The edge: whatever is wrong with one request must not end the server, nor be told.
-            log.exception("request failed", extra={"fields": {"request_id": answering.request_id}})
+            log.exception("request failed", extra={"fields": {"request_id": request_id}})
             body = (
                 b'{"error":{"message":"Internal error.","type":"server_error","code":"internal"}}'
             )
-            answering.response_bytes(500, [*JSON, ("x-should-retry", "false")], body)
+            exchange.response_bytes(500, [*JSON, ("x-should-retry", "false")], body)
 
-    async def _answer(self, scope: Scope, exchange: Identified) -> None:
-        request = Request(scope, exchange)
+    async def _answer(self, exchange: Exchange, request_id: str) -> None:
+        request = Request(exchange, request_id)
         handler = self._handlers.get((request.method, request.path))
         if handler is None:
             handler = self._by_prefix(request)
@@ -162,9 +167,9 @@ class App:
         raise Refusal(404, "not_found", f"There is nothing at {method} {path[:200]}.")
 
     def _calling(self, operation: Operation) -> Handler:
-        async def call(request: Request, exchange: Identified) -> None:
+        async def call(request: Request, exchange: Exchange) -> None:
             parent = read_traceparent(request.headers.get("traceparent"))
-            story = CallStory(self._spans, exchange.request_id, parent, operation)
+            story = CallStory(self._spans, request.id, parent, operation)
             try:
                 routes = self._serving()
                 consumer, envelope = await self._payer(request, routes)

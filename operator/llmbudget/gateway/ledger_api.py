@@ -20,7 +20,7 @@ from llmbudget.contract.events import (
     SnapshotEvent,
 )
 from llmbudget.gateway.keys import Keys
-from llmbudget.gateway.wire import Exchange, Headers
+from llmbudget.gateway.wire import CallerGone, Exchange, Headers
 from llmbudget.ledger.interface import Entry, Envelope, Ledger
 
 STREAM_HEADERS: Final[Headers] = [
@@ -46,8 +46,7 @@ async def stream_balances(
     feeder = asyncio.create_task(_feed(ledger, queue))
     seq, silent = 0, 0.0
     told: dict[EventName, Wire] = {}
-    # The server raises a RuntimeError when the reader is gone.
-    with contextlib.suppress(RuntimeError):
+    with contextlib.suppress(CallerGone):
         try:
             while not ended():
                 for name, event in _itself(ledger, keys, configured()):

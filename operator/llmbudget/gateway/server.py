@@ -27,7 +27,7 @@ from llmbudget.gateway.limits import ConsumerLimits
 from llmbudget.gateway.offline import OfflineIdentities
 from llmbudget.gateway.probes import Monitoring
 from llmbudget.gateway.retention import Retention
-from llmbudget.gateway.serving import renew, server
+from llmbudget.gateway.serving import Server, renew
 from llmbudget.ledger.interface import Ledger
 from llmbudget.ledger.sqlite import SqliteLedger
 from llmbudget.telemetry.logs import CallLog
@@ -94,7 +94,7 @@ async def run(settings: Settings) -> None:
         app = _assemble(settings, cluster, ledger, clock, stack)
         gc.freeze()
         gc.set_threshold(*_GARBAGE)
-        made = server(app, settings.host, settings.port, settings.tls)
+        made = Server(app, settings.host, settings.port, settings.tls)
         serving = asyncio.create_task(made.serve())
         if settings.tls is not None:
             _start(renew(made, settings.tls), stack)

@@ -1,9 +1,7 @@
 """The server of the gateway, and its certificate: renewed while it serves.
 
-The kubelet swaps the volume when the Secret changes. A new pair that is good makes a new acceptor
-beside the old one, which takes no more connections and ends once its calls have. A connection that
-is just being made to the old one may be reset, as in any HTTP server that ends in order: clients
-make it again.
+The kubelet swaps the volume when the Secret changes. A new pair that is good is shown to whoever
+connects from then on; connections that stand are left alone.
 """
 
 from __future__ import annotations
@@ -15,52 +13,69 @@ import ssl
 from pathlib import Path
 from typing import Final
 
-from granian.constants import HTTPModes, Interfaces, SSLProtocols
-from granian.http import HTTP1Settings
-from granian.server.embed import Server
-
-from llmbudget.gateway.app import App
+from llmbudget.gateway.callers import HEAD_SECONDS, Application, Callers
 
 log = logging.getLogger(__name__)
 
 CHECK_SECONDS: Final = 5.0
 """How often the certificate's files are looked at."""
 _BACKLOG: Final = 1024
-_CONNECTIONS: Final = 65_536
-_HEADER_MILLISECONDS: Final = 10_000
-OVERLAP_SECONDS: Final = 0.5
-"""How long two acceptors stand side by side: the new one must listen before the old one ends."""
 
 
 class CertificateUnusable(OSError):
     """The certificate and its key can't be served with; the message says why."""
 
 
-def server(app: App, host: str, port: int, tls: Path | None) -> Server:
-    """Make the server; it serves plain HTTP without a certificate.
+class Server:
+    """Listens, and answers whoever connects; plain HTTP without a certificate.
 
     Raises:
         CertificateUnusable.
     """
-    if tls is not None:
-        _check(tls)
-    made = Server(
-        app,
-        address=host,
-        port=port,
-        interface=Interfaces.RSGI,
-        http=HTTPModes.http1,
-        websockets=False,
-        backlog=_BACKLOG,
-        # Counted in connections: idle ones must not keep the kubelet's probes out.
-        backpressure=_CONNECTIONS,
-        http1_settings=HTTP1Settings(header_read_timeout=_HEADER_MILLISECONDS),
-        log_enabled=False,
-        ssl_cert=tls / "tls.crt" if tls else None,
-        ssl_key=tls / "tls.key" if tls else None,
-    )
-    made.respawn_interval = OVERLAP_SECONDS
-    return made
+
+    def __init__(self, application: Application, host: str, port: int, tls: Path | None) -> None:
+        self._callers = Callers(application)
+        self._host = host
+        self._port = port
+        self._tls = None if tls is None else _context(tls)
+        self._stop = asyncio.Event()
+
+    async def serve(self) -> None:
+        """Serve until stopped, and until the answers under way have ended.
+
+        Raises:
+            OSError: the port can't be listened on.
+        """
+        looking = asyncio.create_task(self._callers.look())
+        try:
+            listening = await asyncio.get_running_loop().create_server(
+                self._callers.connect,
+                self._host,
+                self._port,
+                backlog=_BACKLOG,
+                ssl=self._tls,
+                ssl_handshake_timeout=None if self._tls is None else HEAD_SECONDS,
+            )
+            await self._stop.wait()
+            listening.close()
+            self._callers.stop()
+            await self._callers.gone.wait()
+        finally:
+            looking.cancel()
+
+    def stop(self) -> None:
+        """Take no more connections, and end those that stand."""
+        self._stop.set()
+
+    def show(self, tls: Path) -> None:
+        """Show another certificate from now on.
+
+        Raises:
+            CertificateUnusable: the one before is still shown.
+        """
+        _context(tls)
+        assert self._tls is not None
+        _load(self._tls, tls)
 
 
 async def renew(serving: Server, tls: Path) -> None:
@@ -73,15 +88,11 @@ async def renew(serving: Server, tls: Path) -> None:
             continue
         before = now
         try:
-            _check(tls)
+            serving.show(tls)
         except CertificateUnusable as error:
             log.error("certificate refused", extra={"fields": {"why": str(error)}})
-            continue
-        serving.build_ssl_context(
-            tls / "tls.crt", tls / "tls.key", None, SSLProtocols.tls13, None, [], False
-        )
-        serving.reload()
-        log.info("certificate renewed")
+        else:
+            log.info("certificate renewed")
 
 
 def _content(tls: Path) -> tuple[bytes, bytes] | None:
@@ -91,10 +102,17 @@ def _content(tls: Path) -> tuple[bytes, bytes] | None:
     return None
 
 
-def _check(tls: Path) -> None:
-    """Make sure that the pair is one."""
+def _context(tls: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    _load(context, tls)
+    return context
+
+
+def _load(context: ssl.SSLContext, tls: Path) -> None:
+    """Show a pair from now on; only one that is one will do."""
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls / "tls.crt", tls / "tls.key")
+        context.load_cert_chain(tls / "tls.crt", tls / "tls.key")
     except ssl.SSLError as error:
         why = f"{tls} has no certificate with its key: {error.reason or error}"
         raise CertificateUnusable(why) from None

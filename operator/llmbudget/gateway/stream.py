@@ -17,14 +17,12 @@ from llmbudget.gateway.connections import Doubtful
 from llmbudget.gateway.keys import longest_mask, mask
 from llmbudget.gateway.protocols.sse import MAX_EVENT, EventMeter, cost_comment
 from llmbudget.gateway.upstream import Answer
-from llmbudget.gateway.wire import Exchange, Transport
+from llmbudget.gateway.wire import CallerGone, Exchange, Transport
 from llmbudget.ledger.interface import Status
 
 DRAIN_SECONDS: Final = 60.0
 DRAIN_BYTES: Final = 8 * 1024 * 1024
 """Bounds of reading on for a caller that is gone; more bytes where events carry pictures."""
-SENT_BYTES: Final = 64 * 1024 * 1024
-"""Bytes of the longest stream; a million tokens of the wordiest provider have less."""
 
 
 class _Listener:
@@ -34,7 +32,6 @@ class _Listener:
         self._transport = transport
         self._key = key
         self._rest = b""
-        self.sent = 0
         self.gone = False
 
     async def send(self, data: bytes, *, whole: bool = True) -> None:
@@ -44,15 +41,10 @@ class _Listener:
         if not whole:
             end = max(0, len(data) - longest_mask(self._key))
             data, self._rest = data[:end], data[end:]
-        self.sent += len(data)
-        if self.sent > SENT_BYTES:
-            # The server keeps what a slow reader has not read: that must not grow for ever.
-            self.gone = True
         if data and not self.gone:
             try:
                 await self._transport.send_bytes(data)
-            except RuntimeError:
-                # The server's error for a closed connection.
+            except CallerGone:
                 self.gone = True
 
 

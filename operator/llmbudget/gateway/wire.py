@@ -1,10 +1,10 @@
-"""HTTP as the gateway sees it: the server's interface (RSGI), typed, and a request's hygiene."""
+"""HTTP as the gateway sees it: a request's hygiene, and the way back."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from typing import Final, Protocol
 
 from llmbudget.gateway.ids import random_hex
@@ -35,68 +35,56 @@ _ONCE: Final = frozenset(
 
 _PLAIN: Final = "identity"
 REQUEST_ID: Final = "x-request-id"
+_REQUEST_ID_FIELD: Final = REQUEST_ID.encode()
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 """What a caller may call a request; anything else could be taken for something in a log."""
 
 Headers = list[tuple[str, str]]
-_CLOSE: Final = ("connection", "close")
+Fields = list[tuple[bytes, bytes]]
+"""Headers as they came, with names in lower case."""
 
 
-class RawHeaders(Protocol):
-    """The server's header map; names are lower-case."""
-
-    def keys(self) -> Iterable[str]:
-        """All names, those of unreadable values too."""
-
-    def get(self, key: str) -> str | None:
-        """A header's value; None: there is none, or none that can be read."""
-
-    def items(self) -> Iterable[tuple[str, str]]:
-        """All headers whose values are readable, repeated ones too."""
-
-
-class Scope(Protocol):
-    """What the server says of a request."""
-
-    @property
-    def proto(self) -> str:
-        """`http`, or `ws` for a WebSocket."""
-
-    @property
-    def method(self) -> str:
-        """Such as GET."""
-
-    @property
-    def path(self) -> str:
-        """Decoded path."""
-
-    @property
-    def client(self) -> str:
-        """Address and port of the caller."""
-
-    @property
-    def headers(self) -> RawHeaders:
-        """Headers."""
+class CallerGone(Exception):
+    """The caller has closed the connection, or reads nothing any more."""
 
 
 class Transport(Protocol):
     """A response under way."""
 
     async def send_bytes(self, data: bytes) -> None:
-        """Send; raises when the caller is gone."""
+        """Send; return once there is room for more.
+
+        Raises:
+            CallerGone.
+        """
 
 
 class Exchange(Protocol):
-    """The server's side of one request."""
+    """A request as it came, and the way back."""
 
-    async def __call__(self) -> bytes:
-        """Read the whole body."""
+    method: str
+    """Such as GET."""
+    path: str
+    """Decoded path."""
+    client: str
+    """Address and port of the caller."""
+    fields: Fields
+    """Headers."""
+    answer_headers: Headers
+    """Headers of the answer, whatever it is."""
+    keep_alive: bool
+    """Whether another request may follow on the connection."""
+
+    @property
+    def received(self) -> bytes | None:
+        """The body, where all of it is here and nothing was read yet; else None."""
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        """Read the body in chunks."""
+        """Read the body in chunks.
 
-    async def client_disconnect(self) -> None:
-        """Return when the caller goes away."""
+        Raises:
+            CallerGone.
+        """
 
     def response_bytes(self, status: int, headers: Headers, body: bytes) -> None:
         """Answer at once."""
@@ -105,51 +93,27 @@ class Exchange(Protocol):
         """Answer bit by bit."""
 
 
-class Identified:
-    """An exchange whose answer names the request and, where the gateway is `leaving`, tells the
-    caller to use another connection from now on."""
-
-    __slots__ = ("_exchange", "_more", "request_id")
-
-    def __init__(self, exchange: Exchange, scope: Scope, *, leaving: bool = False) -> None:
-        self._exchange = exchange
-        # A bad one is no reason to refuse a call.
-        asked = scope.headers.get(REQUEST_ID) or ""
-        self.request_id = asked if _REQUEST_ID.fullmatch(asked) else random_hex()
-        self._more = [(REQUEST_ID, self.request_id), *([_CLOSE] if leaving else ())]
-
-    async def __call__(self) -> bytes:
-        """Read the whole body."""
-        return await self._exchange()
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        """Read the body in chunks."""
-        return aiter(self._exchange)
-
-    async def client_disconnect(self) -> None:
-        """Return when the caller goes away."""
-        await self._exchange.client_disconnect()
-
-    def response_bytes(self, status: int, headers: Headers, body: bytes) -> None:
-        """Answer at once."""
-        self._exchange.response_bytes(status, [*headers, *self._more], body)
-
-    def response_stream(self, status: int, headers: Headers) -> Transport:
-        """Answer bit by bit."""
-        return self._exchange.response_stream(status, [*headers, *self._more])
+def request_id_of(fields: Fields) -> str:
+    """Tell what the caller calls its request, or name it: a bad name is no reason to refuse it."""
+    for name, value in fields:
+        if name == _REQUEST_ID_FIELD:
+            asked = value.decode("latin-1")
+            return asked if _REQUEST_ID.fullmatch(asked) else random_hex()
+    return random_hex()
 
 
 class Request:
     """A request with its headers checked. `client` is the caller's address without port."""
 
-    __slots__ = ("_exchange", "client", "headers", "method", "path")
+    __slots__ = ("_exchange", "client", "headers", "id", "method", "path")
 
-    def __init__(self, scope: Scope, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, request_id: str) -> None:
+        self.id = request_id
         self._exchange = exchange
-        self.method = scope.method
-        self.path = scope.path
-        self.client = scope.client.rsplit(":", 1)[0]
-        self.headers = _single(scope.headers)
+        self.method = exchange.method
+        self.path = exchange.path
+        self.client = exchange.client.rsplit(":", 1)[0]
+        self.headers = _single(exchange.fields)
 
     @property
     def token(self) -> str:
@@ -180,6 +144,9 @@ class Request:
         if self.headers.get("content-encoding", _PLAIN).lower() != _PLAIN:
             # What it unfolds to has no bound that could be known before.
             raise malformed("The body is compressed: send it without Content-Encoding.")
+        received = self._exchange.received
+        if received is not None and len(received) <= most:
+            return received
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 return await self._read(most)
@@ -187,9 +154,6 @@ class Request:
             raise malformed(f"The body did not come within {BODY_SECONDS:.0f} s.") from None
 
     async def _read(self, most: int) -> bytes:
-        length = self.headers.get("content-length", "")
-        if length.isdigit() and int(length) <= most:
-            return await self._exchange()
         read, chunks = 0, []
         async for chunk in self._exchange:
             read += len(chunk)
@@ -202,16 +166,17 @@ class Request:
         return b"".join(chunks)
 
 
-def _single(raw: RawHeaders) -> dict[str, str]:
+def _single(fields: Fields) -> dict[str, str]:
     headers: dict[str, str] = {}
-    for name, value in raw.items():
-        if name in headers and name in _ONCE:
-            raise malformed(f"Header {name} is sent more than once.")
-        headers[name] = value
-    for name in raw.keys():  # noqa: SIM118
-        # The server leaves out values that are not ASCII.
-        if name in _ONCE and name not in headers:
-            raise malformed(f"Header {name} has characters other than ASCII.")
+    for field, raw in fields:
+        name = field.decode("ascii")
+        if name in _ONCE:
+            if name in headers:
+                raise malformed(f"Header {name} is sent more than once.")
+            if not raw.isascii():
+                raise malformed(f"Header {name} has characters other than ASCII.")
+        if raw.isascii():
+            headers[name] = raw.decode("ascii").strip()
     if "content-length" in headers and "transfer-encoding" in headers:
         raise malformed("Content-Length and Transfer-Encoding exclude each other.")
     return headers

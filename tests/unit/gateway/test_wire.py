@@ -10,7 +10,7 @@ import pytest
 
 from llmbudget.gateway import wire as module
 from llmbudget.gateway.protocols.errors import Refusal
-from llmbudget.gateway.wire import Headers, RawHeaders, Request, Transport
+from llmbudget.gateway.wire import Headers, Request, Transport, request_id_of
 
 ONCE = [
     *(
@@ -28,41 +28,25 @@ LIMIT = 10
 DRAIN = 80
 
 
-class Raw:
-    """The server's header map; it leaves out values that it can't read."""
-
-    def __init__(self, pairs: Iterable[tuple[str, str]], unreadable: Iterable[str]) -> None:
-        self._pairs = list(pairs)
-        self._unreadable = list(unreadable)
-
-    def keys(self) -> list[str]:
-        return [name for name, _ in self._pairs] + self._unreadable
-
-    def items(self) -> list[tuple[str, str]]:
-        return self._pairs
-
-
-@dataclass
-class Asked:
-    """What the server says of a request."""
-
-    headers: RawHeaders
-    proto: str = "http"
-    method: str = "POST"
-    path: str = "/v1/chat/completions"
-    client: str = "10.0.0.1:50000"
-
-
 @dataclass
 class Body:
-    """A request's body as it comes; endless after its chunks where it hangs."""
+    """A request, whose body comes in chunks; endless after them where it hangs."""
 
     chunks: list[bytes] = field(default_factory=list)
     hangs: bool = False
     read: int = 0
+    whole: bool = False
+    """Whether all of it is there at once."""
+    fields: list[tuple[bytes, bytes]] = field(default_factory=list)
+    answer_headers: Headers = field(default_factory=list)
+    keep_alive: bool = True
+    method: str = "POST"
+    path: str = "/v1/chat/completions"
+    client: str = "10.0.0.1:50000"
 
-    async def __call__(self) -> bytes:
-        return b"".join([chunk async for chunk in self])
+    @property
+    def received(self) -> bytes | None:
+        return b"".join(self.chunks) if self.whole else None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for chunk in self.chunks:
@@ -70,9 +54,6 @@ class Body:
             yield chunk
         if self.hangs:
             await asyncio.Event().wait()
-
-    async def client_disconnect(self) -> None:
-        await asyncio.Event().wait()
 
     def response_bytes(self, status: int, headers: Headers, body: bytes) -> None:
         raise AssertionError("a request answers nothing by itself")
@@ -84,7 +65,12 @@ class Body:
 def request(
     *headers: tuple[str, str], unreadable: Iterable[str] = (), body: Body | None = None, **more: str
 ) -> Request:
-    return Request(Asked(Raw(headers, unreadable), **more), body or Body())
+    asked = body or Body()
+    asked.fields = [(name.encode(), value.encode()) for name, value in headers]
+    asked.fields += [(name.encode(), b"\xc3\xa9") for name in unreadable]
+    for name, value in more.items():
+        setattr(asked, name, value)
+    return Request(asked, "request-1")
 
 
 def with_length(length: object, body: Body) -> Request:
@@ -182,8 +168,9 @@ def test_the_callers_address_has_no_port(client: str, address: str) -> None:
     assert request(client=client).client == address
 
 
-async def test_a_body_of_known_length() -> None:
-    assert await with_length(5, Body([b"he", b"llo"])).body(LIMIT) == b"hello"
+@pytest.mark.parametrize("whole", [True, False])
+async def test_a_body_of_known_length(whole: bool) -> None:
+    assert await with_length(5, Body([b"he", b"llo"], whole=whole)).body(LIMIT) == b"hello"
 
 
 @pytest.mark.parametrize("chunks", [[], [b""], [b"{}"], [b"12345"] * 2])
@@ -223,3 +210,14 @@ async def test_a_body_that_does_not_come_is_given_up(
     with pytest.raises(Refusal, match="did not come within") as refused:
         await asked.body(LIMIT)
     assert refused.value.status == 400
+
+
+@pytest.mark.parametrize("asked", [b"mine-1", b"a" * 128])
+def test_a_caller_names_its_request(asked: bytes) -> None:
+    assert request_id_of([(b"host", b"x"), (b"x-request-id", asked)]) == asked.decode()
+
+
+@pytest.mark.parametrize("asked", [b"", b"-", b"a b", b"a" * 129, b"\xff", b'a"', b"a\n"])
+def test_a_name_that_is_none_is_replaced(asked: bytes) -> None:
+    assert len(request_id_of([(b"x-request-id", asked)])) == 16
+    assert len(request_id_of([])) == 16
