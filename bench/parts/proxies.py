@@ -15,7 +15,8 @@ from typing import Any, Final
 
 import uvloop
 
-from llmbudget.gateway.wire import Exchange, Scope
+from llmbudget.gateway.incoming import Incoming
+from llmbudget.gateway.serving import Server as OwnServer
 
 Post = Callable[[bytes], Awaitable[bytes]]
 _PATH: Final = "/v1/chat/completions"
@@ -102,12 +103,22 @@ async def httpx_client(port: int, stack: AsyncExitStack) -> Post:
 # Servers: each answers for ever.
 
 
+async def own_server(post: Post, port: int) -> None:
+    """The gateway's own, on httptools."""
+
+    async def application(exchange: Incoming) -> None:
+        body = b"".join([chunk async for chunk in exchange])
+        exchange.response_bytes(200, list(_HEADERS.items()), await post(body))
+
+    await OwnServer(application, _HOST, port, None).serve()
+
+
 async def granian(post: Post, port: int) -> None:
     """Rust's hyper, through RSGI."""
     from granian.constants import HTTPModes, Interfaces
     from granian.server.embed import Server
 
-    async def application(scope: Scope, exchange: Exchange) -> None:
+    async def application(scope: Any, exchange: Any) -> None:
         body = await exchange()
         exchange.response_bytes(200, list(_HEADERS.items()), await post(body))
 
@@ -195,6 +206,7 @@ async def aiohttp_server(post: Post, port: int) -> None:
 
 
 SERVERS: Final = {
+    "own": own_server,
     "granian": granian,
     "uvicorn": uvicorn,
     "starlette": starlette,

@@ -30,7 +30,7 @@ from llmbudget.local.process import free_port, spawn, stop
 REQUIREMENTS: Final = Path(__file__).parents[1] / "requirements.txt"
 CONNECTIONS: Final = 32
 PARTS: Final = (
-    *("granian+own", "granian+pyreqwest", "granian+aiohttp", "granian+httpx"),
+    *("own+own", "granian+own", "granian+pyreqwest", "granian+aiohttp", "granian+httpx"),
     *("uvicorn+own", "aiohttp+own", "aiohttp+aiohttp", "starlette+httpx"),
 )
 _START_SECONDS: Final = 20

@@ -37,7 +37,7 @@ class Echo:
             self.gone += 1
             return
         self.asked.append((exchange.method, exchange.path, body))
-        exchange.response_bytes(200, [("x-path", exchange.path)], body)
+        exchange.response_bytes(200, [("x-length", str(len(body)))], body)
 
 
 @dataclass
@@ -100,7 +100,7 @@ async def test_a_body_is_read_however_it_comes(asked: bytes, size: int) -> None:
         answer = await running.say(*pieces, LAST)
     assert echo.asked == [("POST", "/a", b"hello"), ("GET", "/last", b"")]
     first, _, second = answer.partition(b"hello")
-    assert first.startswith(b"HTTP/1.1 200 OK\r\nx-path: /a\r\ndate: ")
+    assert first.startswith(b"HTTP/1.1 200 OK\r\nx-length: 5\r\ndate: ")
     assert first.endswith(b"content-length: 5\r\n\r\n")
     assert b"connection: close\r\n" not in first
     assert b"connection: close\r\n" in second
@@ -138,7 +138,6 @@ async def test_the_path_is_decoded(target: bytes, path: str) -> None:
     echo = Echo()
     async with serving(echo) as running:
         await running.say(LAST.replace(b"/last", target))
-    # What can't be a header is no fault of the caller's here.
     assert [asked[1] for asked in echo.asked] == [path]
 
 
@@ -349,15 +348,18 @@ async def test_at_the_end_what_runs_ends_and_what_is_idle_is_closed() -> None:
         await go_on.wait()
         exchange.response_bytes(200, [], b"done")
 
-    async with serving(slowly) as running:
-        async with running.connected() as (idle, _), running.connected() as (busy, writer):
-            writer.write(PLAIN)
-            await asyncio.sleep(0.05)
-            running.server.stop()
-            async with asyncio.timeout(5):
-                assert await idle.read() == b""
-            go_on.set()
-            async with asyncio.timeout(5):
-                answer = await busy.read()
+    async with (
+        serving(slowly) as running,
+        running.connected() as (idle, _),
+        running.connected() as (busy, writer),
+    ):
+        writer.write(PLAIN)
+        await asyncio.sleep(0.05)
+        running.server.stop()
+        async with asyncio.timeout(5):
+            assert await idle.read() == b""
+        go_on.set()
+        async with asyncio.timeout(5):
+            answer = await busy.read()
     assert answer.endswith(b"done")
     assert b"connection: close" in answer

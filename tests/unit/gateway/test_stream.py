@@ -216,8 +216,6 @@ async def test_for_a_caller_that_left_nobody_waits_for_ever(
     assert await stream(Provider([CONTENT], "hangs"), Caller(0)) == IN_FULL
 
 
-
-
 @pytest.mark.parametrize("size", [1, 10, 49, 10_000])
 @pytest.mark.parametrize("written", [KEY, "".join(f"\\u{ord(c):04x}" for c in KEY)])
 async def test_a_key_in_an_event_is_masked(written: str, size: int) -> None:
