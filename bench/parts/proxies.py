@@ -11,7 +11,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import uvloop
 
@@ -26,6 +26,16 @@ _BACKLOG: Final = 1024
 
 Message = Mapping[str, Any]
 AsgiApplication = Callable[..., Awaitable[None]]
+
+
+class RsgiExchange(Protocol):
+    """A request of granian's, and the way back."""
+
+    async def __call__(self) -> bytes:
+        """Read the body."""
+
+    def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        """Answer."""
 
 
 # Clients: each gives the function that sends a body and returns the answer's.
@@ -118,7 +128,7 @@ async def granian(post: Post, port: int) -> None:
     from granian.constants import HTTPModes, Interfaces
     from granian.server.embed import Server
 
-    async def application(scope: Any, exchange: Any) -> None:
+    async def application(_: object, exchange: RsgiExchange) -> None:
         body = await exchange()
         exchange.response_bytes(200, list(_HEADERS.items()), await post(body))
 
