@@ -9,7 +9,7 @@ STAMP := .venv/.ready
 .PHONY: bench-ledger bench-million bench-parts bench-profile bench-replicas
 
 help: ## Show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv with the llmbudget command, from the hash-locked requirements
 
@@ -25,6 +25,9 @@ test: setup ## Run all tests, against a real Kubernetes API on this machine
 
 storm: setup ## Fifteen gateways, a thousand callers, everything breaking (about ten minutes)
 	@STORM=1 $(BIN)/pytest tests/faults/test_storm.py --storm -s
+
+e2e: setup ## Run a real cluster on this machine, and break it (Linux, root, Debian)
+	@scripts/e2e
 
 fuzz: setup ## Send the gateway ten thousand requests made from its OpenAPI document
 	@FUZZ_CASES=10000 $(BIN)/pytest tests/integration/test_gateway_fuzz.py -q -s --timeout=1800

@@ -48,7 +48,9 @@ def run(*command: str | Path, **environment: str) -> str:
 def build_images() -> list[str]:
     """Build all images, into the storage that the environment names; return their names."""
     if not has_image(BASE):
+        say("making a base image from Debian's packages: about two minutes, once")
         run("scripts/image-base", BASE)
+    say("building the images: half a minute, the first time three minutes")
     built = run("scripts/image", IMAGE=PRODUCT, BASE_IMAGE=BASE)
     say(built.splitlines()[0].removeprefix("image: "))
     run("buildah", "tag", PRODUCT, NEXT)
@@ -75,7 +77,8 @@ def make_image(name: str, base: str, files: dict[Path, str], *config: str) -> No
     container = run("buildah", "from", "--pull=never", base)
     for source, target in files.items():
         run("buildah", "copy", "--quiet", container, source, target)
-    run("buildah", "config", "--cmd", "[]", *config, container)
+    run("buildah", "config", "--cmd", "", container)
+    run("buildah", "config", *config, container)
     run("buildah", "commit", "--quiet", "--rm", "--timestamp", "0", container, name)
 
 
