@@ -22,6 +22,13 @@ FOLDER = "E2E_FOLDER"
 """Set by `scripts/e2e`, in whose namespaces a cluster may be started."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test a quarter of an hour: machines for tests are slow, and outages may be long."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.timeout(900), append=False)
+
+
 @pytest.fixture(scope="session")
 def machine(request: pytest.FixtureRequest) -> Machine | None:
     """The machine that is the cluster; None where the cluster is somebody else's."""
