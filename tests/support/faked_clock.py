@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 import tempfile
 from pathlib import Path
+
+from tests.support.debian import install
 
 _PLACES = ("/usr/lib/*/faketime/libfaketime.so.1", "/usr/local/lib/faketime/libfaketime.so.1")
 
@@ -17,10 +16,7 @@ def find_library() -> Path:
         for place in _PLACES:
             for found in Path("/").glob(place.lstrip("/")):
                 return found
-        if os.geteuid() != 0 or shutil.which("apt-get") is None:
-            raise AssertionError("libfaketime is missing: install Debian's package libfaketime")
-        command = ["apt-get", "install", "-qq", "-y", "--no-install-recommends", "libfaketime"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        install("libfaketime")
     raise AssertionError("Debian's package libfaketime brought no library")
 
 

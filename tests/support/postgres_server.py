@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from tests.support.debian import install
 
 from llmbudget.local.process import free_port
 
@@ -32,18 +33,8 @@ def find_binaries() -> Path:
         for folder in folders:
             if (folder / "initdb").exists() and (folder / "postgres").exists():
                 return folder
-        _install()
+        install("postgresql")
     raise AssertionError("Debian's package postgresql brought no initdb")
-
-
-def _install() -> None:
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        raise AssertionError("PostgreSQL is missing: install Debian's package postgresql")
-    quiet = {"check": True, "stdout": subprocess.DEVNULL}
-    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    subprocess.run(["apt-get", "update", "-qq"], **quiet)
-    command = ["apt-get", "install", "-qq", "-y", "--no-install-recommends", "postgresql"]
-    subprocess.run(command, env=environment, **quiet)
 
 
 def _user() -> dict[str, Any]:
@@ -151,8 +142,8 @@ class PostgresServer:
     def stop(self) -> None:
         """End, and remove all files."""
         if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
-            self._process.wait(30)
+            # Not in order: it would flush to disk what is removed at once, for half a minute.
+            self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def execute(self, statement: str) -> list[tuple[Any, ...]]:

@@ -19,6 +19,7 @@ from tests.support.faked_clock import FakedClock
 from tests.support.gateway_process import GatewayProcess
 from tests.support.postgres_server import PostgresServer
 from tests.support.shared_ledger import SharedLedger
+from tests.support.toxiproxy import Toxiproxy
 
 from llmbudget.api.money import parse_usd
 
@@ -50,6 +51,8 @@ class Refused:
     """Of the database's clock, POSIX seconds."""
     left: int
     asked: int
+    era: int
+    """How often the clock had been moved."""
 
 
 @dataclass(slots=True)
@@ -60,6 +63,9 @@ class Seen:
     refused: list[Refused] = field(default_factory=list)
     kills: int = 0
     cuts: int = 0
+    toxics: int = 0
+    eras: list[int] = field(default_factory=list)
+    """The last row's number when the clock was moved, each time."""
     log: list[str] = field(default_factory=list)
 
 
@@ -112,10 +118,11 @@ class Storm:
         self._token = token
         self._chance = random.Random(plan.seed)
         self._proxies = [CuttingProxy(databases.primary.port) for _ in range(3)]
+        self._toxiproxy = Toxiproxy([databases.primary.port] * 3)
         self.gateways = [first.beside() for _ in range(plan.gateways)]
+        proxied = [*(proxy.port for proxy in self._proxies), *self._toxiproxy.ports]
         for number, gateway in enumerate(self.gateways):
-            proxied = number < len(self._proxies)
-            port = self._proxies[number].port if proxied else databases.primary.port
+            port = proxied[number] if number < len(proxied) else databases.primary.port
             gateway.postgres = first.folder / f"database-{number}" / "uri"
             gateway.postgres.parent.mkdir()
             gateway.postgres.write_text(databases.url(port))
@@ -127,7 +134,10 @@ class Storm:
             gateway.start()
         await asyncio.gather(*(gateway.ready(240) for gateway in self.gateways))
         calling = [asyncio.create_task(self._call_on(n)) for n in range(self._plan.callers)]
-        breaking = [asyncio.create_task(self._kill_on()), asyncio.create_task(self._cut_on())]
+        breaking = [
+            asyncio.create_task(each)
+            for each in (self._kill_on(), self._cut_on(), self._poison_on())
+        ]
         databases = self._databases
         try:
             await self._half_spent("the first month")
@@ -147,12 +157,15 @@ class Storm:
         finally:
             for task in breaking:
                 task.cancel()
-            await asyncio.gather(*breaking, return_exceptions=True)
+            broken = await asyncio.gather(*breaking, return_exceptions=True)
+            assert all(isinstance(found, asyncio.CancelledError) for found in broken), broken
+            await asyncio.to_thread(self._toxiproxy.heal)
             await asyncio.sleep(1)
             for task in calling:
                 task.cancel()
             await asyncio.gather(*calling, return_exceptions=True)
             self.seen.cuts = sum(proxy.cuts for proxy in self._proxies)
+            self.seen.toxics = self._toxiproxy.toxics
             for proxy in self._proxies:
                 proxy.close()
 
@@ -164,6 +177,7 @@ class Storm:
         for gateway in self.gateways:
             if gateway.process is not None:
                 gateway.process.wait(60)
+        self._toxiproxy.stop()
 
     # What befalls them
 
@@ -176,8 +190,16 @@ class Storm:
         self._moving.set()
         await asyncio.sleep(2)
         await self._say(what, lambda: self._databases.clock.move(seconds))
-        await asyncio.sleep(4)
+        await asyncio.sleep(2)
+        self.seen.eras.append(await asyncio.to_thread(self._last_row))
+        await asyncio.sleep(2)
         self._moving.clear()
+
+    def _last_row(self) -> int:
+        (found,) = self._databases.serving.execute(
+            f"SELECT last_seq FROM {self._databases.ledger.name}.ledger"
+        )
+        return int(found[0])
 
     def _share(self) -> float:
         """Ask which share of the month's cap is spent."""
@@ -221,6 +243,15 @@ class Storm:
                     "application_name = 'llmbudget' AND backend_type = 'client backend' "
                     "ORDER BY random() LIMIT 1",
                 )
+
+    async def _poison_on(self) -> None:
+        """Let toxiproxy spoil the connections of one gateway after the other."""
+        chance = random.Random(self._plan.seed)
+        while True:
+            await asyncio.to_thread(self._toxiproxy.poison, chance)
+            await asyncio.sleep(chance.uniform(0.2, 1.0))
+            await asyncio.to_thread(self._toxiproxy.heal)
+            await asyncio.sleep(chance.uniform(0.5, 1.5))
 
     # Callers
 
@@ -266,7 +297,8 @@ class Storm:
         found = _REFUSED.search(body.decode())
         if found is not None and not self._moving.is_set():
             left, asked = (parse_usd(text) for text in found.groups())
-            self.seen.refused.append(Refused(self._databases.now(), left, asked))
+            now, era = self._databases.now(), len(self.seen.eras)
+            self.seen.refused.append(Refused(now, left, asked, era))
 
 
 async def _answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:

@@ -30,6 +30,7 @@ KUBE_ROUTER_VERSION: Final = "v2.1.0"
 KWOK_VERSION: Final = "v0.8.0"
 METRICS_SERVER_VERSION: Final = "v0.9.0"
 KSTATUS_VERSION: Final = "v0.37.2"
+TOXIPROXY_VERSION: Final = "v2.5.0"
 GO_MINIMUM: Final = (1, 26)
 CONTROL_PLANE: Final = ("etcd", "kube-apiserver", "kube-controller-manager")
 
@@ -95,6 +96,9 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         "sigs.k8s.io/metrics-server/cmd/metrics-server",
         METRICS_SERVER_VERSION,
         60,
+    ),
+    "toxiproxy": Recipe(
+        "toxiproxy", "github.com/Shopify/toxiproxy/v2/cmd/server", TOXIPROXY_VERSION, 10
     ),
     "helm": Recipe(
         "helm",

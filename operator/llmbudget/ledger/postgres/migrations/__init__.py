@@ -25,8 +25,8 @@ _LOCK: Final = 0x6C6C6D62_75646765
 """Gateways that start at once take turns."""
 
 
-def migrate(database: Database) -> None:
-    """Bring the tables to this program's revision, in one transaction.
+def migrate(database: Database, schema: int = SCHEMA) -> None:
+    """Bring the tables to this program's revision, or to one on the way there, in one transaction.
 
     Raises:
         LedgerUnavailable: a newer program made the tables and this one can't work with them, or
@@ -41,9 +41,10 @@ def migrate(database: Database) -> None:
             raw = connection.connection.driver_connection
             assert isinstance(raw, psycopg.Connection)
             raw.autocommit = False
-            if not _current(raw, database):
+            if not _current(raw, database, schema):
                 raw.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-                _upgrade(connection)
+                _shut(raw)
+                _upgrade(connection, schema)
                 raw.commit()
     except sqlalchemy.exc.DBAPIError as error:
         if isinstance(error.orig, psycopg.Error):
@@ -51,15 +52,26 @@ def migrate(database: Database) -> None:
         raise
 
 
-def _current(connection: Connection, database: Database) -> bool:
+def _shut(connection: Connection) -> None:
+    """Let gateways wait at the door, where they hold no other lock, for as long as it takes: the
+    index of a large table."""
+    connection.execute("SET LOCAL statement_timeout = 0")
+    if _exists(connection):
+        connection.execute("LOCK TABLE ledger IN ACCESS EXCLUSIVE MODE")
+
+
+def _exists(connection: Connection) -> bool:
+    return connection.execute("SELECT to_regclass('ledger')").fetchone() != (None,)
+
+
+def _current(connection: Connection, database: Database, schema: int) -> bool:
     """Tell whether there is nothing to do: usual, and it needs no right to change tables."""
-    (exists,) = connection.execute("SELECT to_regclass('ledger') IS NOT NULL").fetchone() or (None,)
-    if not exists:
+    if not _exists(connection):
         return False
     found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
     requires = connection.execute("SELECT requires FROM ledger").fetchone()
     refuse_newer(requires[0] if requires else 0, database)
-    return found is not None and int(found[0]) >= SCHEMA
+    return found is not None and int(found[0]) >= schema
 
 
 def refuse_newer(requires: int, database: Database) -> None:
@@ -75,10 +87,11 @@ def refuse_newer(requires: int, database: Database) -> None:
         )
 
 
-def _upgrade(connection: sqlalchemy.Connection) -> None:
+def _upgrade(connection: sqlalchemy.Connection, schema: int) -> None:
     scripts = ScriptDirectory(str(Path(__file__).parent), version_locations=[str(_REVISIONS)])
+    target = f"{schema:04d}"
     context = MigrationContext.configure(
-        connection, opts={"fn": lambda revision, _: scripts._upgrade_revs("head", revision)}
+        connection, opts={"fn": lambda revision, _: scripts._upgrade_revs(target, revision)}
     )
     with Operations.context(context):
         context.run_migrations()
