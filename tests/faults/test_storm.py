@@ -8,6 +8,7 @@ from collections import Counter, deque
 from pathlib import Path
 
 import pytest
+from tests.support.audits import assert_sound
 from tests.support.gateway_process import GatewayProcess, Simulator, account, config, provider
 from tests.support.storm import Databases, Plan, Seen, Storm
 
@@ -50,6 +51,8 @@ async def test_the_books_agree_after_a_storm(
         finally:
             storm.stop()
         databases.ledger.check_sums()
+        assert_sound(databases.ledger.file)
+        databases.ledger.file.unlink()  # Its server ends with this test.
         rows = [json.loads(line) for line in simulator.bill_file.read_text().splitlines()]
         compare(plan, storm.seen, entries, Counter(tuple(row.values()) for row in rows))
     finally:

@@ -63,8 +63,7 @@ class PostgresServer:
         self._settings = settings
         self._environment = os.environ | dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
-        if self._user:
-            os.chown(self.folder, self._user["user"], self._user["group"])
+        self.give(self.folder)
         if standby_of is not None:
             source = f"--dbname={standby_of.url(user='admin')}"
             target = f"--pgdata={self.data}"
@@ -84,6 +83,11 @@ class PostgresServer:
     def data(self) -> Path:
         """The server's files."""
         return self.folder / "data"
+
+    def give(self, folder: Path) -> None:
+        """Let the server have a folder."""
+        if self._user:
+            os.chown(folder, self._user["user"], self._user["group"])
 
     def _run(self, program: str, *arguments: str) -> None:
         command = [str(self._binaries / program), *arguments]

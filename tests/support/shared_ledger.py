@@ -16,6 +16,9 @@ from llmbudget.ledger.audit import audit, database_source
 from llmbudget.ledger.interface import Entry
 from llmbudget.ledger.postgres.rows import Rows
 
+FOLDER, FILE = "database", "uri"
+"""Where a test's folder has the connection string."""
+
 
 class SharedLedger:
     """A schema of a server, as one budget's ledger, and the file with its connection string."""
@@ -23,7 +26,7 @@ class SharedLedger:
     def __init__(self, server: PostgresServer, folder: Path) -> None:
         self.server = server
         self.name = f"l{secrets.token_hex(6)}"
-        self.file = folder / "database" / "uri"
+        self.file = folder / FOLDER / FILE
         server.make_role(self.name)
         self.url = server.url(user=self.name, schema=self.name)
         self.file.parent.mkdir()
