@@ -195,6 +195,7 @@ async def serving(
                 f"--postgres={postgres}" if postgres else f"--ledger={folder / 'ledger'}",
                 f"--service-account={folder / 'account'}",
                 f"--posthog-key={folder / 'none'}",
+                f"--datadog-key={folder / 'none'}",
                 f"--listen=127.0.0.1:{port}",
                 *([f"--tls={tls}"] if tls else ["--plain-http"]),
             ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import time
 from collections import Counter
@@ -30,7 +31,7 @@ from tests.support.gateway_process import (
 
 from llmbudget.api.budget import Action
 from llmbudget.clients.cluster import Cluster
-from llmbudget.contract.config import PostHogConfig
+from llmbudget.contract.config import DatadogConfig, PostHogConfig
 from llmbudget.local.controlplane import ControlPlane
 from llmbudget.local.http1 import Answer, Request, port_of, serve
 
@@ -170,6 +171,40 @@ async def _next(stream: Any, wanted: Any) -> dict[str, Any]:
                 found: dict[str, Any] = data
                 return found
     raise AssertionError("the stream ended")
+
+
+async def test_metrics_reach_datadog(
+    gateway: GatewayProcess, namespace: str, simulator: Simulator
+) -> None:
+    taken: list[dict[str, Any]] = []
+
+    async def datadog(request: Request, answer: Answer) -> None:
+        assert request.headers["dd-api-key"] == "dd-key"
+        taken.extend(json.loads(gzip.decompress(request.body))["series"])
+        answer.send(202, b'{"errors": []}')
+
+    async with await serve(datadog, 0) as server:
+        (gateway.folder / "datadog").write_text("dd-key\n")
+        url = f"http://127.0.0.1:{port_of(server)}"
+        wanted = DatadogConfig(url=url, allow_private=True)
+        mine = (account(namespace, USD),)
+        providers = (provider("sim", simulator.port),)
+        await gateway.configure(config(namespace, mine, providers, generation=2, datadog=wanted))
+        await asyncio.sleep(0.5)
+        answers = [await post(gateway, body(words=words)) for words in (5, 6)]
+        # A gateway that ends tells what is left.
+        assert await asyncio.to_thread(gateway.stop) == 0
+    found = {each["metric"]: each for each in taken}
+    assert found["llmbudget_calls"]["points"][0]["value"] == 2
+    spent = sum(Decimal(answer.headers["x-llmbudget-cost-usd"]) for answer in answers)
+    assert found["llmbudget_spent_usd"]["points"][0]["value"] == pytest.approx(float(spent))
+    assert found["gen_ai_client_token_usage_sum"]["type"] == 1
+    assert {f"budget:{namespace}/team-a", "status:ok"} <= set(found["llmbudget_calls"]["tags"])
+    text = json.dumps(taken)
+    assert "canary prompt" not in text
+    assert "dd-key" not in text
+    gateway.start()
+    await gateway.ready()
 
 
 async def test_usage_reaches_posthog_once_it_is_back(

@@ -328,6 +328,7 @@ class GatewayProcess:
                     f"--grace={self.grace_seconds}",
                     f"--service-account={folder / 'sa'}",
                     f"--posthog-key={folder / 'posthog'}",
+                    f"--datadog-key={folder / 'datadog'}",
                     f"--listen=127.0.0.1:{self.port}",
                     *([f"--tls={self.tls}"] if self.tls else ["--plain-http"]),
                 ],

@@ -322,7 +322,7 @@ class PostHog(Model):
 
 
 class Datadog(Model):
-    """Metrics to Datadog."""
+    """Metrics to Datadog's API, without an agent."""
 
     model_config = {
         "json_schema_extra": rules(
@@ -336,9 +336,15 @@ class Datadog(Model):
     enabled: bool = False
     """Whether metrics are sent. Enabled by a profile, it stays off until a key is named."""
     site: Annotated[str, Field(pattern=r"^[a-z0-9.-]+$", max_length=253)] = "datadoghq.com"
-    """Datadog site."""
+    """Datadog's site: metrics go to `https://api.SITE`."""
     api_key_secret_ref: SecretKeyRef | None = None
-    """The API key."""
+    """The API key, in a Secret that consents as a provider's does: label llmbudget.io/provider-key,
+    and annotation llmbudget.io/allowed-host with `api.SITE`."""
+
+    @property
+    def url(self) -> str:
+        """Where metrics are sent."""
+        return f"https://api.{self.site}"
 
 
 _JAEGER_PORTS: Final = frozenset({14268, 14250, 4317})

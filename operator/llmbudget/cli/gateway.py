@@ -10,6 +10,7 @@ import uvloop
 
 from llmbudget.contract.config import (
     CA_DIRECTORY,
+    DATADOG_KEY_FILE,
     GATEWAY_PORT,
     KEYS_DIRECTORY,
     POSTHOG_KEY_FILE,
@@ -41,6 +42,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--postgres", type=_PATH, help="File with the shared ledger's connection string.")
 @click.option("--service-account", type=_PATH, default=TOKEN_DIRECTORY, help="Own token and CA.")
 @click.option("--posthog-key", type=_PATH, default=POSTHOG_KEY_FILE, help="PostHog's project key.")
+@click.option("--datadog-key", type=_PATH, default=DATADOG_KEY_FILE, help="Datadog's API key.")
 @click.option("--tls", type=_PATH, help="Folder with tls.crt and tls.key, read again on change.")
 @click.option("--plain-http", is_flag=True, help="Serve without TLS.")
 @click.option("--listen", default=f"0.0.0.0:{GATEWAY_PORT}", show_default=True)
@@ -58,6 +60,7 @@ def command(
     postgres: Path | None,
     service_account: Path,
     posthog_key: Path,
+    datadog_key: Path,
     tls: Path | None,
     plain_http: bool,
     listen: str,
@@ -93,6 +96,7 @@ def command(
         budget=budget,
         service_account=service_account,
         posthog_key=posthog_key,
+        datadog_key=datadog_key,
         tls=tls,
         host=host,
         port=int(port),

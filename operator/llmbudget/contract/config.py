@@ -40,6 +40,8 @@ CA_BUNDLE_KEY: Final = "ca.crt"
 """Entry of the ConfigMap, beside the gateway, by which clients check its certificate."""
 POSTHOG_KEY_FILE: Final = "/var/run/llmbudget/posthog/key"
 """PostHog's project API key."""
+DATADOG_KEY_FILE: Final = "/var/run/llmbudget/datadog/key"
+"""Datadog's API key."""
 TOKEN_DIRECTORY: Final = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105
 """Mount of the gateway's own token, CA and namespace."""
 GATEWAY_PORT: Final = 8080
@@ -322,6 +324,14 @@ class PostHogConfig(Wire):
     sample_rate: Decimal
 
 
+class DatadogConfig(Wire):
+    """Where metrics go. The key is in DATADOG_KEY_FILE."""
+
+    url: str
+    allow_private: bool = False
+    """Whether that may be a private address: in tests only."""
+
+
 class GatewayConfig(Wire):
     """The whole document. `generation` only grows; the gateway acknowledges it in each balance."""
 
@@ -339,6 +349,7 @@ class GatewayConfig(Wire):
     providers: tuple[ProviderConfig, ...]
     endpoints: tuple[EndpointConfig, ...]
     posthog: PostHogConfig | None = None
+    datadog: DatadogConfig | None = None
     tracing: str | None = None
     """URL that spans go to, by OTLP over HTTP; None: nowhere."""
 

@@ -15,8 +15,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from llmbudget.api.budget import IdentityMode
 from llmbudget.api.conditions import Reason
-from llmbudget.api.gateway_spec import LedgerMode, PostHog, SecretDelivery
+from llmbudget.api.gateway_spec import Datadog, LedgerMode, PostHog, SecretDelivery
 from llmbudget.api.meta import ANNOTATION_ALLOWED_HOST, LABEL_LEDGER, LABEL_PROVIDER_KEY
+from llmbudget.api.model import SecretKeyRef
 from llmbudget.api.provider import VaultAuthMethod
 from llmbudget.contract.config import key_variable
 from llmbudget.decide.databases import database_hosts
@@ -125,10 +126,27 @@ def posthog_consents(world: World) -> Iterator[Finding]:
     able to send any Secret anywhere."""
     posthog = world.root.spec.monitoring.posthog
     if posthog.enabled and posthog.api_key_secret_ref is not None:
-        ref = posthog.api_key_secret_ref
-        problem = _consent(world, ref.name, f"the key {ref.key}", posthog.host)
-        if problem is not None:
-            yield Finding(*problem, account=world.root.account)
+        yield from _monitor_consents(world, posthog.api_key_secret_ref, posthog.host)
+
+
+def datadog_consents(world: World) -> Iterator[Finding]:
+    """The Secret with Datadog's key consents likewise."""
+    datadog = world.root.spec.monitoring.datadog
+    if datadog.enabled and datadog.api_key_secret_ref is not None:
+        yield from _monitor_consents(world, datadog.api_key_secret_ref, datadog.url)
+
+
+def _monitor_consents(world: World, ref: SecretKeyRef, url: str) -> Iterator[Finding]:
+    problem = _consent(world, ref.name, f"the key {ref.key}", url)
+    if problem is not None:
+        yield Finding(*problem, account=world.root.account)
+
+
+def datadog_of(world: World) -> Datadog | None:
+    """Find what metrics are sent to; None: nothing is sent, or its Secret does not consent."""
+    datadog = world.root.spec.monitoring.datadog
+    wanted = datadog.enabled and datadog.api_key_secret_ref is not None
+    return datadog if wanted and not any(datadog_consents(world)) else None
 
 
 def posthog_of(world: World) -> PostHog | None:
@@ -312,7 +330,6 @@ def features_supported(world: World) -> Iterator[Finding]:
             "globalDistribution.regions[].postgres": any(
                 region.postgres is not None for region in spec.global_distribution.regions
             ),
-            "monitoring.datadog": spec.monitoring.datadog.api_key_secret_ref is not None,
         }
         for field, wanted in asked.items():
             if wanted:
@@ -400,6 +417,7 @@ CHAIN: Final[tuple[Check, ...]] = (
     providers_readable,
     secrets_consent,
     posthog_consents,
+    datadog_consents,
     ledger_consents,
     ledger_engine_kept,
     image_allowed,

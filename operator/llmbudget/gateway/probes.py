@@ -6,6 +6,7 @@ import time
 from typing import Final
 
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import Metric
 
 from llmbudget.api.money import NANO_PER_USD
 from llmbudget.clients.cluster import ApiError, Cluster
@@ -62,6 +63,16 @@ class Monitoring:
 
     def metrics(self, config: GatewayConfig | None) -> tuple[Headers, bytes]:
         """Write all metrics, balances as they are now."""
+        self._look(config)
+        return [("content-type", CONTENT_TYPE_LATEST)], generate_latest(metrics.REGISTRY)
+
+    def families(self, config: GatewayConfig | None) -> list[Metric]:
+        """List all metrics, balances as they are now."""
+        self._look(config)
+        return list(metrics.REGISTRY.collect())
+
+    def _look(self, config: GatewayConfig | None) -> None:
+        """Set the gauges that nobody keeps."""
         for name, balance in self._ledger.balances().items():
             metrics.SPENT.labels(name).set(balance.spent / NANO_PER_USD)
             metrics.HELD.labels(name).set(balance.held / NANO_PER_USD)
@@ -71,7 +82,6 @@ class Monitoring:
                 metrics.CAP.labels(name).set(balance.cap / NANO_PER_USD)
         if config is not None:
             metrics.ENVELOPES.labels(config.root).set(self._ledger.open_envelopes())
-        return [("content-type", CONTENT_TYPE_LATEST)], generate_latest(metrics.REGISTRY)
 
 
 def _endpoint(path: str, config: GatewayConfig | None) -> EndpointConfig:

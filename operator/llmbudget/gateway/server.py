@@ -21,6 +21,7 @@ from llmbudget.gateway.app import App
 from llmbudget.gateway.call import Calls
 from llmbudget.gateway.clock import TrustedClock
 from llmbudget.gateway.configuration import Configuration
+from llmbudget.gateway.datadog import Datadog
 from llmbudget.gateway.identity import Identify, Identities
 from llmbudget.gateway.keys import Keys
 from llmbudget.gateway.limits import ConsumerLimits
@@ -63,6 +64,7 @@ class Settings:
     """Root budget `namespace/name`, whose ledger it is."""
     service_account: Path
     posthog_key: Path
+    datadog_key: Path
     tls: Path | None
     """Folder with the certificate and its key; None: plain HTTP."""
     host: str
@@ -145,7 +147,11 @@ def _assemble(
         cluster, ledger, keys, spans, settings.namespace, settings.config_map, settings.ca
     )
     analytics = Analytics(ledger, configuration, settings.posthog_key)
+    monitoring = Monitoring(cluster, ledger)
+    datadog = Datadog(configuration, monitoring, settings.datadog_key, settings.budget)
+    stack.push_async_callback(datadog.close)
     followers = [configuration.follow(), clock.follow(cluster), analytics.follow()]
+    followers.append(datadog.follow())
     followers.append(Retention(ledger, configuration).follow())
     for follower in followers:
         _start(follower, stack)
@@ -161,7 +167,7 @@ def _assemble(
         keys=keys,
         calls=Calls(ledger, Admission(ledger), keys),
         identify=identify,
-        monitoring=Monitoring(cluster, ledger),
+        monitoring=monitoring,
         limits=ConsumerLimits(asyncio.get_running_loop().time),
         clock=clock,
         engine="sqlite" if settings.postgres is None else "postgres",

@@ -79,7 +79,8 @@ def _secret_names(root: Budget, providers: list[Provider]) -> list[str]:
     sources = [p.spec.credentials for p in providers if p.spec is not None]
     refs: list[SecretKeyRef | LocalRef | None] = [each.secret_key_ref for each in sources]
     refs += [each.vault.app_role_secret_ref for each in sources if each.vault is not None]
-    refs.append(root.spec.monitoring.posthog.api_key_secret_ref)
+    monitoring = root.spec.monitoring
+    refs += [monitoring.posthog.api_key_secret_ref, monitoring.datadog.api_key_secret_ref]
     if root.spec.ledger.postgres is not None:
         refs.append(root.spec.ledger.postgres.secret_key_ref)
     return sorted({ref.name for ref in refs if ref is not None})

@@ -7,6 +7,7 @@ from typing import Any, Final
 from llmbudget.api.gateway_spec import ResourceAmounts, SecretDelivery
 from llmbudget.contract.config import (
     CA_DIRECTORY,
+    DATADOG_KEY_FILE,
     GATEWAY_PORT,
     KEYS_DIRECTORY,
     LEDGER_DIRECTORY,
@@ -16,7 +17,7 @@ from llmbudget.contract.config import (
     TOKEN_DIRECTORY,
     VAULT_DIRECTORY,
 )
-from llmbudget.decide.validity import Finding
+from llmbudget.decide.validity import Finding, datadog_of
 from llmbudget.decide.world import World
 from llmbudget.render.names import Manifest, gateway, key_secret, labels, metadata, selector
 from llmbudget.render.volumes import volumes
@@ -169,6 +170,7 @@ def _arguments(world: World) -> list[str]:
         f"--ca={CA_DIRECTORY}",
         f"--service-account={TOKEN_DIRECTORY}",
         f"--posthog-key={POSTHOG_KEY_FILE}",
+        *([f"--datadog-key={DATADOG_KEY_FILE}"] if datadog_of(world) else []),
         f"--listen=0.0.0.0:{GATEWAY_PORT}",
         f"--drain={drain}",
         # The last seconds are for the ledger.

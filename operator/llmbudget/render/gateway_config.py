@@ -16,6 +16,7 @@ from llmbudget.contract.config import (
     AccountConfig,
     BorrowingConfig,
     ConsumerConfig,
+    DatadogConfig,
     EndpointConfig,
     EnvelopeLimits,
     GatewayConfig,
@@ -31,7 +32,7 @@ from llmbudget.contract.config import (
 from llmbudget.decide.ladder import default_ladder
 from llmbudget.decide.media import audio_seconds, image_tokens, media_output_tokens
 from llmbudget.decide.prices import resolve_prices
-from llmbudget.decide.validity import Finding, callable_providers, posthog_of
+from llmbudget.decide.validity import Finding, callable_providers, datadog_of, posthog_of
 from llmbudget.decide.world import Budget, Provider, World
 
 _HTTPS: Final = 443
@@ -80,6 +81,7 @@ def _config(world: World, found: tuple[Finding, ...], generation: int) -> Gatewa
             for endpoint in spec.monitoring.endpoints
         ),
         posthog=_posthog(world),
+        datadog=_datadog(world),
         tracing=_tracing(world),
     )
 
@@ -89,6 +91,11 @@ def _posthog(world: World) -> PostHogConfig | None:
     if posthog is None:
         return None
     return PostHogConfig(host=posthog.host, sample_rate=Decimal(posthog.sample_rate))
+
+
+def _datadog(world: World) -> DatadogConfig | None:
+    datadog = datadog_of(world)
+    return None if datadog is None else DatadogConfig(url=datadog.url)
 
 
 def _tracing(world: World) -> str | None:

@@ -7,6 +7,7 @@ from typing import Final
 from llmbudget.api.gateway_spec import SecretDelivery
 from llmbudget.contract.config import (
     CA_DIRECTORY,
+    DATADOG_KEY_FILE,
     KEYS_DIRECTORY,
     LEDGER_DIRECTORY,
     POSTGRES_FILE,
@@ -16,7 +17,7 @@ from llmbudget.contract.config import (
     VAULT_CA_FILE,
     VAULT_DIRECTORY,
 )
-from llmbudget.decide.validity import Finding, callable_providers, posthog_of
+from llmbudget.decide.validity import Finding, callable_providers, datadog_of, posthog_of
 from llmbudget.decide.world import World
 from llmbudget.render.names import Manifest, ledger_claim, serving_secret
 
@@ -119,13 +120,16 @@ def _ledger(world: World) -> list[tuple[Manifest, Manifest]]:
 def _others(world: World) -> list[tuple[Manifest, Manifest]]:
     spec = world.root.spec
     pairs = []
-    posthog = posthog_of(world)
-    if posthog is not None and posthog.api_key_secret_ref is not None:
-        ref = posthog.api_key_secret_ref
-        directory, _, file = POSTHOG_KEY_FILE.rpartition("/")
-        items = [{"key": ref.key, "path": file}]
-        source = {"secret": {"name": ref.name, "optional": True, "items": items}}
-        pairs.append(_projected("posthog", [source], directory))
+    for name, told, path in (
+        ("posthog", posthog_of(world), POSTHOG_KEY_FILE),
+        ("datadog", datadog_of(world), DATADOG_KEY_FILE),
+    ):
+        ref = None if told is None else told.api_key_secret_ref
+        if ref is not None:
+            directory, _, file = path.rpartition("/")
+            items = [{"key": ref.key, "path": file}]
+            source = {"secret": {"name": ref.name, "optional": True, "items": items}}
+            pairs.append(_projected(name, [source], directory))
     if not spec.deployment.tls.plain_http:
         name = spec.deployment.tls.secret_name or serving_secret(world.root)
         secret = {"secretName": name, "defaultMode": _READ_ONLY_MODE}

@@ -9,7 +9,7 @@ import pytest
 from tests.support.worlds import Manifest, read, serving_of, world_of
 
 from llmbudget.api.conditions import Reason
-from llmbudget.decide.validity import findings, posthog_of
+from llmbudget.decide.validity import datadog_of, findings, posthog_of
 from llmbudget.decide.world import World
 from llmbudget.render.children import children
 
@@ -37,11 +37,20 @@ def monitored(host: str = "https://us.i.posthog.com") -> Manifest:
     return {"monitoring": {"posthog": {"enabled": True, "host": host, "apiKeySecretRef": ref}}}
 
 
+def metered(site: str = "datadoghq.com") -> Manifest:
+    ref = {"name": "posthog", "key": "apiKey"}
+    return {"monitoring": {"datadog": {"enabled": True, "site": site, "apiKeySecretRef": ref}}}
+
+
 def mounts_posthog(made: World) -> bool:
+    return mounts(made, "posthog")
+
+
+def mounts(made: World, name: str) -> bool:
     rendered = children(made, findings(made), {}, serving_of(made))
     pod = next(item for item in rendered if item["kind"] == "Deployment")
     volumes = pod["spec"]["template"]["spec"]["volumes"]
-    return any(volume["name"] == "posthog" for volume in volumes)
+    return any(volume["name"] == name for volume in volumes)
 
 
 def test_a_consenting_secret_is_mounted() -> None:
@@ -68,6 +77,21 @@ def test_another_secret_goes_nowhere(
     assert says in found.message
     assert posthog_of(made) is None
     assert not mounts_posthog(made)
+
+
+def test_datadogs_key_is_mounted_where_its_secret_consents() -> None:
+    made = world(secret(host="api.datadoghq.eu"), **metered("datadoghq.eu"))
+    assert findings(made) == ()
+    told = datadog_of(made)
+    assert told is not None
+    assert told.url == "https://api.datadoghq.eu"
+    assert mounts(made, "datadog")
+    elsewhere = world(secret(host="api.datadoghq.eu"), **metered())
+    (found,) = findings(elsewhere)
+    assert found.reason is Reason.SECRET_NOT_CONSENTING
+    assert "api.datadoghq.com" in found.message
+    assert datadog_of(elsewhere) is None
+    assert not mounts(elsewhere, "datadog")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from llmbudget.render.children import children
 from llmbudget.render.gateway_config import gateway_config
 
 SCENARIOS = Path(__file__).parents[2] / "golden" / "scenarios"
+DATADOG = {"enabled": True, "apiKeySecretRef": {"name": "d", "key": "k"}}
 ROOT = "LLMBudget/org"
 CHILD = "LLMBudget/agents"
 
@@ -240,9 +241,9 @@ CASES = {
         account="llm-teams/agents",
     ),
     "datadog": Case(
-        setting(ROOT, "spec.monitoring.datadog", {"apiKeySecretRef": {"name": "d", "key": "k"}}),
-        Reason.NOT_SUPPORTED,
-        ("spec.monitoring.datadog", "remove it"),
+        setting(ROOT, "spec.monitoring.datadog", DATADOG),
+        Reason.SECRET_NOT_FOUND,
+        ("Secret d in namespace llm-platform", "create it with the key k"),
         account="llm-platform/org",
     ),
     "model without price": Case(
@@ -329,7 +330,7 @@ def test_without_any_readable_provider_ladders_are_not_blamed() -> None:
 
 
 def test_all_faults_are_told_at_once_the_fatal_one_first() -> None:
-    chosen = ("time zone unknown", "no Secret", "datadog", "ladder of a child")
+    chosen = ("time zone unknown", "datadog", "private host not listed", "ladder of a child")
     found = findings(world(*(CASES[name].edit for name in chosen)))
     assert [one.fatal for one in found] == [True, False, False, False]
     assert len({one.reason for one in found}) == 4
@@ -337,7 +338,7 @@ def test_all_faults_are_told_at_once_the_fatal_one_first() -> None:
 
 def test_a_budgets_status_tells_its_own_faults_and_its_providers() -> None:
     made = world(
-        setting(ROOT, "spec.monitoring.datadog", {"apiKeySecretRef": {"name": "d", "key": "k"}}),
+        setting(ROOT, "spec.monitoring.datadog", DATADOG),
         without("Secret/openrouter-key"),
         without("Secret/requesty-key"),
     )

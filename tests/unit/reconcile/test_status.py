@@ -32,7 +32,9 @@ from llmbudget.reconcile.targets import TargetReport
 
 AWAY = {"connected": False, "problem": "connection refused"}
 REFUSED = TargetReport(refused=["Deployment a/b: it does not consent: annotate it."])
-STALLING = {"monitoring": {"datadog": {"apiKeySecretRef": {"name": "d", "key": "k"}}}}
+STALLING = {
+    "monitoring": {"datadog": {"enabled": True, "apiKeySecretRef": {"name": "d", "key": "k"}}}
+}
 FATAL = {"budget": {"timeZone": "Mars/Phobos"}}
 SPENT = {"spent_nano": 500 * USD}
 FAULT = Finding(Reason.SECRET_NOT_CONSENTING, "label it", provider="openrouter")
@@ -104,8 +106,8 @@ WAITING = SPENT | {"awaiting_approval": True}
         ({}, UNHEARD, "Reconciling", "True ConfigNotAcknowledged", "not taken configuration"),
         ({}, KEYLESS, "Ready", "False SecretNotFound", "no key for provider requesty:"),
         ({}, KEYLESS, "Stalled", "True SecretNotFound", "ask Vault"),
-        ({}, {"root": STALLING}, "Ready", "False NotSupported", "remove it"),
-        ({}, {"root": STALLING}, "Stalled", "True NotSupported", "remove it"),
+        ({}, {"root": STALLING}, "Ready", "False SecretNotFound", "create it"),
+        ({}, {"root": STALLING}, "Stalled", "True SecretNotFound", "create it"),
         ({}, {"root": FATAL}, "Stalled", "True InvalidSpec", "write an IANA name"),
         ({}, OUTAGE, "Ready", "False LedgerUnavailable", "Calls are refused: Connection refused."),
         ({}, OUTAGE, "Reconciling", "True LedgerUnavailable", "Connection refused"),
