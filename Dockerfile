@@ -31,7 +31,10 @@ RUN /build/bin/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist
         --mc-type application --output-file /opt/llmbudget/share/sbom.cdx.json /opt/llmbudget
 
 FROM ${BASE_IMAGE}
-LABEL org.opencontainers.image.title="LLM Budget" \
+# When the commit was made. It also keeps layers of another commit, with its times, out of this one.
+ARG CREATED
+LABEL org.opencontainers.image.created="${CREATED}" \
+      org.opencontainers.image.title="LLM Budget" \
       org.opencontainers.image.description="LLM spending on Kubernetes as a quota that cannot be overrun" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /opt/llmbudget /opt/llmbudget
