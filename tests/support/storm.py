@@ -25,6 +25,7 @@ from llmbudget.api.money import parse_usd
 
 MONTH = 31 * 24 * 3600
 _REFUSED = re.compile(r"has ([\d.]+) USD left .* may cost up to ([\d.]+) USD")
+_AMOUNT = re.compile(r"\d+\.\d+")
 _SETTINGS = ("wal_sender_timeout=0", "wal_receiver_timeout=0", "max_wal_senders=4")
 
 
@@ -60,6 +61,8 @@ class Seen:
     """What the callers saw."""
 
     codes: Counter[int] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Of 502 and 503."""
     refused: list[Refused] = field(default_factory=list)
     kills: int = 0
     cuts: int = 0
@@ -273,6 +276,8 @@ class Storm:
                 self.seen.codes[code] += 1
                 if code == 402:
                     self._take_down(body)
+                elif code in (502, 503):
+                    self.seen.reasons[_AMOUNT.sub("…", json.loads(body)["error"]["message"])] += 1
                 if code != 200:
                     await asyncio.sleep(chance.uniform(0.2, 1.0))
         finally:

@@ -48,20 +48,21 @@ class Answer:
     ) -> None:
         """Answer in one piece."""
         fields = {"content-type": content_type, "content-length": str(len(body)), **(headers or {})}
-        self._transport.write(_head(status, fields) + body)
+        self.raw(_head(status, fields) + body)
 
     def start(self, content_type: str = "text/event-stream") -> None:
         """Begin an answer in chunks."""
         fields = {"content-type": content_type, "transfer-encoding": "chunked"}
-        self._transport.write(_head(HTTPStatus.OK, fields))
+        self.raw(_head(HTTPStatus.OK, fields))
 
     def chunk(self, data: bytes) -> None:
         """Send one chunk; an empty one ends the answer."""
-        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        self.raw(b"%x\r\n%b\r\n" % (len(data), data))
 
     def raw(self, data: bytes) -> None:
-        """Send bytes that need not be HTTP."""
-        self._transport.write(data)
+        """Send bytes that need not be HTTP, if anybody is left to read them."""
+        if not self._transport.is_closing():
+            self._transport.write(data)
 
     def close(self) -> None:
         """Close the connection once everything is written."""
@@ -69,6 +70,8 @@ class Answer:
 
     def reset(self) -> None:
         """Drop the connection with a TCP reset."""
+        if self._transport.is_closing():
+            return
         handle: socket.socket = self._transport.get_extra_info("socket")
         handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._transport.abort()

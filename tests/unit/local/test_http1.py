@@ -15,10 +15,19 @@ class Echo:
 
     def __init__(self) -> None:
         self.gone = asyncio.Event()
+        self.asked = asyncio.Event()
 
     async def handle(self, request: Request, answer: Answer) -> None:
         if request.path == "/wait":
             await answer.closed.wait()
+            self.gone.set()
+        elif request.path == "/late":
+            self.asked.set()
+            await answer.closed.wait()
+            answer.send(200, b"")
+            answer.start()
+            answer.chunk(b"")
+            answer.reset()
             self.gone.set()
         else:
             answer.send(200, request.body)
@@ -84,3 +93,16 @@ async def test_a_handler_learns_that_its_caller_has_gone(port: int, echo: Echo) 
     await writer.drain()
     writer.close()
     await asyncio.wait_for(echo.gone.wait(), 5)
+
+
+async def test_a_caller_that_has_gone_gets_nothing(echo: Echo, port: int) -> None:
+    """And nobody is told of a fault."""
+    faults: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"POST /late HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
+    await echo.asked.wait()
+    writer.transport.abort()
+    await asyncio.wait_for(echo.gone.wait(), 10)
+    await asyncio.sleep(0)
+    assert not faults
