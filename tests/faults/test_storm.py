@@ -41,7 +41,8 @@ async def test_the_books_agree_after_a_storm(
         first = GatewayProcess(cluster, kubeconfig, namespace, tmp_path)
         await first.prepare()
         found = account(namespace, plan.cap, ladder=())
-        sim = provider("sim", simulator.port)
+        patient = {"connect_timeout_ms": 20_000, "idle_timeout_ms": 20_000}
+        sim = provider("sim", simulator.port, **patient)
         await first.configure(config(namespace, (found,), (sim,), ledger="postgres"))
         storm = Storm(plan, databases, first, await first.token())
         try:

@@ -99,7 +99,7 @@ async def test_a_caller_that_has_gone_gets_nothing(echo: Echo, port: int) -> Non
     """And nobody is told of a fault."""
     faults: list[dict[str, object]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"POST /late HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
     await echo.asked.wait()
     writer.transport.abort()
