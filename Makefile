@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.ready
 
 .PHONY: help setup demo test e2e fuzz storm simulate check generate golden lock image sbom release bench-overrun bench-gateway bench-streams bench-operator clean
-.PHONY: bench-ledger bench-million bench-parts bench-profile bench-replicas
+.PHONY: bench-ledger bench-ledger-postgres bench-million bench-parts bench-profile bench-replicas
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,8 +23,8 @@ demo: setup ## Spend a budget on a real Kubernetes API on this machine (KEEP=1 l
 test: setup ## Run all tests, against a real Kubernetes API on this machine
 	@$(BIN)/pytest -n $(or $(WORKERS),2) --dist loadfile
 
-storm: setup ## Fifteen gateways, a thousand callers, everything breaking (about ten minutes)
-	@STORM=1 $(BIN)/pytest tests/faults/test_storm.py --storm -s
+storm: setup ## Fifteen gateways, a thousand callers, everything breaking (ten minutes; SHORT=1: two)
+	@STORM=1 $(BIN)/pytest tests/faults/test_storm.py $(if $(SHORT),,--storm) -s
 
 e2e: setup ## Run a real cluster on this machine, and break it (Linux, root, Debian)
 	@scripts/e2e
@@ -77,6 +77,9 @@ bench-operator: setup ## A thousand budgets on a real API server, beside its raw
 
 bench-ledger: setup ## Holds and settles of the ledger beside bare SQL
 	$(BIN)/python -m bench.ledger.run
+
+bench-ledger-postgres: setup ## The same in PostgreSQL: gateways, groups, budgets (needs PostgreSQL)
+	$(BIN)/python -m bench.ledger.postgres
 
 bench-million: setup ## A million calls: memory, the ledger's file, start, export, retention (needs nginx, wrk)
 	$(BIN)/python -m bench.ledger.million

@@ -224,7 +224,12 @@ class Storm:
         await self._until_share(0.3, what)
 
     async def _spent(self, what: str) -> None:
+        """Wait until callers are told so."""
         await self._until_share(0.95, what)
+        deadline, told = time.monotonic() + self._plan.patience_seconds, len(self.seen.refused)
+        while len(self.seen.refused) < told + 20:
+            assert time.monotonic() < deadline, f"{what}: nobody is refused; {self.seen}"
+            await asyncio.sleep(0.3)
 
     async def _kill_on(self) -> None:
         while True:

@@ -14,6 +14,7 @@ from llmbudget.ledger.audit import audit, database_source, file_source
 from llmbudget.ledger.export import exact_usd
 from llmbudget.ledger.guide import read_usage_file
 from llmbudget.ledger.interface import Entry, LedgerError, LedgerUnavailable
+from llmbudget.ledger.moving import move
 from llmbudget.ledger.operations import Operations
 from llmbudget.ledger.postgres import PostgresLedger
 from llmbudget.ledger.postgres.connection import Database
@@ -132,6 +133,37 @@ def take_over(
         months[draft.period] += draft.cost
     for period, spent in sorted(months.items()):
         click.echo(f"  {period}  {exact_usd(spent)} USD", err=True)
+
+
+@command.command("move")
+@click.option("--account", required=True, metavar="NAMESPACE/NAME", help="The root budget.")
+@click.option(
+    "--ledger",
+    required=True,
+    type=click.Path(path_type=Path, exists=True),
+    help="The embedded ledger's directory or file; no gateway may have it open.",
+)
+@click.option(
+    "--postgres",
+    required=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="File with the connection string of a schema that holds no ledger yet.",
+)
+def move_ledger(account: str, ledger: Path, postgres: Path) -> None:
+    """Copy an embedded ledger into PostgreSQL, all of it, and compare both.
+
+    All or nothing; a second time nothing. The file is left as it is: remove it, so that no gateway
+    goes on with it.
+    """
+    if account.count("/") != 1:
+        raise click.BadParameter("write NAMESPACE/NAME", param_hint="--account")
+    file = ledger / FILE_NAME if ledger.is_dir() else ledger
+    try:
+        moved = move(file, Database(postgres), account)
+    except LedgerUnavailable as error:
+        raise click.ClickException(str(error)) from None
+    what = "moved and compared" if moved.first else "was moved before: nothing was done"
+    click.echo(f"{account} {what}: {moved.report}", err=True)
 
 
 async def _take_over(

@@ -23,7 +23,7 @@ import psycopg
 from llmbudget.api.money import format_usd
 from llmbudget.ledger.book import FORGOTTEN
 from llmbudget.ledger.interface import LedgerUnavailable
-from llmbudget.ledger.postgres.connection import Database
+from llmbudget.ledger.postgres.connection import Connection, Database
 from llmbudget.ledger.records import Figures
 from llmbudget.ledger.sqlite.schema import FILE_NAME, VERSION, connect_reading
 
@@ -73,6 +73,16 @@ class Source:
     path: Callable[[Any], tuple[str, ...]]
 
 
+def file_rows(connection: apsw.Connection) -> Source:
+    """Read by a connection that has begun to."""
+    return Source(connection.execute, lambda text: tuple(text.split(" ")))
+
+
+def database_rows(connection: Connection) -> Source:
+    """Read by a connection that has begun to."""
+    return Source(lambda statement: connection.execute(statement.encode()), tuple)
+
+
 @contextmanager
 def file_source(ledger: Path) -> Iterator[Source]:
     """Read a file, or the one in a directory.
@@ -90,7 +100,7 @@ def file_source(ledger: Path) -> Iterator[Source]:
                     "to this one's schema"
                 )
             with connection:
-                yield Source(connection.execute, lambda text: tuple(text.split(" ")))
+                yield file_rows(connection)
         finally:
             connection.close()
     except apsw.Error as error:
@@ -109,7 +119,7 @@ def database_source(file: Path) -> Iterator[Source]:
         with database.connect() as connection, connection.transaction():
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             connection.execute("SET LOCAL statement_timeout = 0")
-            yield Source(lambda statement: connection.execute(statement.encode()), tuple)
+            yield database_rows(connection)
     except psycopg.Error as error:
         raise database.unavailable(error) from error
 

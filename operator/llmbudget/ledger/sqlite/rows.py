@@ -1,9 +1,9 @@
-"""Reading and writing the rows, each statement in one place."""
+"""Reading the rows, each statement in one place."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -24,9 +24,7 @@ from llmbudget.ledger.records import (
     Transfer,
     TransferKind,
     loan_of,
-    loan_text,
     top_ups_of,
-    top_ups_text,
 )
 
 Row = tuple[Any, ...]
@@ -95,15 +93,11 @@ class Rows:
     def figures(self, account: str, period: str) -> Figures | None:
         """Find an account's sums in a period."""
         row = self._one(
-            "SELECT spent, overage, debit, held, carried, closed, closing_cap, lent, rolled "
-            "FROM account_periods WHERE account = ? AND period = ?",
+            "SELECT * FROM account_periods WHERE account = ? AND period = ?",
             account,
             period,
         )
-        if row is None:
-            return None
-        spent, overage, debit, held, carried, closed, *others = row
-        return Figures(spent, overage, debit, held, carried, bool(closed), *others)
+        return None if row is None else _figures(row)[2]
 
     def accounts_in(self, period: str) -> list[str]:
         """List the accounts that have sums in a period."""
@@ -117,8 +111,12 @@ class Rows:
 
     def entries(self, after: int, limit: int) -> list[Entry]:
         """Read entries in the order of their `seq`."""
+        return [row.entry for row in self.entry_rows(after, limit)]
+
+    def entry_rows(self, after: int, limit: int) -> list[EntryRow]:
+        """Read entries in the order of their `seq`, with their paths."""
         rows = self._all("SELECT * FROM entries WHERE seq > ? ORDER BY seq LIMIT ?", after, limit)
-        return [_entry(row).entry for row in rows]
+        return [_entry(row) for row in rows]
 
     def older(self, period: str, limit: int) -> list[int]:
         """Read the `seq` of entries of earlier periods. The last one stays: numbers go on from
@@ -169,77 +167,23 @@ class Rows:
         row = self._one("SELECT seq FROM cursors WHERE name = ?", name)
         return 0 if row is None else int(row[0])
 
-
-def write(connection: apsw.Connection, header: Header, changes: Changes) -> None:
-    """Write what a transaction changed: each table once, however many operations it ran."""
-    if changes.header:
-        connection.execute(
-            "UPDATE ledger SET epoch = ?, generation = ?, period = ?, time_zone = ?, "
-            "next_time_zone = ?",
-            (
-                header.epoch,
-                header.generation,
-                header.period,
-                header.time_zone,
-                header.next_time_zone,
-            ),
+    def all_but_entries(self) -> Changes:
+        """Read all rows of all months, but the entries and the open holds, as if one transaction
+        had written them."""
+        figures = [_figures(row) for row in self._all("SELECT * FROM account_periods")]
+        keys = [KeyRow(*row) for row in self._all("SELECT * FROM idempotency")]
+        envelopes = [_envelope(row) for row in self._all("SELECT * FROM envelopes")]
+        transfers = [_transfer(row) for row in self._all("SELECT * FROM transfers")]
+        actions = [_action(row) for row in self._all("SELECT * FROM actions")]
+        return Changes(
+            accounts={account.name: account for account in self.accounts()},
+            figures={(account, period): found for account, period, found in figures},
+            keys={(key.consumer, key.key): key for key in keys},
+            envelopes={envelope.id: envelope for envelope in envelopes},
+            transfers={transfer.id: transfer for transfer in transfers},
+            actions={action.id: action for action in actions},
+            cursors=dict(self._all("SELECT name, seq FROM cursors")),
         )
-    if changes.keys_before is not None:
-        connection.execute("DELETE FROM idempotency WHERE period < ?", (changes.keys_before,))
-    for statement, rows in _batches(changes):
-        if rows:
-            connection.executemany(statement, rows)
-
-
-def _batches(changes: Changes) -> Iterator[tuple[str, Sequence[Row]]]:
-    yield (
-        "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [_account_row(account) for account in changes.accounts.values()],
-    )
-    yield (
-        "INSERT OR REPLACE INTO account_periods VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [_figures_row(*key, figures) for key, figures in changes.figures.items()],
-    )
-    yield (
-        "INSERT INTO holds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [_hold_row(hold) for hold in changes.opened.values()],
-    )
-    yield "DELETE FROM holds WHERE id = ?", [(hold_id,) for hold_id in changes.closed]
-    yield (
-        "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [_entry_row(row) for row in changes.entries.values()],
-    )
-    yield (
-        "UPDATE entries SET tokens_in = ?, tokens_out = ?, cost = ?, status = ?, outcome = ? "
-        "WHERE seq = ?",
-        [
-            (found.tokens_in, found.tokens_out, found.cost, found.status, found.outcome, found.seq)
-            for found in (row.entry for row in changes.corrected.values())
-        ],
-    )
-    yield "DELETE FROM entries WHERE seq = ?", [(seq,) for seq in changes.forgotten]
-    yield "DELETE FROM idempotency WHERE consumer = ? AND key = ?", changes.freed
-    yield (
-        "INSERT INTO idempotency VALUES (?, ?, ?, ?, ?)",
-        [
-            (key.consumer, key.key, key.entry, key.fingerprint, key.period)
-            for key in changes.keys.values()
-        ],
-    )
-    yield (
-        "INSERT OR REPLACE INTO envelopes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [_envelope_row(envelope) for envelope in changes.envelopes.values()],
-    )
-    yield (
-        "INSERT INTO transfers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [_transfer_row(transfer) for transfer in changes.transfers.values()],
-    )
-    yield (
-        "INSERT INTO actions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
-        "ON CONFLICT (id) DO UPDATE SET acknowledged = excluded.acknowledged",
-        [_action_row(action) for action in changes.actions.values()],
-    )
-    yield "INSERT OR REPLACE INTO cursors VALUES (?, ?)", list(changes.cursors.items())
 
 
 def to_microseconds(instant: datetime) -> int:
@@ -252,79 +196,10 @@ def from_microseconds(microseconds: int) -> datetime:
     return _EPOCH + microseconds * _MICROSECOND
 
 
-def _account_row(account: Account) -> Row:
-    thresholds = [[found.percentage, found.action] for found in account.thresholds]
-    return (
-        account.name,
-        account.parent,
-        account.cap,
-        int(account.blocks),
-        json.dumps(thresholds),
-        account.steps,
-        account.approved_period,
-        int(account.active),
-        account.revision,
-        account.rollover,
-        account.borrows,
-        account.lends,
-        top_ups_text(account.top_ups),
-        loan_text(account.loan),
-    )
-
-
-def _figures_row(account: str, period: str, figures: Figures) -> Row:
-    return (
-        account,
-        period,
-        figures.spent,
-        figures.overage,
-        figures.debit,
-        figures.held,
-        figures.carried,
-        int(figures.closed),
-        figures.closing_cap,
-        figures.lent,
-        figures.rolled,
-    )
-
-
-def _hold_row(hold: OpenHold) -> Row:
-    return (
-        hold.id,
-        " ".join(hold.path),
-        hold.period,
-        hold.amount,
-        hold.provider,
-        hold.model,
-        hold.agent,
-        hold.task_id,
-        hold.epoch,
-        hold.consumer,
-        hold.idempotency_key,
-        hold.envelope,
-    )
-
-
-def _entry_row(row: EntryRow) -> Row:
-    entry = row.entry
-    return (
-        entry.seq,
-        entry.id,
-        to_microseconds(entry.ts),
-        " ".join(row.path),
-        entry.period,
-        entry.provider,
-        entry.model,
-        entry.tokens_in,
-        entry.tokens_out,
-        entry.cost,
-        entry.held,
-        entry.task_id,
-        entry.agent,
-        entry.status,
-        entry.outcome,
-        entry.envelope,
-    )
+def _figures(row: Row) -> tuple[str, str, Figures]:
+    account, period, spent, overage, debit, held, carried, closed, *others = row
+    figures = Figures(spent, overage, debit, held, carried, bool(closed), *others)
+    return account, period, figures
 
 
 def _entry(row: Row) -> EntryRow:
@@ -350,20 +225,6 @@ def _entry(row: Row) -> EntryRow:
     return EntryRow(entry, path)
 
 
-def _action_row(action: ActionRow) -> Row:
-    return (
-        action.id,
-        action.account,
-        action.period,
-        action.percentage,
-        action.action,
-        action.spent,
-        action.cap,
-        to_microseconds(action.fired_at),
-        int(action.acknowledged),
-    )
-
-
 def _action(row: Row) -> ActionRow:
     return ActionRow(
         id=row[0],
@@ -375,25 +236,6 @@ def _action(row: Row) -> ActionRow:
         cap=Nano(row[6]),
         fired_at=from_microseconds(row[7]),
         acknowledged=bool(row[8]),
-    )
-
-
-def _envelope_row(envelope: Envelope) -> Row:
-    closed = envelope.closed
-    return (
-        envelope.id,
-        envelope.account,
-        " ".join(envelope.path),
-        envelope.period,
-        envelope.cap,
-        envelope.consumer,
-        " ".join(envelope.users),
-        envelope.task_id,
-        to_microseconds(envelope.opened),
-        to_microseconds(envelope.expires),
-        None if closed is None else to_microseconds(closed),
-        envelope.spent,
-        envelope.held,
     )
 
 
@@ -412,21 +254,6 @@ def _envelope(row: Row) -> Envelope:
         closed=None if row[10] is None else from_microseconds(row[10]),
         spent=row[11],
         held=row[12],
-    )
-
-
-def _transfer_row(transfer: Transfer) -> Row:
-    return (
-        transfer.id,
-        to_microseconds(transfer.ts),
-        transfer.kind,
-        transfer.account,
-        transfer.period,
-        transfer.amount,
-        transfer.source,
-        transfer.by,
-        transfer.reason,
-        None if transfer.expires is None else to_microseconds(transfer.expires),
     )
 
 

@@ -19,8 +19,9 @@ import apsw
 from llmbudget.ledger.book import Book
 from llmbudget.ledger.interface import LedgerUnavailable
 from llmbudget.ledger.pages import Clock
-from llmbudget.ledger.sqlite.rows import Rows, write
+from llmbudget.ledger.sqlite.rows import Rows
 from llmbudget.ledger.sqlite.schema import connect
+from llmbudget.ledger.sqlite.writing import write
 
 
 class Store:
