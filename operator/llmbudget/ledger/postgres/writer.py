@@ -11,7 +11,6 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Final
 
@@ -22,11 +21,10 @@ from llmbudget.ledger.feed import Committed
 from llmbudget.ledger.interface import LedgerError, LedgerUnavailable
 from llmbudget.ledger.operations import Subject
 from llmbudget.ledger.postgres.store import Store
+from llmbudget.ledger.queue import Queue
 
 logger = logging.getLogger(__name__)
 
-GROUP: Final = 512
-"""Most operations in one transaction."""
 IDLE_SECONDS: Final = 1.0
 """How often an idle ledger looks what others committed and whether the month has turned."""
 
@@ -59,7 +57,7 @@ class Writer(Thread):
         self._store = store
         self._loop = loop
         self._publish = publish
-        self._queue: SimpleQueue[Operation | None] = SimpleQueue()
+        self._queue: Queue[Operation] = Queue(loop)
 
     def submit(self, operation: Operation) -> None:
         """Queue an operation; its future is resolved in the event loop."""
@@ -67,35 +65,20 @@ class Writer(Thread):
 
     def stop(self) -> None:
         """Let the thread end when everything that is queued now is committed."""
-        self._queue.put(None)
+        self._queue.end()
 
     def run(self) -> None:
         """Commit group after group until told to stop."""
         going = True
         self._look()
         while going:
-            group, going = self._gather()
+            group, going = self._queue.take(IDLE_SECONDS)
             if group:
                 self._commit(group)
             elif going:
                 self._look()
         self._store.leave()
         self._store.close()
-
-    def _gather(self) -> tuple[list[Operation], bool]:
-        """Wait for work, and take what else is there; an empty group when nobody asked for
-        anything for a while."""
-        group: list[Operation] = []
-        try:
-            operation = self._queue.get(timeout=IDLE_SECONDS)
-            while operation is not None:
-                group.append(operation)
-                if len(group) == GROUP:
-                    return group, True
-                operation = self._queue.get_nowait()
-        except Empty:
-            return group, True
-        return group, False
 
     def _look(self) -> None:
         """Do what is due though nobody asks."""
