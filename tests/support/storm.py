@@ -39,7 +39,7 @@ class Plan:
     """Nano-USD a month."""
     kill_seconds: float = 1.0
     """Between two gateways that are killed."""
-    patience_seconds: float = 180.0
+    patience_seconds: float = 300.0
     """For a month's cap to be spent."""
     seed: int = 20261
 
