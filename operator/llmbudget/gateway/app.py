@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -91,6 +90,7 @@ class App:
         self.finished = False
         """The last call has been settled: streams end."""
         self._calls_running: set[asyncio.Task[Any]] = set()
+        """The process waits for them, or ends them."""
         self._handlers: Mapping[tuple[str, str], Handler] = {
             **{("POST", operation.path): self._calling(operation) for operation in OPERATIONS},
             ("GET", "/v1/models"): self._models,
@@ -127,7 +127,8 @@ class App:
             body = (
                 b'{"error":{"message":"Internal error.","type":"server_error","code":"internal"}}'
             )
-            exchange.response_bytes(500, [*JSON, ("x-should-retry", "false")], body)
+            if not exchange.answered:
+                exchange.response_bytes(500, [*JSON, ("x-should-retry", "false")], body)
 
     async def _answer(self, exchange: Exchange, request_id: str) -> None:
         request = Request(exchange, request_id)
@@ -168,6 +169,8 @@ class App:
 
     def _calling(self, operation: Operation) -> Handler:
         async def call(request: Request, exchange: Exchange) -> None:
+            task = asyncio.current_task()
+            assert task is not None
             parent = read_traceparent(request.headers.get("traceparent"))
             story = CallStory(self._spans, request.id, parent, operation)
             try:
@@ -175,17 +178,17 @@ class App:
                 consumer, envelope = await self._payer(request, routes)
                 story.by(consumer)
                 async with self._limits.admitted(consumer) as count_tokens:
-                    with self._running():
-                        await self._calls.serve(
-                            operation,
-                            routes,
-                            consumer,
-                            request,
-                            exchange,
-                            count_tokens,
-                            story,
-                            envelope,
-                        )
+                    self._calls_running.add(task)
+                    await self._calls.serve(
+                        operation,
+                        routes,
+                        consumer,
+                        request,
+                        exchange,
+                        count_tokens,
+                        story,
+                        envelope,
+                    )
             except (Refusal, LedgerError) as error:
                 refusal = error if isinstance(error, Refusal) else refusal_of(error)
                 story.refused(refusal.status, refusal.code)
@@ -194,20 +197,10 @@ class App:
                 story.refused(500, "internal")
                 raise
             finally:
+                self._calls_running.discard(task)
                 story.end(self._call_log)
 
         return call
-
-    @contextlib.contextmanager
-    def _running(self) -> Iterator[None]:
-        """Count a call, so that the process can wait for it, or end it."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._calls_running.add(task)
-        try:
-            yield
-        finally:
-            self._calls_running.discard(task)
 
     @property
     def calls_running(self) -> int:
@@ -235,6 +228,10 @@ class App:
         consumer = await self._consumer(request, routes)
         entry_id = request.path.removeprefix(f"{CALLS_PATH}/")
         entry = await self._ledger.entry(entry_id)
+        if entry is None:
+            # An answer leaves before its row is written, which is queued by then.
+            await self._ledger.tick()
+            entry = await self._ledger.entry(entry_id)
         # Another budget's call is as unknown as one that never was.
         if entry is None or entry.account != consumer.account.name:
             raise Refusal(404, "not_found", "No call of yours has this id, or it is under way.")

@@ -36,11 +36,14 @@ class Attempt:
         """Take a usage that says all that is charged; any other is none."""
         return usage if usage is not None and told(usage, self.prices) else None
 
-    async def charge(self, usage: Usage | None) -> Nano:
-        """Settle by what was used, or in full where nobody knows, and tell what it cost."""
+    def costs(self, usage: Usage | None) -> Nano:
+        """Tell what is charged: what was used, or all that is held where nobody knows."""
+        return self.held.hold.amount if usage is None else cost(usage, self.prices, self.kinds)
+
+    async def charge(self, usage: Usage | None, charged: Nano) -> None:
+        """Settle by what `costs` told."""
         if usage is None:
             await self.held.settle(Settlement(None, status=self.status))
-            return self.held.hold.amount
-        charged = cost(usage, self.prices, self.kinds)
-        await self.held.settle(Settlement(charged, usage.tokens_in, usage.tokens_out, self.status))
-        return charged
+        else:
+            settlement = Settlement(charged, usage.tokens_in, usage.tokens_out, self.status)
+            await self.held.settle(settlement)

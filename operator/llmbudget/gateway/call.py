@@ -281,14 +281,17 @@ class Calls:
             return None
         body = await answer.read()
         usage = attempt.believed(call.asked.usage_of(body, attempt.plausible))
-        charged = await attempt.charge(usage)
-        if usage is not None:
-            call.count_tokens(usage.tokens_in + usage.tokens_out)
-        attempt.record.end(attempt.status, charged, usage, None if usage else "no usage")
+        charged = attempt.costs(usage)
         headers = attempt.headers + self._left(call, attempt, charged)
         headers += [("x-llmbudget-cost-usd", format_usd(charged))]
         headers += [("content-type", content_type)]
         call.exchange.response_bytes(200, headers, mask(body, attempt.key))
+        if usage is not None:
+            call.count_tokens(usage.tokens_in + usage.tokens_out)
+        attempt.record.end(attempt.status, charged, usage, None if usage else "no usage")
+        # Only now: the answer need not wait for it. Whatever is asked next is queued behind it, and
+        # where it is lost, all that is held is charged.
+        await attempt.charge(usage, charged)
         return None
 
     def _left_beside_spent(self, call: Call) -> Nano | None:
@@ -299,10 +302,10 @@ class Calls:
     def _left(self, call: Call, attempt: Attempt, charged: Nano | None = None) -> Headers:
         """Tell what is left in the envelope or on the path, in dollars and in tokens of the
         model."""
+        hold = attempt.held.hold
+        given_back = 0 if charged is None else hold.amount - charged
         if call.envelope is not None:
-            hold = attempt.held.hold
-            given_back = 0 if charged is None else max(0, hold.amount - charged)
-            left = Nano((hold.remaining or 0) + given_back)
+            left = (hold.remaining or 0) + max(0, given_back)
         else:
             try:
                 balances = [self._ledger.balance(account) for account in call.path]
@@ -312,7 +315,7 @@ class Calls:
             lefts = [found.remaining for found in balances if found.remaining is not None]
             if not lefts:
                 return []
-            left = min(lefts)
+            left = max(0, min(lefts) + given_back)
         headers = [("x-llmbudget-remaining-usd", format_usd(left))]
         rate = max(attempt.prices.input, attempt.prices.output)
         if rate:
@@ -360,7 +363,8 @@ async def _error_answer(call: Call, attempt: Attempt, answer: Answer) -> Failed 
 async def _doubt(attempt: Attempt, why: str, error: str) -> Failed:
     """Charge in full: the provider may have done the work."""
     attempt.status = Status.ERROR
-    charged = await attempt.charge(None)
+    charged = attempt.costs(None)
+    await attempt.charge(None, charged)
     attempt.record.end(Status.ERROR, charged, None, why, error)
     name = attempt.offer.provider.name
     message = f"Provider {name}: {why}. The call was charged {format_usd(charged)} USD."

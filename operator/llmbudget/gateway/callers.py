@@ -53,6 +53,8 @@ class Callers:
         """The header of the time."""
         self.gone = asyncio.Event()
         """Set when it stops and the last connection is closed."""
+        self.tasks: set[asyncio.Task[None]] = set()
+        """Requests under way, also those whose answers are whole."""
         self._connections: set[CallerConnection] = set()
 
     def connect(self) -> CallerConnection:
@@ -119,7 +121,6 @@ class CallerConnection(asyncio.Protocol):
         self._answering: Incoming | None = None
         self._waiting: deque[Incoming] = deque()
         """Requests that came before the one in front of them was answered."""
-        self._task: asyncio.Task[None] | None = None
         self.full: asyncio.Future[None] | None = None
         """There while the caller has more to read than it should; resolved once it has not."""
         self._paused = False
@@ -269,7 +270,8 @@ class CallerConnection(asyncio.Protocol):
     def _begin(self, request: Incoming) -> None:
         self._answering = request
         self.deadline = _NEVER
-        self._task = self.loop.create_task(self._answer(request))
+        task = self.loop.create_task(self._answer(request))
+        self._callers.tasks.add(task)
 
     async def _answer(self, request: Incoming) -> None:
         whole = False
@@ -278,10 +280,11 @@ class CallerConnection(asyncio.Protocol):
             whole = True
         finally:
             request.end(whole=whole)
-            self._answered(request)
+            self._callers.tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
-    def _answered(self, request: Incoming) -> None:
-        self._answering = self._task = None
+    def go_on(self, request: Incoming) -> None:
+        """A request's answer is whole: the next one may be answered."""
+        self._answering = None
         if self.closed:
             return
         if request.keep_alive:
@@ -314,9 +317,11 @@ class CallerConnection(asyncio.Protocol):
         if request is None:
             request = Incoming(self, "", b"", [], keep_alive=False, version="1.1")
         self._break_off(request)
-        request.response_bytes(*render(malformed(f"This is no request: {why}."), Protocol.OPENAI))
-        if self._answering is None:
+        if request.answered:
             self._transport.close()
+            return
+        refusal = malformed(f"This is no request: {why}.")
+        request.response_bytes(*render(refusal, Protocol.OPENAI))
 
     def _break_off(self, request: Incoming) -> None:
         request.broken = True
@@ -326,7 +331,8 @@ class CallerConnection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Write what goes out."""
-        self._transport.write(data)
+        if not self.closed:
+            self._transport.write(data)
 
     def follow(self) -> None:
         """Stop reading while there is enough to do, and go on when there is not."""

@@ -40,6 +40,9 @@ class Way(Protocol):
     def cut(self) -> None:
         """Close at once."""
 
+    def go_on(self, request: Incoming) -> None:
+        """A request's answer is whole: the next one may be answered."""
+
     @property
     def ending(self) -> bool:
         """Whether no request may follow the one that is answered."""
@@ -53,8 +56,17 @@ class Incoming:
     """A request and its answer: what the gateway sees of a caller. See `wire.Exchange`."""
 
     __slots__ = (
-        *("_answered", "_chunks", "_chunked", "_old", "_streams", "_waiter", "_wants_go", "_way"),
-        *("answer_headers", "broken", "client", "complete", "fields", "keep_alive", "method"),
+        *("_chunks", "_ended", "_old", "_waiter", "_wants_go", "_way"),
+        *(
+            "answer_headers",
+            "answered",
+            "broken",
+            "client",
+            "complete",
+            "fields",
+            "keep_alive",
+            "method",
+        ),
         *("path", "unread"),
     )
 
@@ -77,7 +89,7 @@ class Incoming:
         self._chunks: list[bytes] = []
         self._waiter: asyncio.Future[None] | None = None
         self._wants_go = False
-        self._answered = self._streams = False
+        self.answered = self._ended = False
         self._old = version == _OLD
 
     def problem(self, version: str) -> str | None:
@@ -134,7 +146,7 @@ class Incoming:
 
     def add(self, chunk: bytes) -> None:
         """A piece of the body came."""
-        if not self._answered:
+        if not self.answered:
             self._chunks.append(chunk)
             self.unread += len(chunk)
             self.wake()
@@ -147,13 +159,15 @@ class Incoming:
     # The answer
 
     def response_bytes(self, status: int, headers: Headers, body: bytes) -> None:
-        """Answer at once."""
+        """Answer at once. A request that broke off has its answer already."""
+        if self.answered and self.broken:
+            return
         content = b"" if self.method == "HEAD" else body
         self._begin(status, headers, b"content-length: %d\r\n" % len(body), content)
+        self._end()
 
     def response_stream(self, status: int, headers: Headers) -> Incoming:
         """Answer bit by bit."""
-        self._streams = True
         if self._old:
             # It ends with the connection, since it has no chunks.
             self.keep_alive = False
@@ -163,11 +177,9 @@ class Incoming:
 
     def _begin(self, status: int, headers: Headers, length: bytes, content: bytes) -> None:
         way = self._way
-        if self._answered:
-            # What goes out already must not be taken for a whole answer.
-            way.cut()
-            return
-        self._answered = True
+        if self.answered:
+            raise RuntimeError("this request is answered already")
+        self.answered = True
         self.keep_alive = self.keep_alive and self.complete and not way.ending
         head = _head(status, headers + self.answer_headers, keep_alive=self.keep_alive)
         way.write(b"%b%b%b\r\n%b" % (head, way.date, length, content))
@@ -188,10 +200,18 @@ class Incoming:
 
     def end(self, *, whole: bool) -> None:
         """The application is done with it; without `whole`, before it was meant to."""
-        if not self._answered or not whole:
+        if self._ended:
+            return
+        if not self.answered or not whole:
+            # What is not whole must not be taken for it.
             self._way.cut()
-        elif self._streams and not self._old:
+        elif not self._old:
             self._way.write(b"0\r\n\r\n")
+        self._end()
+
+    def _end(self) -> None:
+        self._ended = True
+        self._way.go_on(self)
 
 
 def _head(status: int, headers: Headers, *, keep_alive: bool) -> bytes:

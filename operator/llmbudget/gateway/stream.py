@@ -36,8 +36,9 @@ class _Listener:
 
     async def send(self, data: bytes, *, whole: bool = True) -> None:
         """Send on; what is no whole event may end within a key, so its end is kept back."""
-        data = mask(self._rest + data, self._key)
-        self._rest = b""
+        if self._rest:
+            data, self._rest = self._rest + data, b""
+        data = mask(data, self._key)
         if not whole:
             end = max(0, len(data) - longest_mask(self._key))
             data, self._rest = data[:end], data[end:]
@@ -65,7 +66,8 @@ async def relay(
     usage = None if why or meter.failed else attempt.believed(meter.usage)
     if why or meter.failed:
         attempt.status = Status.ERROR
-    charged = await attempt.charge(usage)
+    charged = attempt.costs(usage)
+    await attempt.charge(usage, charged)
     if usage is not None:
         count_tokens(usage.tokens_in + usage.tokens_out)
     why = why or (None if usage else "no usage")

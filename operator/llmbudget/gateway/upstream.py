@@ -36,6 +36,7 @@ MAX_ANSWER: Final = 32 * 1024 * 1024
 _FAILURES: Final = 500
 """Statuses from here on say that the provider failed."""
 _MILLISECONDS: Final = 1000
+_MOST_HEADS: Final = 64
 _PLAIN: Final = b"identity"
 
 
@@ -95,6 +96,8 @@ class Upstream:
         self._failure = ""
         self._connecting = asyncio.Lock()
         self.breaker = Breaker()
+        self._heads: dict[tuple[str, str, str], bytes] = {}
+        """Heads of requests, by what they depend on: path, key and content type."""
         self._base_path = parts.path.rstrip("/")
         self._fixed_head = (
             f"host: {parts.netloc}\r\nuser-agent: llmbudget\r\naccept-encoding: identity\r\n"
@@ -120,14 +123,17 @@ class Upstream:
     def _request(
         self, path: str, body: bytes, key: str, headers: Headers, content_type: str
     ) -> bytes:
-        lines = [f"{name}: {value}\r\n" for name, value in headers]
-        lines.append(f"content-type: {content_type}\r\n")
-        lines.append("{}: {}\r\n".format(*_auth(self.provider.key_header, key)))
-        if not all(line[:-2].isprintable() for line in lines):
-            # Whoever lets such a value come this far has a fault: it must not become a request.
-            raise ValueError("a header has a character that no header may have")
-        head = "".join([f"POST {self._base_path}{path} HTTP/1.1\r\n", self._fixed_head, *lines])
-        return b"%scontent-length: %d\r\n\r\n%s" % (head.encode("ascii"), len(body), body)
+        known = (path, key, content_type)
+        head = self._heads.get(known)
+        if head is None:
+            if len(self._heads) >= _MOST_HEADS:
+                self._heads.clear()
+            named = _auth(self.provider.key_header, key)
+            fixed = _lines([("content-type", content_type), named])
+            start = f"POST {self._base_path}{path} HTTP/1.1\r\n{self._fixed_head}"
+            head = self._heads[known] = start.encode("ascii") + fixed
+        more = _lines(headers) if headers else b""
+        return b"%b%bcontent-length: %d\r\n\r\n%b" % (head, more, len(body), body)
 
     async def _begun(self, request: bytes) -> Answer:
         pool = await self._checked_pool()
@@ -224,6 +230,14 @@ class Upstream:
             return await resolve(self._host, self._port)
         except OSError:
             raise NotSent(f"{self._host} can't be resolved") from None
+
+
+def _lines(headers: Headers) -> bytes:
+    lines = [f"{name}: {value}" for name, value in headers]
+    if not all(line.isprintable() for line in lines):
+        # Whoever lets such a value come this far has a fault: it must not become a request.
+        raise ValueError("a header has a character that no header may have")
+    return "".join([f"{line}\r\n" for line in lines]).encode("ascii")
 
 
 def _auth(header: KeyHeader, key: str) -> tuple[str, str]:

@@ -74,6 +74,8 @@ class Exchange(Protocol):
     """Headers of the answer, whatever it is."""
     keep_alive: bool
     """Whether another request may follow on the connection."""
+    answered: bool
+    """Whether the answer has begun: there is only one."""
 
     @property
     def received(self) -> bytes | None:

@@ -366,6 +366,9 @@ class Ledger(Protocol):
             How many rows went.
         """
 
+    async def tick(self) -> None:
+        """Return once all that was asked for before is committed, and the period is the clock's."""
+
     def balance(self, account: str) -> Balance:
         """Tell where an account stands, from memory, as last committed.
 

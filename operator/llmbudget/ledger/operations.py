@@ -191,7 +191,7 @@ class Operations(ABC):
         return await self._submit(lambda book: book.forget(before, limit), durable=False)
 
     async def tick(self) -> None:
-        """Go on to the clock's period now; an idle ledger does it within a second by itself."""
+        """See `Ledger.tick`. An idle ledger turns the period within a second by itself."""
         await self._submit(lambda book: None, durable=False)
 
     async def entry(self, entry_id: str) -> Entry | None:

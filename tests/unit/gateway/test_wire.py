@@ -40,6 +40,7 @@ class Body:
     fields: list[tuple[bytes, bytes]] = field(default_factory=list)
     answer_headers: Headers = field(default_factory=list)
     keep_alive: bool = True
+    answered: bool = False
     method: str = "POST"
     path: str = "/v1/chat/completions"
     client: str = "10.0.0.1:50000"

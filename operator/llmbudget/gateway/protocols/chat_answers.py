@@ -31,6 +31,11 @@ class ChatMeter(EventMeter):
         self._service = service
         self._include_usage = include_usage
 
+    def _plain(self, events: bytes) -> bool:
+        if self.usage is not None:
+            return False
+        return b"usage" not in events and b"error" not in events and b"[DONE]" not in events
+
     def _read(self, data: bytes, event: bytes) -> bytes:
         if data == b"[DONE]":
             self.last_event = event

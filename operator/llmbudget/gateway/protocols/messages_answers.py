@@ -32,6 +32,9 @@ class MessageMeter(EventMeter):
         """Counts so far; the output's are known only once a message_delta has told them."""
         self._searches = 0
 
+    def _plain(self, events: bytes) -> bool:
+        return not any(mark in events for mark in _MARKS)
+
     def _read(self, data: bytes, event: bytes) -> bytes:
         if not any(mark in data for mark in _MARKS):
             return event

@@ -111,6 +111,9 @@ class SpeechMeter(TypedMeter):
         """Events end with what they cost; sound has no place for it."""
         return super().ending(comment) if self._sound is None else b""
 
+    def _plain(self, events: bytes) -> bool:
+        return self._sound is None and super()._plain(events)
+
     def _read(self, data: bytes, event: bytes) -> bytes:
         passed = super()._read(data, event)
         if self._sound is None:

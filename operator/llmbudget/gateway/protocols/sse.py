@@ -15,6 +15,7 @@ MAX_EVENT: Final = 1 << 20
 
 _NEWLINE: Final = rb"(?:\r\n|\n|\r(?=[^\n]))"
 _EVENT_END: Final = re.compile(_NEWLINE + _NEWLINE)
+_ENDS: Final = (b"\n\n", b"\r\n\r\n")
 _USAGE_KEY: Final = re.compile(rb'"usage"\s*:\s*(?=\{)')
 _MOST_USAGE: Final = 4096
 """Bytes of the longest `usage` object that is read of a large answer."""
@@ -66,6 +67,8 @@ class EventMeter(ABC):
             return b""
         if self.unread:
             return chunk
+        if not self._buffer and chunk.endswith(_ENDS) and self._plain(chunk):
+            return chunk
         self._buffer += chunk
         passed = self._take_events()
         if len(self._buffer) > self.max_event:
@@ -81,6 +84,11 @@ class EventMeter(ABC):
     def ending(self, comment: bytes) -> bytes:
         """Return what is sent last, once the call is charged; `comment` tells what."""
         return comment + self.last_event if self.last_event else b""
+
+    def _plain(self, events: bytes) -> bool:
+        """Tell that whole events have nothing to be read, without cutting them apart: nearly all
+        of a stream. It must not be true of one that `_read` would not return as it is."""
+        return False
 
     @abstractmethod
     def _read(self, data: bytes, event: bytes) -> bytes:
@@ -123,6 +131,9 @@ class TypedMeter(EventMeter):
 
     ends: frozenset[str]
     """Types of the event that ends the stream."""
+
+    def _plain(self, events: bytes) -> bool:
+        return b"error" not in events and not any(end.encode() in events for end in self.ends)
 
     def _read(self, data: bytes, event: bytes) -> bytes:
         if b'"type"' not in data:
