@@ -29,7 +29,7 @@ IDLE_SECONDS: Final = 75.0
 """How long a connection is kept between two requests: longer than clients keep theirs."""
 STALLED_SECONDS: Final = 60.0
 """How long a caller may leave unread what waits for it."""
-LINGER_SECONDS: Final = 2.0
+LINGER_SECONDS: Final = 5.0
 """How long the rest of an answered request is read and dropped: a caller that is still sending
 would see a broken connection instead of the answer."""
 _LOOK_SECONDS: Final = 1.0
