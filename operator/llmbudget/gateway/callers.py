@@ -159,9 +159,8 @@ class CallerConnection(asyncio.Protocol):
         except HttpParserError as error:
             found = error.__context__
             self._refuse(str(found if isinstance(found, _Refused) else f"it is no HTTP: {error}"))
-        else:
-            if self._between > MAX_HEAD:
-                self._refuse(f"its head has more than {MAX_HEAD} bytes")
+        if self._between > MAX_HEAD:
+            self._refuse(f"its head has more than {MAX_HEAD} bytes")
         self.follow()
 
     def _feed(self, data: bytes) -> None:
@@ -185,6 +184,7 @@ class CallerConnection(asyncio.Protocol):
         self._make_room()
         if self._answering is None:
             self._next()
+            self.follow()
 
     def connection_lost(self, error: Exception | None) -> None:
         """The connection is gone."""
@@ -213,6 +213,8 @@ class CallerConnection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """The whole head is there."""
+        if self._last:
+            raise _Refused("the connection was ended before it")
         self._between = 0
         if self._upgrading:
             self._upgrading = False
@@ -253,6 +255,7 @@ class CallerConnection(asyncio.Protocol):
             self._reading.wake()
             self._reading = None
         if self._lingering:
+            self._last = True
             self._transport.close()
 
     def _go_on_without_upgrade(self) -> None:
@@ -308,6 +311,8 @@ class CallerConnection(asyncio.Protocol):
 
     def _refuse(self, why: str) -> None:
         """What came is no request, and so is all that follows."""
+        if self._last:
+            return
         self._last = True
         request, self._reading = self._reading, None
         if request is not None and request in self._waiting:

@@ -281,6 +281,23 @@ async def test_nobody_waits_for_the_rest_of_a_body_that_is_not_wanted() -> None:
     assert answer.endswith(b"no")
 
 
+async def test_after_the_last_answer_nothing_is_taken_any_more() -> None:
+    """Whoever was told that the connection ends sends its next request by another one."""
+    asked: list[str] = []
+
+    async def answer(exchange: Incoming) -> None:
+        asked.append(exchange.path)
+        exchange.response_bytes(401, [], b"no")
+
+    async with serving(answer) as running, running.connected() as (reader, writer):
+        writer.write(PLAIN[:-2])
+        assert (await reader.readuntil(b"no")).startswith(b"HTTP/1.1 401 ")
+        writer.write(PLAIN[-2:] + PLAIN.replace(b"/a", b"/b"))
+        async with asyncio.timeout(5):
+            assert await reader.read() == b""
+    assert asked == ["/a"]
+
+
 async def test_a_body_that_is_not_read_does_not_fill_the_memory() -> None:
     held: list[int] = []
     go_on = asyncio.Event()
