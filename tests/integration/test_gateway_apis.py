@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 import anthropic
 import httpx
@@ -276,6 +277,83 @@ async def test_a_service_tier_without_a_price_is_refused(callers: Callers) -> No
             model="small", messages=hello, service_tier="flex"
         )
     assert (await callers.simulator.bill())["calls"] == 0
+
+
+PIXEL = "data:image/png;base64,iVBORw0KGgo="
+LOOKUP: Any = {
+    "type": "function",
+    "function": {"name": "look_up", "description": "x", "parameters": {"type": "object"}},
+}
+PICTURES: Any = [
+    {"type": "text", "text": HELLO},
+    {"type": "image_url", "image_url": {"url": PIXEL, "detail": "high"}},
+    {"type": "image_url", "image_url": {"url": "https://images.example/a.png"}},
+]
+CALLED: Any = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": HELLO},
+    {
+        "role": "assistant",
+        "tool_calls": [
+            {"id": "c", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}
+        ],
+    },
+    {"role": "tool", "tool_call_id": "c", "content": "say 12 words"},
+]
+
+
+def chat_as_applications_do(client: openai.OpenAI) -> None:
+    """Tools and their results, images, several answers, both names of the limit."""
+    create = client.chat.completions.create
+    seen: Any = [{"role": "user", "content": PICTURES}]
+    assert create(model="seer", messages=seen, max_tokens=50).choices[0].message.content
+    many = create(model="seer", messages=CALLED, tools=[LOOKUP], n=3, max_completion_tokens=50)
+    assert len(many.choices) == 3
+    with client.chat.completions.stream(
+        model="seer", messages=seen, n=2, max_completion_tokens=50
+    ) as stream:
+        assert len(stream.get_final_completion().choices) == 2
+    read = client.responses.create(
+        model="seer",
+        max_output_tokens=50,
+        input=[
+            {"role": "user", "content": [{"type": "input_text", "text": HELLO}]},
+            {"type": "function_call", "call_id": "c", "name": "look_up", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c", "output": "say 12 words"},
+        ],
+        tools=[{"type": "function", "strict": False, **LOOKUP["function"]}],
+    )
+    assert read.output_text
+
+
+def messages_as_applications_do(client: anthropic.Anthropic) -> None:
+    """Likewise, in Anthropic's words."""
+    pixel: Any = {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}
+    there: Any = {"type": "url", "url": "https://images.example/a.png"}
+    asked: Any = [{"type": "text", "text": HELLO}]
+    asked += [{"type": "image", "source": source} for source in (pixel, there)]
+    use: Any = {"type": "tool_use", "id": "t", "name": "look_up", "input": {}}
+    result: Any = {"type": "tool_result", "tool_use_id": "t", "content": "say 12 words"}
+    messages: Any = [
+        {"role": "user", "content": asked},
+        {"role": "assistant", "content": [use]},
+        {"role": "user", "content": [result]},
+    ]
+    tools: Any = [{"name": "look_up", "input_schema": {"type": "object"}}]
+    more = {"max_tokens": 50, "messages": messages, "tools": tools, "system": "Be brief."}
+    assert client.messages.create(model="claude/seer", **more).usage.output_tokens == 12
+    with client.messages.stream(model="claude/seer", **more) as stream:
+        assert stream.get_final_text().startswith("money")
+
+
+async def test_what_applications_send(callers: Callers) -> None:
+    url, token = callers.gateway.url, await callers.gateway.token()
+    with openai.OpenAI(base_url=f"{url}/v1", api_key=token, max_retries=0) as client:
+        await asyncio.to_thread(chat_as_applications_do, client)
+    with anthropic.Anthropic(base_url=url, api_key=token, max_retries=0) as other:
+        await asyncio.to_thread(messages_as_applications_do, other)
+    await callers.agree(6)
+    assert [row.tokens_out for row in await rows(callers.gateway)] == [12, 36, 24, 12, 12, 12]
 
 
 async def test_images_are_held_for(callers: Callers) -> None:

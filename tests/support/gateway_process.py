@@ -57,6 +57,7 @@ PRICES: dict[str, dict[str, Any]] = {
         **{"inputPer1K": "0.001", "outputPer1K": "0.004"},
         "longContext": [{"above": 200, "inputPer1K": "0.002", "outputPer1K": "0.006"}],
     },
+    "seer": {"inputPer1K": "0.0006", "outputPer1K": "0.0006"},
     "tiered": {
         **{"inputPer1K": "0.002", "outputPer1K": "0.008"},
         "serviceTiers": [
@@ -89,6 +90,7 @@ def model(name: str, like: str) -> ModelConfig:
         max_context=128_000,
         max_output=16_384,
         default_max_output=256,
+        image_tokens=1000 if like == "seer" else None,
         latency_ms={"large": 800, "small": 500, "free": 200}.get(like, 1000),
     )
 
