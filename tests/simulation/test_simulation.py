@@ -66,11 +66,11 @@ def breaks() -> str:
 def test_a_refund_of_what_nobody_knows_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     charge = Attempt.charge
 
-    async def refund(self: Attempt, usage: Usage | None) -> Nano:
+    async def refund(self: Attempt, usage: Usage | None, charged: Nano) -> None:
         if usage is not None:
-            return await charge(self, usage)
-        await self.held.release()
-        return Nano(0)
+            await charge(self, usage, charged)
+        else:
+            await self.held.release()
 
     monkeypatch.setattr(Attempt, "charge", refund)
     assert "and released" in breaks()
