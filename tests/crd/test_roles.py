@@ -137,7 +137,9 @@ def test_what_the_operator_may(kubectl: Kubectl, namespace: str) -> None:
     kubectl("-n", namespace, "apply", "-k", str(ROOT / "manifests" / "namespace"))
     assert may(namespace, WHERE_LET_IN) == WHERE_LET_IN
     assert may(namespace, NOWHERE) == []
-    assert may(SYSTEM, NOWHERE + WHERE_LET_IN) == []
+    assert may(SYSTEM, NOWHERE + WHERE_LET_IN) == ["create /secrets"]
+    authority = [f"{verb} /secrets:llmbudget-authority" for verb in ("get", "update")]
+    assert may(SYSTEM, authority) == authority
     own = ["create /serviceaccounts/token:llmbudget-operator"]
     own += ["create coordination.k8s.io/leases"]
     own += [f"{verb} coordination.k8s.io/leases:llmbudget-operator" for verb in ("get", "patch")]
