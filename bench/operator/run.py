@@ -52,16 +52,20 @@ class Audit:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open()
+        self.reads: Counter[str] = Counter()
+        """What it read meanwhile."""
 
     def writes(self) -> Counter[str]:
         """Count the operator's writes since this was asked last, by verb and resource."""
         found: Counter[str] = Counter()
+        self.reads.clear()
         for line in self._file:
             entry = json.loads(line)
-            if entry["user"]["username"] == OPERATOR and entry["verb"] in WRITES:
+            if entry["user"]["username"] == OPERATOR:
                 place = entry.get("objectRef") or {}
                 parts = [place.get("resource", "?"), place.get("subresource")]
-                found[f"{entry['verb']} {'/'.join(filter(None, parts))}"] += 1
+                counts = found if entry["verb"] in WRITES else self.reads
+                counts[f"{entry['verb']} {'/'.join(filter(None, parts))}"] += 1
         return found
 
 
@@ -141,6 +145,7 @@ class Bench:
         self.say(f"{count} budgets Ready", f"{seconds:.1f} s, {applied} server-side applies")
         self.say("  rate", f"{rate:.0f}/s; raw limit {raw:.0f}/s; ratio {rate / raw:.2f}")
         self.say("  other writes", _listed(writes, lambda what: not what.startswith("patch")))
+        self.say("  reads", _listed(self.audit.reads, lambda what: what.startswith("get")))
         self.say("  memory", f"{self._memory()}; processor: {self._cpu():.1f} s")
 
     async def _restart(self) -> None:

@@ -15,6 +15,7 @@ from tests.support.worlds import read, serving_of, world_of
 
 from llmbudget.decide.validity import findings
 from llmbudget.render.children import children
+from llmbudget.render.gateway_config import gateway_config
 
 HERE = Path(__file__).parent
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -34,7 +35,8 @@ KEYS = {"openrouter": "c2stMQ==", "requesty": "c2stMg=="}
 
 def rendered(name: str) -> list[dict[str, Any]]:
     world = world_of(read(*SCENARIOS[name]))
-    return list(children(world, findings(world), KEYS, serving_of(world)))
+    found = findings(world)
+    return list(children(world, found, gateway_config(world, found), KEYS, serving_of(world)))
 
 
 class _Dumper(yaml.SafeDumper):

@@ -32,7 +32,9 @@ _BACKOFF: Final = (0.2, 30.0)
 _APPLY: Final = "application/apply-patch+yaml"
 _JSON_PATCH: Final = "application/json-patch+json"
 _MERGE_PATCH: Final = "application/merge-patch+json"
+_JSON: Final = "application/json"
 _METADATA: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+_METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +101,10 @@ class Cluster:
         *,
         label_selector: str | None = None,
         field_selector: str | None = None,
+        metadata_only: bool = False,
     ) -> AsyncIterator[WatchEvent]:
-        """Follow objects for ever: list, watch, resume, and list again after a gap.
+        """Follow objects, or their metadata, for ever: list, watch, resume, and list again after a
+        gap.
 
         Errors of the server are waited out with backoff, but what it will never allow (401, 403)
         is raised.
@@ -110,12 +114,12 @@ class Cluster:
         failures = 0
         while True:
             try:
-                items, version = await self._list(kind, namespace, query)
+                items, version = await self._list(kind, namespace, query, metadata_only)
                 for event in known.relisted(items):
                     yield event
                 yield WatchEvent("SYNCED", {})
                 failures = 0
-                async for event in self._follow(kind, namespace, query, version):
+                async for event in self._follow(kind, namespace, query, version, metadata_only):
                     known.remember(event)
                     yield event
             except ApiError as error:
@@ -279,7 +283,7 @@ class Cluster:
         """Read the API server's clock, whole seconds."""
         return await self._connection.server_time()
 
-    async def _found(self, path: str, accept: str = "application/json") -> Manifest | None:
+    async def _found(self, path: str, accept: str = _JSON) -> Manifest | None:
         try:
             return await self._connection.send("GET", path, accept=accept)
         except ApiError as error:
@@ -294,12 +298,19 @@ class Cluster:
         return await self._connection.send("PATCH", path, manifest, _APPLY, query)
 
     async def _list(
-        self, kind: Kind, namespace: str | None, query: Mapping[str, str]
+        self,
+        kind: Kind,
+        namespace: str | None,
+        query: Mapping[str, str],
+        metadata_only: bool = False,
     ) -> tuple[Manifests, str]:
         items: Manifests = []
         page = {"limit": str(PAGE), **query}
+        accept = _METADATA_LIST if metadata_only else _JSON
         while True:
-            answer = await self._connection.send("GET", kind.path(namespace), query=page)
+            answer = await self._connection.send(
+                "GET", kind.path(namespace), query=page, accept=accept
+            )
             for item in answer["items"]:
                 # A list leaves out what all of its items have in common.
                 item.setdefault("apiVersion", kind.api_version)
@@ -311,7 +322,12 @@ class Cluster:
             page["continue"] = following
 
     async def _follow(
-        self, kind: Kind, namespace: str | None, query: Mapping[str, str], version: str
+        self,
+        kind: Kind,
+        namespace: str | None,
+        query: Mapping[str, str],
+        version: str,
+        metadata_only: bool,
     ) -> AsyncIterator[WatchEvent]:
         """Watch from a version on; ends by ApiError, 410 where the version is too old."""
         while True:
@@ -323,7 +339,7 @@ class Cluster:
                 "timeoutSeconds": str(WATCH_SECONDS),
             }
             path = f"{kind.path(namespace)}?{urlencode(parameters)}"
-            async for event in self._connection.lines(path):
+            async for event in self._connection.lines(path, _METADATA if metadata_only else _JSON):
                 if event["type"] == "ERROR":
                     status = event["object"]
                     raise ApiError(

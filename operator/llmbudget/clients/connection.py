@@ -21,6 +21,7 @@ import aiohttp
 from kubernetes.aio import client as kubernetes_client
 from kubernetes.aio import config as kubernetes_config
 from kubernetes.aio.client.rest import RESTResponse
+from pydantic_core import from_json
 
 from llmbudget.clients.watch_events import Manifest
 
@@ -125,7 +126,7 @@ class Connection:
         headers = {"Content-Type": content_type, "Accept": accept}
         response = await self._request(method, url, body, headers)
         try:
-            document: Manifest = json.loads(await response.read())
+            document: Manifest = from_json(await response.read())
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise ApiError(0, type(error).__name__, "the API server's answer broke off") from None
         return document
@@ -138,18 +139,16 @@ class Connection:
         finally:
             response.response.release()
 
-    async def lines(self, path: str) -> AsyncIterator[Manifest]:
+    async def lines(self, path: str, accept: str) -> AsyncIterator[Manifest]:
         """Follow an answer of JSON lines.
 
         Raises:
             ApiError.
         """
-        response = await self._request(
-            "GET", path, None, {"Accept": "application/json"}, _WATCH_LIMITS
-        )
+        response = await self._request("GET", path, None, {"Accept": accept}, _WATCH_LIMITS)
         try:
             async for line in response.response.content:
-                yield json.loads(line)
+                yield from_json(line)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise ApiError(0, type(error).__name__, "the watch broke off") from None
         finally:

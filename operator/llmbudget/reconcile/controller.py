@@ -166,9 +166,9 @@ class Controller:
         fatal = any(finding.fatal for finding in found)
         config = None if fatal else gateway_config(world, found)
         serving = await self._certificates.serving(world)
-        if not fatal:
+        if config is not None:
             keys = await keys_for_environment(self._cluster, world, found)
-            wanted = children(world, found, keys, serving)
+            wanted = children(world, found, config, keys, serving)
             try:
                 await apply_children(self._cluster, self._live, world.root, wanted)
             except OwnerGone:
@@ -322,7 +322,7 @@ class Controller:
             for orphan in self.store.forest.rejected:
                 self._roots.add(orphan)
 
-    def put_target(self, raw: dict[str, Any], *, gone: bool) -> None:
+    def put_target(self, raw: dict[str, Any], gone: bool) -> None:
         """A Deployment that consents to a budget is, or has become, like this."""
         account = self.store.put_target(raw, gone=gone)
         if account is None:

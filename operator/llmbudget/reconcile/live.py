@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pydantic_core import from_json
+
 from llmbudget.api.meta import (
     ANNOTATION_APPLIED,
     LABEL_BUDGET,
@@ -58,6 +60,8 @@ _SYNC_SECONDS: Final = 20.0
 _RETRY_SECONDS: Final = 15.0
 _MOST_GONE: Final = 10_000
 _UNKEPT: Final = frozenset({"managedFields", "resourceVersion"})
+_THEIRS: Final = "deployment.kubernetes.io/"
+"""Annotations with this prefix are Kubernetes' own bookkeeping."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +78,16 @@ class _Kept:
         """Keep what may be compared: neither its status nor who wrote which field, nor what counts
         changes to either."""
         metadata = {k: v for k, v in manifest["metadata"].items() if k not in _UNKEPT}
+        if any(key.startswith(_THEIRS) for key in metadata.get("annotations") or ()):
+            kept = {k: v for k, v in metadata["annotations"].items() if not k.startswith(_THEIRS)}
+            metadata["annotations"] = kept
         kept = {k: v for k, v in manifest.items() if k != "status"} | {"metadata": metadata}
         text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
         return cls(_version(manifest), account_of(manifest) or "", zlib.compress(text.encode(), 1))
 
     def manifest(self) -> Manifest:
         """Unpack it."""
-        found: Manifest = json.loads(zlib.decompress(self.packed))
+        found: Manifest = from_json(zlib.decompress(self.packed))
         found["metadata"]["resourceVersion"] = str(self.version)
         return found
 

@@ -19,6 +19,7 @@ from llmbudget.reconcile.controller import RESYNC_SECONDS, Controller
 from llmbudget.reconcile.election import Election, LeaseLost
 from llmbudget.reconcile.health import Health, serve_health
 from llmbudget.reconcile.wiring import Watches
+from llmbudget.reconcile.workloads import follow_workloads
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +93,12 @@ async def _lead(cluster: Cluster, options: Options, health: Health, stop: asynci
     found = {"budgets": len(controller.store.budgets), "providers": len(controller.store.providers)}
     log.info("listed", extra={"fields": found})
     watches = Watches(controller, health, stop, options.installation.namespaces)
-    works = (controller.run(), watches.run(), keep_listing(controller, watches.relisted))
-    await _first_end(*works)
+    await _first_end(
+        controller.run(),
+        watches.run(),
+        keep_listing(controller, watches.relisted),
+        follow_workloads(cluster, options.installation.namespaces, controller.put_target),
+    )
 
 
 async def _api_servers(cluster: Cluster, options: Options) -> tuple[tuple[str, int], ...]:

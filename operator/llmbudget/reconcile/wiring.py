@@ -1,4 +1,4 @@
-"""Kopf's part: it watches budgets, providers, Deployments and the Lease, and tells the controller.
+"""Kopf's part: it watches budgets, providers and the Lease, and tells the controller.
 
 Only `on.event` handlers: no finalizers, no annotations, no progress in the resources. Errors in
 them would be logged and dropped, so they do nothing but pass on what they saw.
@@ -18,13 +18,12 @@ from typing import Any, Final
 
 import kopf
 
-from llmbudget.api.meta import ANNOTATION_ALLOW_BUDGET, GROUP, VERSION
+from llmbudget.api.meta import GROUP, VERSION
 from llmbudget.reconcile.controller import Controller
 from llmbudget.reconcile.election import LEASE_NAME
 from llmbudget.reconcile.health import Health
 
 _KINDS: Final = {"llmbudgets": "LLMBudget", "llmproviders": "LLMProvider"}
-_DEPLOYMENTS: Final = ("apps", "v1", "deployments")
 _LEASES: Final = ("coordination.k8s.io", "v1", "leases")
 _WATCH_SECONDS: Final = 240
 _LOGIN_SECONDS: Final = 5.0
@@ -96,12 +95,6 @@ class Watches:
         kopf.on.login(registry=handlers, id="login")(self._log_in)
         for plural in _KINDS:
             kopf.on.event(GROUP, VERSION, plural, registry=handlers, id=plural)(self._resource)
-        kopf.on.event(
-            *_DEPLOYMENTS,
-            annotations={ANNOTATION_ALLOW_BUDGET: kopf.PRESENT},
-            registry=handlers,
-            id="targets",
-        )(self._target)
         kopf.on.event(*_LEASES, registry=handlers, id="heartbeat")(self._heartbeat)
         return handlers
 
@@ -142,9 +135,6 @@ class Watches:
             self._controller.put(kind, raw)
         if type is None:
             self.relisted.set()
-
-    async def _target(self, type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: ANN401
-        self._controller.put_target(dict(body), gone=type == "DELETED")
 
     async def _heartbeat(self, **_: Any) -> None:  # noqa: ANN401
         self._health.seen()

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from llmbudget.api.gateway_spec import SecretDelivery
+from llmbudget.contract.config import GatewayConfig
 from llmbudget.decide.validity import Finding
 from llmbudget.decide.world import World
 from llmbudget.render.certificate import Serving, bundle, certificate
 from llmbudget.render.claim import claim
 from llmbudget.render.config_map import config_map
 from llmbudget.render.deployment import deployment
-from llmbudget.render.gateway_config import gateway_config
 from llmbudget.render.names import Manifest, regions
 from llmbudget.render.network_policy import network_policy
 from llmbudget.render.rbac import cluster_role_binding, role, role_binding, service_account
@@ -21,7 +21,11 @@ from llmbudget.render.service import pods_service, service
 
 
 def children(
-    world: World, found: tuple[Finding, ...], keys: Mapping[str, str], serving: Serving
+    world: World,
+    found: tuple[Finding, ...],
+    config: GatewayConfig,
+    keys: Mapping[str, str],
+    serving: Serving,
 ) -> tuple[Manifest, ...]:
     """Build every child that there should be.
 
@@ -33,7 +37,7 @@ def children(
         service_account(world),
         role(world),
         role_binding(world),
-        config_map(world, gateway_config(world, found)),
+        config_map(world, config),
     ]
     if not world.installation.namespaces:
         built.insert(3, cluster_role_binding(world))

@@ -12,6 +12,7 @@ from llmbudget.api.conditions import Reason
 from llmbudget.decide.validity import datadog_of, findings, posthog_of
 from llmbudget.decide.world import World
 from llmbudget.render.children import children
+from llmbudget.render.gateway_config import gateway_config
 
 SCENARIOS = Path(__file__).parents[2] / "golden" / "scenarios"
 
@@ -47,7 +48,8 @@ def mounts_posthog(made: World) -> bool:
 
 
 def mounts(made: World, name: str) -> bool:
-    rendered = children(made, findings(made), {}, serving_of(made))
+    found = findings(made)
+    rendered = children(made, found, gateway_config(made, found), {}, serving_of(made))
     pod = next(item for item in rendered if item["kind"] == "Deployment")
     volumes = pod["spec"]["template"]["spec"]["volumes"]
     return any(volume["name"] == name for volume in volumes)

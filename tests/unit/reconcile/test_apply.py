@@ -15,6 +15,7 @@ from llmbudget.decide.world import Budget
 from llmbudget.reconcile.apply import Occupied, OwnerGone, agrees, apply_children
 from llmbudget.reconcile.live import Live
 from llmbudget.render.children import children
+from llmbudget.render.gateway_config import gateway_config
 
 SCENARIOS = Path(__file__).parents[2] / "golden" / "scenarios"
 GATEWAY = "team-a-gateway"
@@ -28,7 +29,9 @@ def wanted(**spec: Any) -> tuple[Budget, list[Manifest]]:
     documents = read(SCENARIOS / "platform.yaml", SCENARIOS / "minimal.yaml")
     documents[-1]["spec"] |= spec
     world = world_of(documents)
-    return world.root, list(children(world, findings(world), {}, serving_of(world)))
+    found = findings(world)
+    config = gateway_config(world, found)
+    return world.root, list(children(world, found, config, {}, serving_of(world)))
 
 
 async def bring(server: ApiServer, live: Live, **spec: Any) -> int:
