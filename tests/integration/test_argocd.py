@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from tests.support.operator_stage import (
 
 from llmbudget.clients.cluster import Cluster
 from llmbudget.clients.kinds import DEPLOYMENTS, NETWORK_POLICIES
+from llmbudget.local.controlplane import ControlPlane
 from llmbudget.local.stage import Stage
 
 pytestmark = [
@@ -109,6 +112,7 @@ async def test_a_budget_is_synced_degraded_and_mended(
 async def test_a_workload_keeps_its_downgrade_and_gets_its_model_back(
     stage: Stage,
     cluster: Cluster,
+    control_plane: ControlPlane,
     namespace: str,
     operator: asyncio.subprocess.Process,
     argocd: ArgoCD,
@@ -150,13 +154,31 @@ async def test_a_workload_keeps_its_downgrade_and_gets_its_model_back(
     after = await stays(cluster, namespace, "small")
     assert container(after)["image"] == "registry.example/researcher:1.1"
     assert container(after)["env"][0] == {"name": "OTHER", "value": "changed"}
-    # Argo CD may take one write for it or two; what counts is that it then leaves it alone.
+    # Had Argo CD set the model for a moment, the operator would have had to set it again.
+    argo = "argocd-controller"
+    assert writers(control_plane, namespace) == [argo, "llmbudget", argo]
 
     await create(cluster, budget(namespace, **spec("1.00")))
     await until_condition(cluster, namespace, "Downgraded", "False", "NoDowngrade")
     await until_model(cluster, namespace, "large")
     await argocd.until_synced("app", commit)
     await stays(cluster, namespace, "large")
+    assert writers(control_plane, namespace)[3:] == ["llmbudget"]
+
+
+def writers(control_plane: ControlPlane, namespace: str) -> list[str]:
+    """List who has written the workload, in turn, as the audit log tells."""
+    path = f"/apis/apps/v1/namespaces/{namespace}/deployments"
+    written = re.compile(rf"{path}(/researcher)?\?fieldManager=([a-z-]+)")
+    entries = map(json.loads, control_plane.audit_log.read_text().splitlines())
+    found = (
+        written.match(entry["requestURI"])
+        for entry in entries
+        if entry["verb"] in ("create", "update", "patch")
+        and (entry.get("objectRef") or {}).get("name") == "researcher"
+        and entry["responseStatus"]["code"] < 300
+    )
+    return [match[2] for match in found if match]
 
 
 async def stays(cluster: Cluster, namespace: str, model: str) -> Manifest:

@@ -80,6 +80,22 @@ async def test_watch_tells_everything_in_order(cluster: Cluster, namespace: str)
     assert (await reader)[2:] == [("MODIFIED", "one"), ("ADDED", "two"), ("DELETED", "one")]
 
 
+async def test_a_watch_of_metadata_has_nothing_else(cluster: Cluster, namespace: str) -> None:
+    nothing = cluster.watch(CONFIG_MAPS, namespace, label_selector="test=yes", metadata_only=True)
+    assert (await anext(nothing)).type == "SYNCED"
+    await cluster.apply(config_map(namespace, a="1"))
+    events = cluster.watch(CONFIG_MAPS, namespace, label_selector="test=yes", metadata_only=True)
+    listed = (await anext(events)).object
+    assert (await anext(events)).type == "SYNCED"
+    waiting = asyncio.ensure_future(anext(events))
+    await asyncio.sleep(0.2)
+    await cluster.apply(config_map(namespace, a="2"))
+    watched = (await waiting).object
+    for found in (listed, watched):
+        assert found["metadata"]["name"] == "one"
+        assert found.keys() <= {"apiVersion", "kind", "metadata"}
+
+
 async def test_watch_resumes_when_the_server_ends_it(
     cluster: Cluster, namespace: str, monkeypatch
 ) -> None:

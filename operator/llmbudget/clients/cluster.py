@@ -311,11 +311,12 @@ class Cluster:
             answer = await self._connection.send(
                 "GET", kind.path(namespace), query=page, accept=accept
             )
-            for item in answer["items"]:
+            found: Manifests = answer["items"] or []  # null where there is no metadata at all
+            for item in found:
                 # A list leaves out what all of its items have in common.
                 item.setdefault("apiVersion", kind.api_version)
                 item.setdefault("kind", kind.kind)
-            items += answer["items"]
+            items += found
             following = answer["metadata"].get("continue")
             if not following:
                 return items, answer["metadata"]["resourceVersion"]

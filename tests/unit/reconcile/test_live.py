@@ -51,6 +51,7 @@ class Api(Cluster):
         *,
         label_selector: str | None = None,
         field_selector: str | None = None,
+        metadata_only: bool = False,
     ) -> AsyncIterator[WatchEvent]:
         yield WatchEvent("SYNCED", {})
         while True:
@@ -85,6 +86,8 @@ async def scene() -> AsyncIterator[Scene]:
 async def test_a_change_is_news_and_a_status_is_none(scene: Scene) -> None:
     assert await scene.tell("ADDED", deployment(1)) == [ACCOUNT]
     assert await scene.tell("MODIFIED", deployment(2, status=1)) == []
+    revision = {"deployment.kubernetes.io/revision": "1"}
+    assert await scene.tell("MODIFIED", deployment(2, status=1, **revision)) == []
     assert await scene.tell("MODIFIED", deployment(3, replicas=7, status=1)) == [ACCOUNT]
     assert await scene.tell("MODIFIED", deployment(4, replicas=7, note="a")) == [ACCOUNT]
     assert await scene.tell("DELETED", deployment(5)) == [ACCOUNT]
