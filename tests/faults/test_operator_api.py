@@ -6,15 +6,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import Any
 
 import httpx
 import pytest
 from aiohttp import web
 from tests.support.api_proxy import ApiProxy, Call, Fault, gone, none, refusal
 from tests.support.operator_stage import (
-    GATEWAY,
+    WAITING,
     budget,
+    cap_of,
     create,
     deployment,
     provider,
@@ -24,14 +24,13 @@ from tests.support.operator_stage import (
 )
 
 from llmbudget.clients.cluster import Cluster
-from llmbudget.clients.kinds import BUDGETS, CLUSTER_ROLE_BINDINGS, CONFIG_MAPS
+from llmbudget.clients.kinds import BUDGETS, CLUSTER_ROLE_BINDINGS
 from llmbudget.local.stage import Stage
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 TROUBLE_SECONDS = 8.0
 DECENT = 40
 """Requests a second, in all, while everything fails: 17 watches and two budgets try again."""
-WAITING = ("Ready", "False", "GatewayUnreachable")
 
 
 @pytest.fixture
@@ -55,14 +54,6 @@ async def probe(stage: Stage) -> tuple[int, str]:
     return answer.status_code, answer.text
 
 
-def cap_of(found: dict[str, Any] | None) -> int:
-    """Read a gateway's cap, in nano-USD; 0: there is none."""
-    if found is None:
-        return 0
-    cap: int = json.loads(found["data"]["gateway.json"])["accounts"][0]["capNano"]
-    return cap
-
-
 async def carry_out(cluster: Cluster, namespace: str, step: int) -> None:
     """Change a budget's cap, make another budget, delete the one before."""
     cap = {"monthlyCap": f"{step + 1}.00"}
@@ -73,7 +64,7 @@ async def carry_out(cluster: Cluster, namespace: str, step: int) -> None:
 
 async def carried_out(cluster: Cluster, namespace: str, step: int) -> None:
     async def right() -> bool:
-        cap = cap_of(await cluster.get(CONFIG_MAPS, namespace, GATEWAY))
+        cap = await cap_of(cluster, namespace)
         made = await deployment(cluster, namespace, f"extra-{step}-gateway")
         before = f"llmbudget:{namespace}:extra-{step - 1}"
         left = await cluster.get(CLUSTER_ROLE_BINDINGS, None, before)
@@ -185,7 +176,7 @@ async def test_an_old_list_brings_nothing_back(
     proxy.fault = stale
     proxy.cut()
     await asyncio.sleep(5)
-    assert cap_of(await cluster.get(CONFIG_MAPS, namespace, GATEWAY)) == 2 * 10**9
+    assert await cap_of(cluster, namespace) == 2 * 10**9
     binding = f"llmbudget:{namespace}:extra-0"
     assert await cluster.get(CLUSTER_ROLE_BINDINGS, None, binding) is None
     proxy.fault = none

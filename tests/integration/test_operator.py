@@ -11,6 +11,7 @@ import pytest
 from tests.support.operator_stage import (
     GATEWAY,
     PROVIDERS,
+    WAITING,
     budget,
     create,
     deployment,
@@ -19,6 +20,7 @@ from tests.support.operator_stage import (
     start_operator,
     status,
     until,
+    until_cap,
     until_condition,
 )
 
@@ -45,7 +47,6 @@ from llmbudget.local.stage import Stage
 pytestmark = pytest.mark.cluster
 Kubectl = Callable[..., str]
 EVENTS = kind_of({"apiVersion": "events.k8s.io/v1", "kind": "Event"})
-WAITING = ("Ready", "False", "GatewayUnreachable")
 POSTGRES = {"ledger": {"postgres": {"secretKeyRef": {"name": "db", "key": "uri"}}}}
 
 
@@ -189,12 +190,6 @@ async def test_without_its_authority_the_operator_still_lowers_a_cap(
         assert found is not None
         return dict(found["data"])
 
-    async def lowered() -> bool:
-        found = await cluster.get(CONFIG_MAPS, namespace, GATEWAY)
-        assert found is not None
-        accounts = json.loads(found["data"]["gateway.json"])["accounts"]
-        return bool(accounts[0]["capNano"] == 500_000_000)
-
     await create(cluster, secret(namespace), provider(namespace), budget(namespace))
     first = await start_operator(stage)
     await until_condition(cluster, namespace, *WAITING)
@@ -206,7 +201,7 @@ async def test_without_its_authority_the_operator_still_lowers_a_cap(
         await cluster.merge_patch(*place, spoilt)
         await create(cluster, budget(namespace, budget={"monthlyCap": "0.50"}))
         await start_operator(stage, again=True)
-        await until("the lower cap", lowered)
+        await until_cap(cluster, namespace, "0.50")
         await until_condition(
             *(cluster, namespace, "Ready", "False", "CertificateMissing"), says="remove its data"
         )

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
 from tests.support.operator_stage import (
+    WAITING,
+    Spender,
     budget,
     condition,
     create,
+    create_with_provider,
     deployment,
     model_of,
-    provider,
-    secret,
     start_spending,
     status,
     until,
+    until_cap,
     until_condition,
     until_model,
     workload,
@@ -28,10 +30,10 @@ from llmbudget.clients.cluster import Cluster
 from llmbudget.clients.kinds import BUDGETS, CONFIG_MAPS, DEPLOYMENTS, kind_of
 from llmbudget.local.stage import Stage
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("operator")]
 Kubectl = Callable[..., str]
 Manifest = dict[str, Any]
-WAITING = ("Ready", "False", "GatewayUnreachable")
+NewNamespace = Callable[[str], Awaitable[str]]
 NAMESPACES = kind_of({"apiVersion": "v1", "kind": "Namespace"})
 
 
@@ -53,16 +55,70 @@ def downgrading(namespace: str, name: str = "team-a", **more: Any) -> Manifest:
     return made
 
 
-async def gone(cluster: Cluster, namespace: str, name: str) -> bool:
-    return await cluster.get(BUDGETS, namespace, name) is None
+@pytest.fixture
+async def new_namespace(
+    stage: Stage, cluster: Cluster, namespace: str
+) -> AsyncIterator[NewNamespace]:
+    """Makes further namespaces that the operator may manage, which are removed afterwards."""
+    made: list[str] = []
+
+    async def make(suffix: str) -> str:
+        made.append(f"{namespace}-{suffix}")
+        await stage.allow_namespace(made[-1])
+        return made[-1]
+
+    yield make
+    for each in made:
+        await cluster.delete(NAMESPACES, None, each)
+
+
+@pytest.fixture
+async def moved(stage: Stage, cluster: Cluster, namespace: str) -> Spender:
+    """A budget that has moved its workload to a cheaper model."""
+    return await start_moved(stage, cluster, namespace)
+
+
+async def start_moved(stage: Stage, cluster: Cluster, namespace: str) -> Spender:
+    await create(cluster, workload(namespace, f"{namespace}/team-a"))
+    app = await start_spending(stage, cluster, namespace, downgrading(namespace))
+    await app.spend("0.06")
+    await until_model(cluster, namespace, "medium")
+    return app
+
+
+@pytest.fixture
+def frozen(kubectl: Kubectl, namespace: str) -> Iterator[None]:
+    """A policy of the cluster's that lets nobody change the workload."""
+    name = f"frozen-{namespace}"
+    deployments = {
+        "apiGroups": ["apps"],
+        "apiVersions": ["v1"],
+        "operations": ["UPDATE"],
+        "resources": ["deployments"],
+    }
+    unchanged = "object.metadata.name != 'researcher' || object.spec == oldObject.spec"
+    here = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
+    policy = {
+        "failurePolicy": "Fail",
+        "matchConstraints": {"resourceRules": [deployments]},
+        "validations": [{"expression": unchanged, "message": "researcher is frozen"}],
+    }
+    binding = {
+        "policyName": name,
+        "validationActions": ["Deny"],
+        "matchResources": {"namespaceSelector": here},
+    }
+    kinds = {"ValidatingAdmissionPolicy": policy, "ValidatingAdmissionPolicyBinding": binding}
+    for kind, spec in kinds.items():
+        manifest = {"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind}
+        manifest |= {"metadata": {"name": name}, "spec": spec}
+        kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
+    yield
+    kubectl("delete", "validatingadmissionpolicy,validatingadmissionpolicybinding", name)
 
 
 async def test_a_child_that_is_deleted_gives_its_model_back(
-    stage: Stage,
-    cluster: Cluster,
-    kubectl: Kubectl,
-    namespace: str,
-    operator: asyncio.subprocess.Process,
+    stage: Stage, cluster: Cluster, kubectl: Kubectl, namespace: str
 ) -> None:
     root = budget(namespace, budget={"monthlyCap": "100.00"}, consumers=[])
     child = downgrading(namespace, "agent", parentRef={"name": "team-a"})
@@ -79,11 +135,7 @@ async def test_a_child_that_is_deleted_gives_its_model_back(
 
 
 async def test_a_model_is_given_back_by_a_budget_that_went_without_its_finalizer(
-    stage: Stage,
-    cluster: Cluster,
-    kubectl: Kubectl,
-    namespace: str,
-    operator: asyncio.subprocess.Process,
+    cluster: Cluster, namespace: str
 ) -> None:
     """Whatever let the budget go: the Deployment says that it is changed, and by whom."""
     changed = workload(namespace, f"{namespace}/gone")
@@ -100,16 +152,8 @@ async def test_a_model_is_given_back_by_a_budget_that_went_without_its_finalizer
 
 
 async def test_a_finalizer_that_someone_removes_comes_back(
-    stage: Stage,
-    cluster: Cluster,
-    kubectl: Kubectl,
-    namespace: str,
-    operator: asyncio.subprocess.Process,
+    cluster: Cluster, kubectl: Kubectl, namespace: str, moved: Spender
 ) -> None:
-    await create(cluster, workload(namespace, f"{namespace}/team-a"))
-    app = await start_spending(stage, cluster, namespace, downgrading(namespace))
-    await app.spend("0.06")
-    await until_model(cluster, namespace, "medium")
     remove = json.dumps({"metadata": {"finalizers": None}})
     kubectl("patch", "llmbudget", "team-a", "-n", namespace, "--type=merge", "-p", remove)
 
@@ -132,51 +176,8 @@ async def test_a_finalizer_that_someone_removes_comes_back(
 
 
 async def test_a_policy_that_refuses_the_change_holds_nothing_up(
-    stage: Stage,
-    cluster: Cluster,
-    kubectl: Kubectl,
-    namespace: str,
-    operator: asyncio.subprocess.Process,
+    stage: Stage, cluster: Cluster, kubectl: Kubectl, namespace: str, frozen: None
 ) -> None:
-    policy = {
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "ValidatingAdmissionPolicy",
-        "metadata": {"name": f"frozen-{namespace}"},
-        "spec": {
-            "failurePolicy": "Fail",
-            "matchConstraints": {
-                "resourceRules": [
-                    {
-                        "apiGroups": ["apps"],
-                        "apiVersions": ["v1"],
-                        "operations": ["UPDATE"],
-                        "resources": ["deployments"],
-                    }
-                ]
-            },
-            "validations": [
-                {
-                    "expression": "object.metadata.name != 'researcher'"
-                    " || object.spec == oldObject.spec",
-                    "message": "researcher is frozen",
-                }
-            ],
-        },
-    }
-    binding = {
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "ValidatingAdmissionPolicyBinding",
-        "metadata": {"name": f"frozen-{namespace}"},
-        "spec": {
-            "policyName": f"frozen-{namespace}",
-            "validationActions": ["Deny"],
-            "matchResources": {
-                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
-            },
-        },
-    }
-    kubectl("apply", "-f", "-", stdin=json.dumps(policy))
-    kubectl("apply", "-f", "-", stdin=json.dumps(binding))
     await create(cluster, workload(namespace, f"{namespace}/team-a"))
     app = await start_spending(stage, cluster, namespace, downgrading(namespace))
     await asyncio.sleep(1)
@@ -187,37 +188,25 @@ async def test_a_policy_that_refuses_the_change_holds_nothing_up(
     assert "researcher is frozen" in found["message"]
     assert (await app.call("large", 1)).headers["x-llmbudget-model"] == "medium"
     kubectl("delete", "llmbudget", "team-a", "-n", namespace, "--timeout=30s")
-    kubectl("delete", "validatingadmissionpolicybinding", f"frozen-{namespace}")
 
 
 async def test_more_namespaces_than_a_connection_pool_has_room_for(
-    stage: Stage, cluster: Cluster, namespace: str, operator: asyncio.subprocess.Process
+    cluster: Cluster, new_namespace: NewNamespace
 ) -> None:
-    places = [f"{namespace}-{number}" for number in range(12)]
+    places = [await new_namespace(str(number)) for number in range(12)]
     for place in places:
-        await stage.allow_namespace(place)
-        await create(cluster, secret(place), provider(place), budget(place))
+        await create_with_provider(cluster, place)
     for place in places:
         await until_condition(cluster, place, *WAITING)
-    lowered = budget(places[0], budget={"monthlyCap": "0.50"})
-    await create(cluster, lowered)
-
-    async def rendered() -> bool:
-        found = await cluster.get(CONFIG_MAPS, places[0], "team-a-gateway")
-        document = json.loads((found or {})["data"]["gateway.json"])
-        return bool(document["accounts"][0]["capNano"] == 500_000_000)
-
-    await until("the lowered cap in the gateway's configuration", rendered)
-    for place in places:
-        await cluster.delete(NAMESPACES, None, place)
+    await create(cluster, budget(places[0], budget={"monthlyCap": "0.50"}))
+    await until_cap(cluster, places[0], "0.50")
 
 
-async def test_what_is_anothers_is_left_alone(
-    stage: Stage, cluster: Cluster, namespace: str, operator: asyncio.subprocess.Process
-) -> None:
+async def test_what_is_anothers_is_left_alone(cluster: Cluster, namespace: str) -> None:
     metadata = {"name": "team-a-gateway", "namespace": namespace}
     theirs = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"a": "b"}}
-    await create(cluster, theirs, secret(namespace), provider(namespace), budget(namespace))
+    await create(cluster, theirs)
+    await create_with_provider(cluster, namespace)
     said = await until_condition(cluster, namespace, "Ready", "False", "NameTaken")
     assert "ConfigMap team-a-gateway" in said["message"]
     found = await cluster.get(CONFIG_MAPS, namespace, "team-a-gateway")
@@ -227,11 +216,7 @@ async def test_what_is_anothers_is_left_alone(
 
 
 async def test_a_poisoned_budget_delays_nobody(
-    stage: Stage,
-    cluster: Cluster,
-    kubectl: Kubectl,
-    namespace: str,
-    operator: asyncio.subprocess.Process,
+    cluster: Cluster, kubectl: Kubectl, namespace: str, new_namespace: NewNamespace
 ) -> None:
     """One child of each poisoned budget is refused, whatever is tried."""
     quota = {
@@ -240,14 +225,12 @@ async def test_a_poisoned_budget_delays_nobody(
         "metadata": {"name": "full"},
         "spec": {"hard": {"persistentvolumeclaims": "0"}},
     }
-    poisoned, well = f"{namespace}-poisoned", namespace
-    await stage.allow_namespace(poisoned)
+    poisoned, well = await new_namespace("poisoned"), namespace
     kubectl("apply", "-n", poisoned, "-f", "-", stdin=json.dumps(quota))
-    await create(cluster, secret(poisoned), provider(poisoned))
-    for number in range(10):
-        await create(cluster, budget(poisoned, f"bad-{number}"))
+    bad = (budget(poisoned, f"bad-{number}") for number in range(10))
+    await create_with_provider(cluster, poisoned, *bad)
     await until_condition(cluster, poisoned, "Ready", "False", "ApiError", name="bad-9")
-    await create(cluster, secret(well), provider(well), budget(well))
+    await create_with_provider(cluster, well)
     await until_condition(cluster, well, *WAITING)
     said = await status(cluster, poisoned, "bad-0")
     message = condition(said, "Stalled")["message"]
@@ -257,7 +240,6 @@ async def test_a_poisoned_budget_delays_nobody(
     # Any event of its own brings it back within seconds, however long its backoff is.
     kubectl("annotate", "llmbudget", "bad-0", "-n", poisoned, "note=mended")
     await until_condition(cluster, poisoned, *WAITING, name="bad-0")
-    await cluster.delete(NAMESPACES, None, poisoned)
 
 
 async def test_a_namespace_goes_with_a_changed_target(
@@ -265,15 +247,11 @@ async def test_a_namespace_goes_with_a_changed_target(
     cluster: Cluster,
     kubectl: Kubectl,
     namespace: str,
-    operator: asyncio.subprocess.Process,
+    new_namespace: NewNamespace,
 ) -> None:
     """The finalizer never holds a deletion up: neither a gateway nor the target is there then."""
-    place = f"{namespace}-goes"
-    await stage.allow_namespace(place)
-    await create(cluster, workload(place, f"{place}/team-a"))
-    app = await start_spending(stage, cluster, place, downgrading(place))
-    await app.spend("0.06")
-    await until_model(cluster, place, "medium")
+    place = await new_namespace("goes")
+    await start_moved(stage, cluster, place)
     kubectl("delete", "namespace", place, "--timeout=45s")
-    await create(cluster, secret(namespace), provider(namespace), budget(namespace))
+    await create_with_provider(cluster, namespace)
     await until_condition(cluster, namespace, *WAITING)

@@ -20,7 +20,7 @@ import httpx
 
 from llmbudget.api.meta import API_VERSION
 from llmbudget.clients.cluster import Cluster
-from llmbudget.clients.kinds import BUDGETS, DEPLOYMENTS, PROVIDERS, Kind
+from llmbudget.clients.kinds import BUDGETS, CONFIG_MAPS, DEPLOYMENTS, PROVIDERS, Kind
 from llmbudget.ledger.interface import Entry
 from llmbudget.ledger.sqlite.rows import Rows
 from llmbudget.ledger.sqlite.schema import FILE_NAME, connect_reading
@@ -30,6 +30,8 @@ from llmbudget.local.stage import Stage
 Manifest = dict[str, Any]
 GATEWAY = "team-a-gateway"
 READY = ("Ready", "True", "Reconciled")
+WAITING = ("Ready", "False", "GatewayUnreachable")
+"""All is rendered, and no gateway runs."""
 MODELS = [
     {
         "name": name,
@@ -85,6 +87,31 @@ async def create(cluster: Cluster, *manifests: Manifest) -> None:
     """Write as a user would: with another field manager than the operator's."""
     for manifest in manifests:
         await cluster.apply(manifest, field_manager="test")
+
+
+async def create_with_provider(cluster: Cluster, namespace: str, *budgets: Manifest) -> None:
+    """Create budgets with all that they need; none are given: one."""
+    wanted = budgets or (budget(namespace),)
+    await create(cluster, secret(namespace), provider(namespace), *wanted)
+
+
+async def cap_of(cluster: Cluster, namespace: str) -> int:
+    """Read the cap of which a gateway is told, in nano-USD; 0: there is none."""
+    found = await cluster.get(CONFIG_MAPS, namespace, GATEWAY)
+    if found is None:
+        return 0
+    cap: int = json.loads(found["data"]["gateway.json"])["accounts"][0]["capNano"]
+    return cap
+
+
+async def until_cap(cluster: Cluster, namespace: str, usd: str) -> None:
+    """Wait until the gateway is told of a cap."""
+    nano = int(Decimal(usd) * 10**9)
+
+    async def told() -> bool:
+        return await cap_of(cluster, namespace) == nano
+
+    await until(f"a cap of {usd} USD", told)
 
 
 async def until(
