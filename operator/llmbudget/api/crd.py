@@ -14,7 +14,8 @@ from typing import Any, Final
 import yaml
 from pydantic import BaseModel
 
-from llmbudget.api.budget import BudgetSpec, BudgetStatus
+from llmbudget.api.budget import BudgetSpec
+from llmbudget.api.budget_status import BudgetStatus
 from llmbudget.api.meta import GROUP, VERSION
 from llmbudget.api.model import rules
 from llmbudget.api.provider import ProviderSpec, ProviderStatus

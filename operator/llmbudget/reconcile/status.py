@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, Literal
 
-from llmbudget.api.budget import BudgetStatus, FiredThreshold, Period, Phase
+from llmbudget.api.budget_status import BudgetStatus, FiredThreshold, Period, Phase
 from llmbudget.api.conditions import Condition, ConditionType, Reason, merge_conditions
 from llmbudget.api.meta import API_VERSION
 from llmbudget.api.money import format_usd

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from llmbudget.api.budget import ChangedTarget, Phase
+from llmbudget.api.budget_status import ChangedTarget, Phase
 from llmbudget.api.conditions import Reason
 from llmbudget.api.meta import FINALIZER, account_name
 from llmbudget.clients.cluster import ApiError, Cluster

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from llmbudget.api.budget import ChangedTarget, Target
+from llmbudget.api.budget import Target
+from llmbudget.api.budget_status import ChangedTarget
 from llmbudget.api.meta import ANNOTATION_ALLOW_BUDGET
 from llmbudget.clients.cluster import ApiError, Cluster
 from llmbudget.clients.kinds import DEPLOYMENTS

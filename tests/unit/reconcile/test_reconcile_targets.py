@@ -21,7 +21,7 @@ from tests.unit.decide.target_helpers import (
     with_env,
 )
 
-from llmbudget.api.budget import ChangedTarget
+from llmbudget.api.budget_status import ChangedTarget
 from llmbudget.clients.cluster import ApiError, Cluster
 from llmbudget.clients.connection import Connection
 from llmbudget.clients.kinds import Kind

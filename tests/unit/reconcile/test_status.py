@@ -18,7 +18,7 @@ from tests.unit.reconcile.status_helpers import (
     status_of,
 )
 
-from llmbudget.api.budget import ChangedTarget
+from llmbudget.api.budget_status import ChangedTarget
 from llmbudget.api.conditions import Reason
 from llmbudget.decide.tree import Rejection
 from llmbudget.decide.validity import Finding
