@@ -235,7 +235,7 @@ class Consumer(Model):
     agent: Annotated[str, Field(min_length=1, max_length=128)] | None = None
     """Name that is written in the ledger's rows; default: the ServiceAccount's."""
     rate_limits: RateLimits | None = None
-    """Limits for each ServiceAccount of this entry."""
+    """Limits for each ServiceAccount of this entry; each gateway pod counts by itself."""
     envelopes: EnvelopeLimits | None = None
     """Envelopes that each ServiceAccount of this entry may open for its tasks; default: none."""
 
