@@ -37,10 +37,11 @@ from llmbudget.contract.config import (
 from llmbudget.decide.catalogue import catalogues
 from llmbudget.decide.consumers import Consumers
 from llmbudget.gateway.admission import Admission
-from llmbudget.gateway.call import Calls, refusal_of
+from llmbudget.gateway.call import Calls
 from llmbudget.gateway.keys import Keys
 from llmbudget.gateway.protocols.chat import CHAT
 from llmbudget.gateway.protocols.errors import Refusal
+from llmbudget.gateway.refusals import refusal_of
 from llmbudget.gateway.routes import Routes
 from llmbudget.gateway.upstream import Upstream
 from llmbudget.gateway.wire import CallerGone, Exchange, Headers, Request

@@ -23,7 +23,7 @@ from llmbudget.contract.events import (
 )
 from llmbudget.decide.consumers import Consumer, NoBudget
 from llmbudget.gateway import envelopes, openapi
-from llmbudget.gateway.call import Calls, refusal_of
+from llmbudget.gateway.call import Calls
 from llmbudget.gateway.clock import TrustedClock
 from llmbudget.gateway.configuration import Configuration
 from llmbudget.gateway.identity import Identify
@@ -38,6 +38,7 @@ from llmbudget.gateway.protocols.messages import MESSAGES
 from llmbudget.gateway.protocols.models import models_body
 from llmbudget.gateway.protocols.operation import Operation
 from llmbudget.gateway.protocols.operations import OPERATIONS
+from llmbudget.gateway.refusals import refusal_of
 from llmbudget.gateway.routes import Routes
 from llmbudget.gateway.wire import REQUEST_ID, CallerGone, Exchange, Request, request_id_of
 from llmbudget.ledger.interface import Envelope, Ledger, LedgerError

@@ -38,20 +38,14 @@ from llmbudget.gateway.protocols.sse import RawMeter
 from llmbudget.gateway.routes import Routes
 from llmbudget.gateway.stream import relay
 from llmbudget.gateway.upstream import Answer, Upstream
-from llmbudget.gateway.wire import Exchange, Headers, Request
+from llmbudget.gateway.wire import Exchange, Headers, Request, checked_headers
 from llmbudget.ledger.interface import (
-    AwaitingApproval,
     BudgetExceeded,
     Envelope,
-    EnvelopeClosed,
-    EnvelopeExceeded,
-    EnvelopeLimit,
     HoldRequest,
     Ledger,
     LedgerError,
-    RepeatedCall,
     Status,
-    UnknownEnvelope,
 )
 
 _DOUBTFUL_STATUSES: Final = frozenset({408, 499, 502, 504, *range(520, 528)})
@@ -63,8 +57,6 @@ _CALLERS_FAULT: Final = frozenset({400, 405, 406, 409, 410, 411, 413, 414, 415, 
 _HARMLESS: Final = re.compile(r"application/json\b|text/plain\b|text/vtt\b|audio/[-.+a-z0-9]+")
 _LARGE: Final = 1024 * 1024
 """Bytes of a body that is read in a thread of its own."""
-_MOST_HEADER: Final = 256
-"""Characters of an idempotency key or a task id."""
 
 
 @dataclass(slots=True)
@@ -371,42 +363,6 @@ async def _doubt(attempt: Attempt, why: str, error: str) -> Failed:
     return Failed(errors.upstream_failed(502, message), charged=True)
 
 
-def refusal_of(error: LedgerError) -> Refusal:
-    """Say in HTTP what the ledger refused."""
-    if isinstance(error, BudgetExceeded):
-        inside = isinstance(error, EnvelopeExceeded)
-        if error.only_held:
-            what = "Envelope" if inside else "Budget"
-            message = f"{what} {error.account}: calls under way hold what is left."
-            return errors.rate_limited(message, 2)
-        if inside:
-            return errors.envelope_exceeded(
-                envelope=error.account, asked=error.asked, left=error.left, cap=error.cap
-            )
-        return errors.budget_exceeded(
-            account=error.account,
-            asked=error.asked,
-            left=error.left,
-            cap=error.cap,
-            turns=error.period.end,
-        )
-    if isinstance(error, AwaitingApproval):
-        return errors.awaiting_approval(
-            account=error.account, period=error.period.name, turns=error.period.end
-        )
-    if isinstance(error, RepeatedCall):
-        if error.same_request:
-            return errors.repeated(error.entry_id, error.cost)
-        return errors.reused_key(error.entry_id)
-    if isinstance(error, UnknownEnvelope):
-        return errors.no_envelope()
-    if isinstance(error, EnvelopeClosed):
-        return errors.forbidden("The envelope is closed, or has expired.", "envelope_closed")
-    if isinstance(error, EnvelopeLimit):
-        return errors.forbidden(f"Budget {error.account}: {error.message}.", "envelope_limit")
-    return errors.unavailable("The ledger can't count money now.")
-
-
 def _goes_on_free(call: Call, error: BudgetExceeded) -> Route | None:
     """Find what costs nothing, where the spent budget goes on with that."""
     catalogue, operation, asked = call.catalogue, call.operation, call.asked
@@ -436,19 +392,6 @@ def _hold_request(call: Call, offer: Offer, amount: Nano) -> HoldRequest:
         fingerprint=call.fingerprint,
         envelope=None if call.envelope is None else call.envelope.id,
     )
-
-
-def checked_headers(headers: Mapping[str, str]) -> tuple[str | None, str | None]:
-    """Read the caller's idempotency key and task id.
-
-    Raises:
-        Refusal: 400.
-    """
-    values = [headers.get(name) for name in ("idempotency-key", "x-llmbudget-task-id")]
-    for name, value in zip(("Idempotency-Key", "x-llmbudget-task-id"), values, strict=True):
-        if value is not None and not 0 < len(value) <= _MOST_HEADER:
-            raise errors.malformed(f"{name} must have 1 to {_MOST_HEADER} characters.")
-    return values[0], values[1]
 
 
 def _answer_headers(entry_id: str, offer: Offer, found: Route) -> Headers:

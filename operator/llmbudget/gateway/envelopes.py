@@ -15,10 +15,10 @@ from typing import Final
 from llmbudget.api.model import DNS_LABEL, DNS_SUBDOMAIN
 from llmbudget.api.money import Nano, parse_usd
 from llmbudget.decide.consumers import Consumer, Consumers, NoBudget
-from llmbudget.gateway.call import checked_headers
 from llmbudget.gateway.ids import random_hex
 from llmbudget.gateway.protocols.errors import forbidden
 from llmbudget.gateway.protocols.fields import bad, check, integer, list_at, read_object
+from llmbudget.gateway.wire import checked_headers
 from llmbudget.ledger.interface import EnvelopeRequest
 
 FIELDS: Final = ("cap_usd", "lifetime_seconds", "service_accounts", "task_id")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Final, Protocol
 
 from llmbudget.gateway.ids import random_hex
@@ -33,6 +33,8 @@ _ONCE: Final = frozenset(
 )
 """Headers that mean something here, so that two of them mean nothing."""
 
+_MOST_HEADER: Final = 256
+"""Characters of an idempotency key or a task id."""
 _PLAIN: Final = "identity"
 REQUEST_ID: Final = "x-request-id"
 _REQUEST_ID_FIELD: Final = REQUEST_ID.encode()
@@ -182,3 +184,16 @@ def _single(fields: Fields) -> dict[str, str]:
     if "content-length" in headers and "transfer-encoding" in headers:
         raise malformed("Content-Length and Transfer-Encoding exclude each other.")
     return headers
+
+
+def checked_headers(headers: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """Read the caller's idempotency key and task id.
+
+    Raises:
+        Refusal: 400.
+    """
+    values = [headers.get(name) for name in ("idempotency-key", "x-llmbudget-task-id")]
+    for name, value in zip(("Idempotency-Key", "x-llmbudget-task-id"), values, strict=True):
+        if value is not None and not 0 < len(value) <= _MOST_HEADER:
+            raise malformed(f"{name} must have 1 to {_MOST_HEADER} characters.")
+    return values[0], values[1]
