@@ -5,7 +5,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: help setup demo test e2e fuzz storm simulate check generate golden lock image sbom release bench-overrun bench-gateway bench-streams bench-operator clean
+.PHONY: help setup demo test test-image e2e fuzz storm simulate check generate golden lock image sbom release bench-overrun bench-gateway bench-streams bench-operator clean
 .PHONY: bench-ledger bench-ledger-postgres bench-million bench-parts bench-profile bench-replicas
 
 help: ## Show this list
@@ -28,6 +28,9 @@ storm: setup ## Fifteen gateways, a thousand callers, everything breaking (ten m
 
 e2e: setup ## Run a real cluster on this machine, and break it (Linux, root, Debian)
 	@scripts/e2e
+
+test-image: setup ## Build the image twice and look into it (root, Debian)
+	@scripts/e2e image
 
 fuzz: setup ## Send the gateway ten thousand requests made from its OpenAPI document
 	@FUZZ_CASES=10000 $(BIN)/pytest tests/integration/test_gateway_fuzz.py -q -s --timeout=1800

@@ -21,7 +21,7 @@ BASE = "localhost/llmbudget-base:bookworm"
 HOME = "opt/llmbudget"
 
 pytestmark = pytest.mark.skipif(
-    "E2E_IMAGES" not in os.environ, reason="the image's tests run by `make e2e`"
+    "E2E_IMAGES" not in os.environ, reason="the image's tests run by `make test-image`"
 )
 
 

@@ -1,5 +1,6 @@
 """What a run needs and can be built beforehand: binaries and images. `prepare FOLDER` leaves the
-images as archives in FOLDER/images; what was built before is taken from the cache."""
+images as archives in FOLDER/images, `prepare` alone only builds the product's image; what was built
+before is taken from the cache."""
 
 from __future__ import annotations
 
@@ -45,15 +46,21 @@ def run(*command: str | Path, **environment: str) -> str:
     return done.stdout.strip()
 
 
-def build_images() -> list[str]:
-    """Build all images, into the storage that the environment names; return their names."""
+def build_product() -> None:
+    """Build the product's image, into the storage that the environment names."""
     if not has_image(BASE):
         say("making a base image from Debian's packages: about two minutes, once")
         run("scripts/image-base", BASE)
-    say("building the images: half a minute, the first time three minutes")
+    say(f"building {PRODUCT}: seconds where its dependencies are cached, or else a minute")
     built = run("scripts/image", IMAGE=PRODUCT, BASE_IMAGE=BASE)
     say(built.splitlines()[0].removeprefix("image: "))
+
+
+def build_images() -> list[str]:
+    """Build all images; return their names."""
+    build_product()
     run("buildah", "tag", PRODUCT, NEXT)
+    say("building the images around it: seconds, the first time two minutes")
     for name in (AGENT, POSTGRES):
         folder = name.removeprefix("llmbudget-e2e-").partition(":")[0]
         file = ROOT / "tests" / "e2e" / "images" / folder / "Dockerfile"
@@ -91,8 +98,11 @@ def export(images: Sequence[str], folder: Path) -> None:
         run("buildah", "push", "--quiet", name, archive)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path | None) -> None:
     """Build what is missing."""
+    if folder is None:
+        build_product()
+        return
     started = time.monotonic()
     binaries.find(say)
     for name in TOOLS:
@@ -102,4 +112,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]) if sys.argv[1:] else None)
