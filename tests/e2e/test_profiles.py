@@ -53,7 +53,7 @@ class Platform(Tenant):
             if each["kind"] == "Secret" and each["metadata"]["name"] == SECRET:
                 each["stringData"] |= ledger
         await self.apply(*documents)
-        await self.until_ready(120, budget)
+        await self.until_ready(180, budget)
 
     async def delete(self) -> None:
         """Delete all four, and wait: the next profile has the same names."""

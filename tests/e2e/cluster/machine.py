@@ -116,8 +116,6 @@ class Machine:
             f"--root-ca-file={folder / 'certificates' / 'apiserver.crt'}",
             # An autoscaler that looks often, so that nobody waits minutes for it.
             *("--horizontal-pod-autoscaler-sync-period=5s",),
-            *("--horizontal-pod-autoscaler-cpu-initialization-period=20s",),
-            *("--horizontal-pod-autoscaler-initial-readiness-delay=5s",),
             *("--horizontal-pod-autoscaler-downscale-stabilization=20s",),
         ).start()
         scheduler = self.folder / "kubeconfigs" / "system:kube-scheduler"
@@ -304,6 +302,7 @@ class Machine:
         admin = self.folder / "kubeconfigs" / "admin"
         self._daemon(
             *("kwok", binaries.tool("kwok", quiet), f"--kubeconfig={admin}"),
+            f"--config={CONFIGURATION / 'kwok.yaml'}",
             *("--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",),
             *("--cidr=10.245.0.0/16", "--node-lease-duration-seconds=40"),
         ).start()
