@@ -21,23 +21,24 @@ RUN --mount=type=secret,id=ca-certificates,target=/etc/ssl/certs/ca-certificates
  && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/llmbudget/lib
 COPY pyproject.toml README.md LICENSE ./
 COPY operator operator
+# When the commit was made.
+ARG CREATED
 RUN /build/bin/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist . \
  && /build/bin/pip --python /opt/llmbudget/bin/python install --quiet --no-compile --no-deps \
         --no-index --find-links dist llmbudget \
  && python3 -m compileall -q --invalidation-mode unchecked-hash \
         /opt/llmbudget/lib/python*/site-packages/llmbudget \
  && mkdir /opt/llmbudget/share \
+ && echo "$CREATED" >/opt/llmbudget/share/created \
  && /build/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
         --mc-type application --output-file /opt/llmbudget/share/sbom.cdx.json /opt/llmbudget
 
 FROM ${BASE_IMAGE}
-# When the commit was made. It also keeps layers of another commit, with its times, out of this one.
-ARG CREATED
-LABEL org.opencontainers.image.created="${CREATED}" \
-      org.opencontainers.image.title="LLM Budget" \
+# First, since its content is this commit's alone: no later layer is taken from another commit's build.
+COPY --from=build /opt/llmbudget /opt/llmbudget
+LABEL org.opencontainers.image.title="LLM Budget" \
       org.opencontainers.image.description="LLM spending on Kubernetes as a quota that cannot be overrun" \
       org.opencontainers.image.licenses="Apache-2.0"
-COPY --from=build /opt/llmbudget /opt/llmbudget
 # By number, so that runAsNonRoot can be checked; there is no such user in the base, hence its name and
 # home. Nothing but /tmp is written, and in a cluster that is a volume: the root filesystem may be
 # read-only.
