@@ -234,7 +234,10 @@ class Storm:
     async def _kill_on(self) -> None:
         while True:
             await asyncio.sleep(self._plan.kill_seconds)
-            gateway = self._chance.choice(self.gateways)
+            serving = [each for each in self.gateways if await _serves(each.port)]
+            if len(serving) * 3 < len(self.gateways) * 2:
+                continue  # A busy machine starts them more slowly than this would kill them.
+            gateway = self._chance.choice(serving)
             await asyncio.to_thread(gateway.kill)
             self.seen.kills += 1
             gateway.start()
@@ -309,6 +312,16 @@ class Storm:
             left, asked = (parse_usd(text) for text in found.groups())
             now, era = self._databases.now(), len(self.seen.eras)
             self.seen.refused.append(Refused(now, left, asked, era))
+
+
+async def _serves(port: int) -> bool:
+    try:
+        async with asyncio.timeout(1):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:  # A timeout is one, too.
+        return False
+    writer.close()
+    return True
 
 
 async def _answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
