@@ -27,3 +27,4 @@ async def ledger(engine) -> AsyncIterator[Operations]:
     opened = await engine.open()
     yield opened
     await opened.close()
+    assert not engine.audited().findings

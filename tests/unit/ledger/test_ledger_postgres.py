@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import re
 import time
+from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -35,8 +36,12 @@ HALF = ((50, Action.DOWNGRADE_MODELS),)
 
 
 @pytest.fixture
-def engine(tmp_path, clock, postgres) -> PostgresEngine:
-    return PostgresEngine(tmp_path, clock, postgres)
+def engine(tmp_path, clock, postgres) -> Iterator[PostgresEngine]:
+    made = PostgresEngine(tmp_path, clock, postgres)
+    yield made
+    made.file.write_text(made.url)
+    if made.query("SELECT to_regclass('ledger')") != [(None,)]:
+        assert not made.audited().findings
 
 
 @pytest.fixture
