@@ -35,7 +35,13 @@ would see a broken connection instead of the answer."""
 _LOOK_SECONDS: Final = 1.0
 _MOST_UNREAD: Final = 256 * 1024
 """Bytes of a body above which its caller has to wait."""
-_MOST_CONNECTIONS: Final = 65_536
+_MOST_CONNECTIONS: Final = 4096
+_MOST_FIELDS: Final = 128
+"""Headers of a request."""
+_MOST_WAITING: Final = 16
+"""Requests that may come before the one in front of them was answered."""
+_PIECE: Final = 64 * 1024
+"""Bytes that are written at once: how long a caller takes is measured from piece to piece."""
 _FRAMING: Final = (b"content-length", b"transfer-encoding")
 _NEVER: Final = float("inf")
 
@@ -123,6 +129,14 @@ class CallerConnection(asyncio.Protocol):
         """Requests that came before the one in front of them was answered."""
         self.full: asyncio.Future[None] | None = None
         """There while the caller has more to read than it should; resolved once it has not."""
+        self._outgoing: deque[memoryview] = deque()
+        """What is written once the caller has read what is before it."""
+        self._stuck = False
+        """Whether the transport takes no more."""
+        self._closing = False
+        """Whether it is closed once everything is written."""
+        self._heading = False
+        """Whether a head has begun and is not whole."""
         self._paused = False
         self._last = False
         """What comes now is no request any more."""
@@ -151,7 +165,7 @@ class CallerConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Something came."""
-        if self._last:
+        if self._last or self._closing:
             return
         self._between += len(data)
         try:
@@ -175,21 +189,36 @@ class CallerConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """There is more to be read than the caller reads."""
-        self.full = self.loop.create_future()
+        self._stuck = True
+        if self.full is None:
+            self.full = self.loop.create_future()
         self.deadline = self.loop.time() + STALLED_SECONDS
 
     def resume_writing(self) -> None:
         """The caller has read."""
-        self.deadline = _NEVER
+        self._stuck = False
+        self._push()
+        if self._stuck:
+            return
         self._make_room()
-        if self._answering is None:
+        if self._closing:
+            self._transport.close()
+        elif self._lingering:
+            self.deadline = self.loop.time() + LINGER_SECONDS
+        elif self._answering is not None:
+            self.deadline = _NEVER
+        else:
             self._next()
             self.follow()
 
     def connection_lost(self, error: Exception | None) -> None:
         """The connection is gone."""
         self.closed = True
+        # The parser knows its methods: without this, only the collector of cycles would free both.
+        del self._parser
+        self._fields = []
         self._waiting.clear()
+        self._outgoing.clear()
         self._make_room()
         if self._reading is not None:
             self._break_off(self._reading)
@@ -199,7 +228,8 @@ class CallerConnection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        if self._answering is None:
+        self._heading = True
+        if self._answering is None and self.full is None and not self._lingering:
             self.deadline = self.loop.time() + HEAD_SECONDS
 
     def on_url(self, url: bytes) -> None:
@@ -210,15 +240,20 @@ class CallerConnection(asyncio.Protocol):
         """A header was read, or a trailer, which means nothing here."""
         if self._reading is None:
             self._fields.append((name.lower(), value))
+            if len(self._fields) > _MOST_FIELDS:
+                raise _Refused(f"it has more than {_MOST_FIELDS} headers")
 
     def on_headers_complete(self) -> None:
         """The whole head is there."""
         if self._last:
             raise _Refused("the connection was ended before it")
         self._between = 0
+        self._heading = False
         if self._upgrading:
             self._upgrading = False
             return
+        if len(self._waiting) >= _MOST_WAITING:
+            raise _Refused(f"more than {_MOST_WAITING} requests wait before it")
         parser = self._parser
         version = parser.get_http_version()
         request = Incoming(
@@ -256,7 +291,7 @@ class CallerConnection(asyncio.Protocol):
             self._reading = None
         if self._lingering:
             self._last = True
-            self._transport.close()
+            self._close()
 
     def _go_on_without_upgrade(self) -> None:
         """Stay with HTTP/1.1, as RFC 9110 allows: read the body by another parser, since this one
@@ -288,26 +323,29 @@ class CallerConnection(asyncio.Protocol):
     def go_on(self, request: Incoming) -> None:
         """A request's answer is whole: the next one may be answered."""
         self._answering = None
-        if self.closed:
+        if self.closed or self._transport.is_closing():
             return
-        if request.keep_alive:
+        if request.keep_alive and not self.ending:
             self._next()
             self.follow()
         elif request.complete or request.broken:
-            self._transport.close()
+            self._close()
         else:
             self._lingering = True
-            self.deadline = self.loop.time() + LINGER_SECONDS
+            if self.full is None:
+                self.deadline = self.loop.time() + LINGER_SECONDS
             self.follow()
 
     def _next(self) -> None:
         """Go on with the next request, once the caller has read the answer before it."""
-        if self.full is not None:
+        if self.full is not None or self._closing or self._transport.is_closing():
             return
         if self._waiting:
             self._begin(self._waiting.popleft())
+        elif self._last:
+            self._close()
         else:
-            self.deadline = self.loop.time() + (HEAD_SECONDS if self._between else IDLE_SECONDS)
+            self.deadline = self.loop.time() + (HEAD_SECONDS if self._heading else IDLE_SECONDS)
 
     def _refuse(self, why: str) -> None:
         """What came is no request, and so is all that follows."""
@@ -317,13 +355,13 @@ class CallerConnection(asyncio.Protocol):
         request, self._reading = self._reading, None
         if request is not None and request in self._waiting:
             self._waiting.remove(request)
-        if self._answering not in (None, request):
-            return  # the one that is answered is the last one
+        if self._waiting or self._answering not in (None, request):
+            return  # the last of those before it is the last one
         if request is None:
             request = Incoming(self, "", b"", [], keep_alive=False, version="1.1")
         self._break_off(request)
         if request.answered:
-            self._transport.close()
+            self._close()
             return
         refusal = malformed(f"This is no request: {why}.")
         request.response_bytes(*render(refusal, Protocol.OPENAI))
@@ -335,9 +373,19 @@ class CallerConnection(asyncio.Protocol):
     # The connection
 
     def write(self, data: bytes) -> None:
-        """Write what goes out."""
-        if not self.closed:
+        """Write what goes out; nobody reads it where the connection is gone."""
+        if self.closed:
+            return
+        if len(data) <= _PIECE and not self._outgoing:
             self._transport.write(data)
+            return
+        whole = memoryview(data)
+        self._outgoing.extend(whole[at : at + _PIECE] for at in range(0, len(data), _PIECE))
+        self._push()
+
+    def _push(self) -> None:
+        while self._outgoing and not self._stuck:
+            self._transport.write(self._outgoing.popleft())
 
     def follow(self) -> None:
         """Stop reading while there is enough to do, and go on when there is not."""
@@ -352,19 +400,27 @@ class CallerConnection(asyncio.Protocol):
 
     def cut(self) -> None:
         """Close at once."""
+        self._outgoing.clear()
         self._transport.abort()
+
+    def _close(self) -> None:
+        """Close, once everything is written; the caller has a while to read it."""
+        self._closing = True
+        self.deadline = self.loop.time() + STALLED_SECONDS
+        if not self._outgoing:
+            self._transport.close()
 
     def expire(self) -> None:
         """Its time is over."""
-        if self.full is not None:
-            self._transport.abort()
+        if self.full is not None or self._closing:
+            self.cut()
         else:
-            self._transport.close()
+            self._close()
 
     def stop(self) -> None:
         """Close it, once its answer under way has ended."""
         if self._answering is None:
-            self._transport.close()
+            self._close()
 
     def _make_room(self) -> None:
         room, self.full = self.full, None

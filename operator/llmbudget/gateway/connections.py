@@ -51,7 +51,8 @@ class Connection(asyncio.Protocol):
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
         """Of the answer, by lower-case names; the first of several."""
-        self._head_bytes = 0
+        self._between = 0
+        """Bytes since the last piece of the body: of a head, of a chunk's, or of trailers."""
         self._headed = False
         self._complete = False
         self._until_close = False
@@ -116,6 +117,9 @@ class Connection(asyncio.Protocol):
             self._paused = False
             self._last = self._loop.time()
             self._transport.resume_reading()
+            if self._timer is not None:
+                self._timer.cancel()
+                self._watch()
         return chunk
 
     async def _change(self) -> None:
@@ -198,15 +202,14 @@ class Connection(asyncio.Protocol):
             self._unexpected = True
             self.close()
             return
-        if not self._headed:
-            self._head_bytes += len(data)
+        self._between += len(data)
         try:
             self._parser.feed_data(data)
         except HttpParserUpgrade:
             self._fail("it changes the protocol")
         except HttpParserError:
             self._fail("it is no HTTP")
-        if not self._headed and self._head_bytes > MAX_HEAD:
+        if self._between > MAX_HEAD:
             self._fail(f"its headers have more than {MAX_HEAD} bytes")
         if self._unread > _MOST_UNREAD and not self._paused and self._transport is not None:
             self._paused = True
@@ -216,6 +219,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """The connection is gone."""
         self._closed = True
+        # The parser knows its methods: without this, only the collector of cycles would free both.
+        del self._parser
         if not self._complete and self._failure is None:
             if self._headed and self._until_close and error is None:
                 self._complete = True
@@ -243,11 +248,13 @@ class Connection(asyncio.Protocol):
             return
         self.status = status
         self._headed = True
+        self._between = 0
         headers = self.headers
         self._until_close = b"content-length" not in headers and b"transfer-encoding" not in headers
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body came."""
+        self._between = 0
         if not self._unexpected:
             self._chunks.append(body)
             self._unread += len(body)

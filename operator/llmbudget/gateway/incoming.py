@@ -16,6 +16,8 @@ from llmbudget.gateway.wire import CallerGone, Fields, Headers
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _OLD: Final = "1.0"
 _VERSIONS: Final = (_OLD, "1.1")
+_CHUNK: Final = 64
+"""Bytes of memory that a piece of a body takes beside its own."""
 _MOST_CACHED: Final = 256
 _LONGEST_CACHED: Final = 256
 """Bytes of a URL above which its path is read anew each time."""
@@ -85,7 +87,7 @@ class Incoming:
         self.broken = False
         """The rest of the body will never come."""
         self.unread = 0
-        """Bytes of the body that are here and were not read."""
+        """Bytes of memory of the body that is here and was not read."""
         self._chunks: list[bytes] = []
         self._waiter: asyncio.Future[None] | None = None
         self._wants_go = False
@@ -102,8 +104,8 @@ class Incoming:
         for name, value in self.fields:
             if name == b"host":
                 host = True
-            elif name == b"transfer-encoding" and value.lower() != b"chunked":
-                return "its Transfer-Encoding is another one than chunked"
+            elif name == b"transfer-encoding" and (self._old or value.lower() != b"chunked"):
+                return "its Transfer-Encoding is another one than HTTP/1.1's chunked"
             elif name == b"expect":
                 self._wants_go = value.lower() == b"100-continue" and not self._old
         return None if host else "it has no Host"
@@ -148,7 +150,7 @@ class Incoming:
         """A piece of the body came."""
         if not self.answered:
             self._chunks.append(chunk)
-            self.unread += len(chunk)
+            self.unread += len(chunk) + _CHUNK
             self.wake()
 
     def wake(self) -> None:
@@ -180,6 +182,11 @@ class Incoming:
         if self.answered:
             raise RuntimeError("this request is answered already")
         self.answered = True
+        if not self.complete:
+            # What comes of the body now is dropped.
+            self._chunks.clear()
+            self.unread = 0
+            way.follow()
         self.keep_alive = self.keep_alive and self.complete and not way.ending
         head = _head(status, headers + self.answer_headers, keep_alive=self.keep_alive)
         way.write(b"%b%b%b\r\n%b" % (head, way.date, length, content))

@@ -4,84 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
 
 import pytest
+import uvloop
+from tests.support.http_callers import CHUNKED, HEAD, LAST, MEGABYTE, PLAIN, Echo, serving
 
 from llmbudget.gateway import callers as module
 from llmbudget.gateway.incoming import Incoming
-from llmbudget.gateway.serving import Server
 from llmbudget.gateway.wire import CallerGone
-from llmbudget.local.process import free_port
 
-HEAD = b"POST /a HTTP/1.1\r\nhost: x\r\n"
-PLAIN = HEAD + b"content-length: 5\r\n\r\nhello"
-CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n2\r\nhe\r\n3;a=b\r\nllo\r\n0\r\nx-t: 1\r\n\r\n"
-LAST = b"GET /last HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
 H2C = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAA\r\n"
-MEGABYTE = 1024 * 1024
 
 
-@dataclass
-class Echo:
-    """Answers with what was asked."""
-
-    asked: list[tuple[str, str, bytes]] = field(default_factory=list)
-    gone: int = 0
-
-    async def __call__(self, exchange: Incoming) -> None:
-        try:
-            body = b"".join([chunk async for chunk in exchange])
-        except CallerGone:
-            self.gone += 1
-            return
-        self.asked.append((exchange.method, exchange.path, body))
-        exchange.response_bytes(200, [("x-length", str(len(body)))], body)
+pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy:Warning")
 
 
-@dataclass
-class Running:
-    """A server, and who calls it."""
-
-    server: Server
-    port: int
-
-    @contextlib.asynccontextmanager
-    async def connected(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        try:
-            yield reader, writer
-        finally:
-            writer.close()
-
-    async def say(self, *pieces: bytes, pause: float = 0.0) -> bytes:
-        """Send, and read all that comes until the connection is closed."""
-        async with self.connected() as (reader, writer):
-            for piece in pieces:
-                writer.write(piece)
-                await writer.drain()
-                await asyncio.sleep(pause)
-            async with asyncio.timeout(5):
-                return await reader.read()
-
-
-@contextlib.asynccontextmanager
-async def serving(application: Callable[[Incoming], Awaitable[None]]) -> AsyncIterator[Running]:
-    running = Running(Server(application, "127.0.0.1", port := free_port(), None), port)
-    task = asyncio.create_task(running.server.serve())
-    async with asyncio.timeout(5):
-        while True:
-            with contextlib.suppress(OSError):
-                async with running.connected():
-                    break
-            await asyncio.sleep(0.01)
-    try:
-        yield running
-    finally:
-        running.server.stop()
-        async with asyncio.timeout(5):
-            await task
+@pytest.fixture(params=[asyncio.DefaultEventLoopPolicy, uvloop.EventLoopPolicy], ids=["std", "uv"])
+def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
+    """The standard library's loop, and the one of a gateway: their transports differ."""
+    policy: asyncio.AbstractEventLoopPolicy = request.param()
+    return policy
 
 
 @pytest.fixture
@@ -146,6 +88,8 @@ REFUSED = {
     "a length beside chunks": HEAD + b"content-length: 5\r\n" + CHUNKED.removeprefix(HEAD),
     "another coding": CHUNKED.replace(b"chunked", b"gzip, chunked"),
     "a line feed alone": b"GET / HTTP/1.1\nhost: x\n\n",
+    "chunks of an old version": CHUNKED.replace(b"1.1", b"1.0"),
+    "too many headers": HEAD + b"a:b\r\n" * 200 + b"\r\n",
     "no host": b"GET / HTTP/1.1\r\n\r\n",
     "an old version": b"GET /\r\n\r\n",
     "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",

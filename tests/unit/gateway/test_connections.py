@@ -282,3 +282,33 @@ async def self_signed(folder: Path, name: str) -> tuple[Path, Path]:
     )
     assert await making.wait() == 0
     return certificate, key
+
+
+async def test_silence_after_a_pause_of_ours_ends_too() -> None:
+    """While nobody reads there is no silence of the provider's; afterwards there is again."""
+
+    async def much_and_no_more(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 9999999\r\n\r\n" + b"x" * 2_000_000)
+        await writer.drain()
+        await asyncio.sleep(5)
+
+    async with serving(much_and_no_more) as server:
+        connection = await begun(pool_of(server.port), idle=0.2, total=60)
+        await asyncio.sleep(0.5)
+        async with asyncio.timeout(5):
+            with pytest.raises(Doubtful, match="nothing came for"):
+                await rest(connection)
+
+
+async def test_trailers_without_end_are_given_up() -> None:
+    async def trailing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(CHUNKED[:-2] + b"x: ")
+        while True:
+            writer.write(b"y" * 10_000)
+            await writer.drain()
+            await asyncio.sleep(0.001)
+
+    async with serving(trailing) as server:
+        async with asyncio.timeout(5):
+            with pytest.raises(Doubtful, match="headers have more than"):
+                await fetched(pool_of(server.port), total=60.0)
