@@ -41,7 +41,7 @@ from llmbudget.local.stage import Stage
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 DEATHS = 4
-AT_ONCE = 9
+AT_ONCE = 10
 """Budgets that stand still at one death, at different stages of their lives: no kind of the
 operator's workers may be held up by them altogether."""
 LEAST = 24
