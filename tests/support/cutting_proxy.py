@@ -1,10 +1,11 @@
-"""A TCP proxy that cuts connections at the worst moments."""
+"""A TCP proxy that cuts connections at the worst moments, is slow, or lets nothing through."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable
 
 COMMITTED = b"COMMIT\x00"
@@ -22,6 +23,10 @@ class CuttingProxy:
         self.cut_answer: Callable[[bytes], bool] = lambda _: False
         self.cut_request: Callable[[bytes], bool] = lambda _: False
         self.cuts = 0
+        self.delay = 0.0
+        """Seconds that bytes are on their way."""
+        self._apart = False
+        self._open: set[socket.socket] = set()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut_next_commit(self) -> None:
@@ -35,6 +40,17 @@ class CuttingProxy:
 
         self.cut_answer = cut
 
+    def part(self) -> None:
+        """Let nothing through, until `heal`."""
+        self._apart = True
+        for each in list(self._open):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def heal(self) -> None:
+        """Let everything through again."""
+        self._apart = False
+
     def close(self) -> None:
         """Take no more connections."""
         self._listener.close()
@@ -43,11 +59,15 @@ class CuttingProxy:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
+                if self._apart:
+                    client.close()
+                    continue
                 try:
                     server = socket.create_connection(("127.0.0.1", self._target))
                 except OSError:
                     client.close()
                     continue
+                self._open |= {client, server}
                 for one, other, cut in (
                     (client, server, lambda data: self.cut_request(data)),
                     (server, client, lambda data: self.cut_answer(data)),
@@ -60,7 +80,9 @@ class CuttingProxy:
                 if cut(data):
                     self.cuts += 1
                     break
+                time.sleep(self.delay)
                 other.sendall(data)
+        self._open -= {one, other}
         for each in (one, other):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)

@@ -220,6 +220,9 @@ class GatewayProcess:
         self.log = folder / "gateway.log"
         self.postgres: Path | None = None
         """File with the connection string of the shared ledger; None: a file of its own."""
+        self.region: str | None = None
+        self.region_postgres: Path | None = None
+        """File with the connection string of its region's own database."""
         self.drain_seconds = 0.0
         self._kubeconfig = kubeconfig
         self.process: subprocess.Popen[bytes] | None = None
@@ -326,6 +329,12 @@ class GatewayProcess:
                     f"--ledger={folder / 'ledger'}"
                     if self.postgres is None
                     else f"--postgres={self.postgres}",
+                    *([f"--region={self.region}"] if self.region else []),
+                    *(
+                        [f"--region-postgres={self.region_postgres}"]
+                        if self.region_postgres
+                        else []
+                    ),
                     f"--drain={self.drain_seconds}",
                     f"--grace={self.grace_seconds}",
                     f"--service-account={folder / 'sa'}",

@@ -40,6 +40,12 @@ _PATH = click.Path(path_type=Path)
 @click.option("--budget", metavar="NS/NAME", help="Root budget: its ledger's name.")
 @click.option("--ledger", type=_PATH, help="Folder of the embedded ledger.")
 @click.option("--postgres", type=_PATH, help="File with the shared ledger's connection string.")
+@click.option("--region", metavar="NAME", help="Region that this gateway is in.")
+@click.option(
+    "--region-postgres",
+    type=_PATH,
+    help="File with the connection string of the region's own database: spend from slices.",
+)
 @click.option("--service-account", type=_PATH, default=TOKEN_DIRECTORY, help="Own token and CA.")
 @click.option("--posthog-key", type=_PATH, default=POSTHOG_KEY_FILE, help="PostHog's project key.")
 @click.option("--datadog-key", type=_PATH, default=DATADOG_KEY_FILE, help="Datadog's API key.")
@@ -58,6 +64,8 @@ def command(
     budget: str | None,
     ledger: Path | None,
     postgres: Path | None,
+    region: str | None,
+    region_postgres: Path | None,
     service_account: Path,
     posthog_key: Path,
     datadog_key: Path,
@@ -84,6 +92,8 @@ def command(
         raise click.UsageError("choose one of --tls DIR and --plain-http")
     if (ledger is None) is (postgres is None):
         raise click.UsageError("name one ledger: --ledger or --postgres")
+    if region_postgres is not None and (region is None or postgres is None):
+        raise click.UsageError("--region-postgres goes with --region and --postgres")
     logs.set_up(log_level)
     settings = Settings(
         namespace=namespace,
@@ -93,6 +103,8 @@ def command(
         ca=ca,
         ledger=ledger,
         postgres=postgres,
+        region=region,
+        region_postgres=region_postgres,
         budget=budget,
         service_account=service_account,
         posthog_key=posthog_key,

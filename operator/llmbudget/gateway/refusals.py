@@ -11,6 +11,7 @@ from llmbudget.ledger.interface import (
     EnvelopeExceeded,
     EnvelopeLimit,
     LedgerError,
+    OutOfReach,
     RepeatedCall,
     UnknownEnvelope,
 )
@@ -49,4 +50,9 @@ def refusal_of(error: LedgerError) -> Refusal:
         return errors.forbidden("The envelope is closed, or has expired.", "envelope_closed")
     if isinstance(error, EnvelopeLimit):
         return errors.forbidden(f"Budget {error.account}: {error.message}.", "envelope_limit")
+    if isinstance(error, OutOfReach):
+        return errors.unavailable(
+            f"Region {error.region} has spent what it was given of the budget, and the budget's"
+            " database is out of its reach: no more can be had now."
+        )
     return errors.unavailable("The ledger can't count money now.")

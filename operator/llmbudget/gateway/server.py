@@ -60,6 +60,10 @@ class Settings:
     """Folder of the embedded ledger; None: it is shared, in `postgres`."""
     postgres: Path | None
     """File with the connection string of the shared ledger."""
+    region: str | None
+    region_postgres: Path | None
+    """File with the connection string of the region's own database; None: all calls are counted in
+    `postgres`."""
     budget: str
     """Root budget `namespace/name`, whose ledger it is."""
     service_account: Path
@@ -115,7 +119,15 @@ async def run(settings: Settings) -> None:
 @contextlib.asynccontextmanager
 async def _opened(settings: Settings, clock: TrustedClock) -> AsyncIterator[Ledger]:
     ledger: Ledger
-    if settings.postgres is not None:
+    if settings.region_postgres is not None:
+        from llmbudget.ledger.regions.regional import RegionalLedger
+
+        assert settings.postgres is not None
+        assert settings.region is not None
+        ledger = RegionalLedger(
+            settings.postgres, settings.region_postgres, settings.budget, settings.region
+        )
+    elif settings.postgres is not None:
         # Only now: its packages take 30 MB, which a gateway with a file of its own does without.
         from llmbudget.ledger.postgres import PostgresLedger
 

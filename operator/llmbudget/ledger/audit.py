@@ -25,6 +25,8 @@ from llmbudget.ledger.book import FORGOTTEN
 from llmbudget.ledger.interface import LedgerUnavailable
 from llmbudget.ledger.postgres.connection import Connection, Database
 from llmbudget.ledger.records import Figures
+from llmbudget.ledger.regions import IN_REGION
+from llmbudget.ledger.regions.authority import SLICE
 from llmbudget.ledger.sqlite.schema import FILE_NAME, VERSION, connect_reading
 
 Row = tuple[Any, ...]
@@ -71,6 +73,8 @@ class Source:
 
     query: Callable[[str], Iterable[Row]]
     path: Callable[[Any], tuple[str, ...]]
+    shared: bool = False
+    """Whether regions may have slices of it, or it may be a region's own."""
 
 
 def file_rows(connection: apsw.Connection) -> Source:
@@ -80,7 +84,7 @@ def file_rows(connection: apsw.Connection) -> Source:
 
 def database_rows(connection: Connection) -> Source:
     """Read by a connection that has begun to."""
-    return Source(lambda statement: connection.execute(statement.encode()), tuple)
+    return Source(lambda statement: connection.execute(statement.encode()), tuple, True)
 
 
 @contextmanager
@@ -133,6 +137,8 @@ def audit(source: Source) -> Report:
         _held,
         _set_aside,
         _envelopes,
+        _slices,
+        _funded,
         _carried,
         _one_row_each,
         _keys,
@@ -164,6 +170,21 @@ class _Envelope:
         return self.held if self.closed is not None else max(self.held, self.cap - self.spent)
 
 
+@dataclass(frozen=True, slots=True)
+class _Slice:
+    account: str
+    period: str
+    path: tuple[str, ...]
+    granted: int
+    shipped: int
+    returned: int
+    unknown: int
+
+    @property
+    def outstanding(self) -> int:
+        return self.granted - self.shipped - self.returned - self.unknown
+
+
 class _Read:
     """What the checks compare."""
 
@@ -185,6 +206,12 @@ class _Read:
             _Envelope(id, account, source.path(path), *others)
             for id, account, path, *others in self.all(
                 "SELECT id, account, path, period, cap, spent, held, closed FROM envelopes"
+            )
+        ]
+        self.slices = [
+            _Slice(account, period, source.path(path), *others)
+            for account, period, path, *others in self.of_regions(
+                "SELECT account, period, path, granted, shipped, returned, unknown FROM slices"
             )
         ]
         self.charged: dict[tuple[tuple[str, ...], str], tuple[int, int]] = {}
@@ -209,6 +236,9 @@ class _Read:
 
     def all(self, statement: str) -> list[Row]:
         return list(self.source.query(statement))
+
+    def of_regions(self, statement: str) -> list[Row]:
+        return self.all(statement) if self.source.shared else []
 
     def ids(self, statement: str) -> str:
         """Name what a statement finds; empty: nothing."""
@@ -262,12 +292,13 @@ def _charged(ledger: _Read) -> Iterator[Finding]:
 
 
 def _held(ledger: _Read) -> Iterator[Finding]:
-    """What each account holds is what its open holds reserve."""
+    """What each account holds is what its open holds reserve, and what regions have of it."""
     held = ledger.by_account((path, month, n) for (path, month), n in ledger.open.items())
+    held += ledger.by_account((each.path, each.period, each.outstanding) for each in ledger.slices)
     for key in sorted({*ledger.figures, *held}):
         counted = ledger.figures.get(key, Figures()).held
         if counted != held[key]:
-            yield _differs(key, "held", counted, "its holds", held[key])
+            yield _differs(key, "held", counted, "its holds and slices", held[key])
 
 
 def _set_aside(ledger: _Read) -> Iterator[Finding]:
@@ -302,6 +333,51 @@ def _envelopes(ledger: _Read) -> Iterator[Finding]:
             yield Finding(where, f"is open, and its month {each.period} is over")
     for id in (*spent, *held):
         yield Finding(f"envelope {id}", "calls were paid from it, and there is none")
+
+
+def _slices(ledger: _Read) -> Iterator[Finding]:
+    """What a region was given is charged, given back or held; what nobody knows has a row."""
+    shipped: Counter[Key] = Counter()
+    unknown: Counter[Key] = Counter()
+    for each in ledger.slices:
+        shipped[each.account, each.period] += each.shipped
+        unknown[each.account, each.period] += each.unknown
+        if each.outstanding < 0:
+            where = f"slice of {each.account} in {each.period}"
+            what = f"{format_usd(-each.outstanding)} USD more were charged or given back than given"
+            yield Finding(where, what)
+    within: Counter[Key] = Counter()
+    for (path, month), (charged, _) in ledger.charged.items():
+        within[path[0], month] += charged
+    rows = {
+        (account, period): int(cost)
+        for account, period, cost in ledger.of_regions(
+            "SELECT path[1], period, sum(cost) FROM entries "
+            f"WHERE provider = '{SLICE}' AND outcome = 'unknown' GROUP BY 1, 2"
+        )
+    }
+    for key in sorted({*shipped, *rows}):
+        if key[1] < ledger.forgotten:
+            continue
+        if unknown[key] != rows.get(key, 0):
+            yield _differs(key, "unknown of slices", unknown[key], "its rows", rows.get(key, 0))
+        if shipped[key] > within[key]:
+            yield _differs(key, "charged by regions", shipped[key], "its rows", within[key])
+
+
+def _funded(ledger: _Read) -> Iterator[Finding]:
+    """A region spends and holds no more than it was given."""
+    for account, period, granted, returned in ledger.of_regions(
+        "SELECT account, period, granted, returned FROM account_periods "
+        "WHERE spent + held > granted - returned "
+        f"AND EXISTS (SELECT 1 FROM ledger WHERE name LIKE '%{IN_REGION}%')"
+    ):
+        figures = ledger.figures[account, period]
+        yield Finding(
+            f"{account} in {period}",
+            f"{format_usd(figures.spent + figures.held)} USD are spent and held, of"
+            f" {format_usd(granted - returned)} USD that the region was given",
+        )
 
 
 def _carried(ledger: _Read) -> Iterator[Finding]:

@@ -203,6 +203,17 @@ class LedgerUnavailable(LedgerError):
     """Money can't be counted now: nothing may be granted."""
 
 
+class OutOfReach(LedgerUnavailable):
+    """What is left of a region's slices does not cover the call, and more can't be had now."""
+
+    def __init__(self, region: str, why: str) -> None:
+        super().__init__(
+            f"region {region} has spent what it was given of the budget, and can't be given more:"
+            f" {why}"
+        )
+        self.region = region
+
+
 class UnknownAccount(LedgerError):
     """The account is not configured."""
 

@@ -42,6 +42,8 @@ class Subject:
     """Consumer and idempotency key."""
     new: bool = False
     """Whether the id should be in use by nobody."""
+    holder: str | None = None
+    """Of slices."""
 
 
 NOTHING: Final = Subject()

@@ -151,6 +151,10 @@ class Figures:
     """Set aside in envelopes."""
     rolled: int = 0
     """Unused money of the period before."""
+    granted: int = 0
+    """In a region's own ledger: slices that it was given, in total."""
+    returned: int = 0
+    """In a region's own ledger: what of them it gave back, in total."""
 
     @property
     def total(self) -> int:
@@ -226,6 +230,44 @@ class Transfer:
 
 
 @dataclass(frozen=True, slots=True)
+class Holder:
+    """A region's own ledger, as the authority knows it."""
+
+    id: str
+    """Of its database's tables: tables that are made anew are another holder."""
+    region: str
+    shipped_seq: int = 0
+    """Its rows up to this one are booked."""
+    beats: int = 0
+    """How often it was heard of."""
+    lost: bool = False
+    """It was silent for so long that what it held was charged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """What one holder was given of an account in a period, as the authority knows it. Totals that
+    only grow: whatever is told late, twice or out of order changes nothing."""
+
+    holder: str
+    account: str
+    period: str
+    path: tuple[str, ...]
+    """Accounts, child to root, that it is set aside on."""
+    granted: int = 0
+    shipped: int = 0
+    """Charged by rows, within their holds."""
+    returned: int = 0
+    unknown: int = 0
+    """Charged since nobody knows better; rows that come late are taken from it."""
+
+    @property
+    def outstanding(self) -> int:
+        """What is held on its path."""
+        return self.granted - self.shipped - self.returned - self.unknown
+
+
+@dataclass(frozen=True, slots=True)
 class KeyRow:
     """A used idempotency key."""
 
@@ -279,6 +321,9 @@ class Changes:
     """Numbers of entries that are old enough to go; the months' sums stay."""
     envelopes: dict[str, Envelope] = field(default_factory=dict)
     transfers: dict[str, Transfer] = field(default_factory=dict)
+    holders: dict[str, Holder] = field(default_factory=dict)
+    slices: dict[tuple[str, str, str], Slice] = field(default_factory=dict)
+    """By holder, account and period."""
     actions: dict[str, ActionRow] = field(default_factory=dict)
     cursors: dict[str, int] = field(default_factory=dict)
 

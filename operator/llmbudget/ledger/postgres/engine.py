@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 import psycopg
 
@@ -22,6 +22,8 @@ from llmbudget.ledger.postgres.owners import LEASE_SECONDS
 from llmbudget.ledger.postgres.rows import Rows
 from llmbudget.ledger.postgres.store import Clock, Store
 from llmbudget.ledger.postgres.writer import Operation, Writer
+from llmbudget.ledger.regions.authority import AuthorityBook
+from llmbudget.ledger.regions.lease import REGION_SECONDS
 
 Result = TypeVar("Result")
 
@@ -32,8 +34,12 @@ class PostgresLedger(Operations):
     It is one at once, whether or not the database can be used: until it can, every operation
     raises LedgerUnavailable, and `problem` says why. `name` says whose ledger it is: gateways of
     the same budget share it, others can't. The file holds the connection string. An owner that
-    stands still for `lease_seconds` is taken for dead.
+    stands still for `lease_seconds` is taken for dead, a region that is silent for `region_seconds`
+    is given up.
     """
+
+    kind: ClassVar[type[AuthorityBook]] = AuthorityBook
+    """Of its book."""
 
     def __init__(
         self,
@@ -41,12 +47,13 @@ class PostgresLedger(Operations):
         name: str,
         clock: Clock = lambda now: now,
         lease_seconds: float = LEASE_SECONDS,
+        region_seconds: float = REGION_SECONDS,
     ) -> None:
         super().__init__(Feed())
         self._database = Database(file)
         self._reader: Connection | None = None
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="ledger-reader")
-        self._store = Store(self._database, name, clock, lease_seconds)
+        self._store = Store(self._database, name, clock, lease_seconds, self.kind, region_seconds)
         self._writer = Writer(self._store, asyncio.get_running_loop(), self._feed.take)
         self._writer.start()
 
@@ -57,6 +64,7 @@ class PostgresLedger(Operations):
         name: str,
         clock: Clock = lambda now: now,
         lease_seconds: float = LEASE_SECONDS,
+        region_seconds: float = REGION_SECONDS,
     ) -> Self:
         """Make one whose database can be used.
 
@@ -64,7 +72,7 @@ class PostgresLedger(Operations):
             LedgerUnavailable: the database can't be used, is a standby, belongs to another budget,
                 or a newer version made its tables.
         """
-        ledger = cls(file, name, clock, lease_seconds)
+        ledger = cls(file, name, clock, lease_seconds, region_seconds)
         try:
             await ledger.tick()
         except BaseException:

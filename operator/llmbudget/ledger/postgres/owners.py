@@ -10,24 +10,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 LOOK_SECONDS: Final = 3.0
 """How often an owner looks after the others, and shows by it that it lives."""
 LEASE_SECONDS: Final = 15.0
 """How long an owner may be still."""
 
+Name = TypeVar("Name", int, str)
 
-class Watch:
+
+class Watch(Generic[Name]):
     """What one owner sees of the others: how long each stood still while this one looked."""
 
     def __init__(self, lease_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._lease_seconds = lease_seconds
         self._clock = clock
         self._looked_at: float | None = None
-        self._seen: dict[int, tuple[int, float]] = {}
+        self._seen: dict[Name, tuple[int, float]] = {}
 
-    def dead(self, owners: Mapping[int, int], mine: int) -> list[int]:
+    def dead(self, owners: Mapping[Name, int], mine: Name | None = None) -> list[Name]:
         """Take down how far each owner has come; list those that stood still for too long."""
         now = self._clock()
         passed = 0.0 if self._looked_at is None else now - self._looked_at
@@ -39,7 +41,7 @@ class Watch:
         }
         return [epoch for epoch, (_, still) in self._seen.items() if still >= self._lease_seconds]
 
-    def _still(self, epoch: int, commits: int, passed: float) -> float:
+    def _still(self, epoch: Name, commits: int, passed: float) -> float:
         known = self._seen.get(epoch)
         return known[1] + passed if known is not None and known[0] == commits else 0.0
 

@@ -16,8 +16,10 @@ from llmbudget.ledger.records import (
     Account,
     EntryRow,
     Figures,
+    Holder,
     KeyRow,
     OpenHold,
+    Slice,
     Transfer,
     TransferKind,
     loan_of,
@@ -27,7 +29,8 @@ from llmbudget.ledger.records import (
 Row = tuple[Any, ...]
 
 FIGURES: Final = (
-    "account, period, spent, overage, debit, held, carried, closed, closing_cap, lent, rolled"
+    "account, period, spent, overage, debit, held, carried, closed, closing_cap, lent, rolled, "
+    "granted, returned"
 )
 HOLD: Final = (
     "id, path, period, amount, provider, model, agent, task_id, epoch, consumer, "
@@ -42,6 +45,8 @@ ENVELOPE: Final = (
 )
 TRANSFER: Final = "id, ts, kind, account, period, amount, source, granted_by, reason, expires"
 ACTION: Final = "id, account, period, percentage, action, spent, cap, fired_at, acknowledged"
+HOLDER: Final = "id, region, shipped_seq, beats, lost"
+SLICE: Final = "holder, account, period, path, granted, shipped, returned, unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,9 @@ class Fetched:
     absent: frozenset[str] = frozenset()
     """Ids of no entry."""
     keys: Mapping[tuple[str, str], KeyRow | None] = field(default_factory=dict)
+    holders: Sequence[Holder] | None = None
+    slices: Mapping[str, Sequence[Slice]] = field(default_factory=dict)
+    """By holder."""
 
 
 class Rows:
@@ -63,8 +71,8 @@ class Rows:
     def _one(self, statement: str, *values: object) -> Row | None:
         return self._connection.execute(statement, values).fetchone()
 
-    def _all(self, statement: str, *values: object) -> list[Row]:
-        return self._connection.execute(statement, values).fetchall()
+    def _all(self, statement: str, *values: object, **named: object) -> list[Row]:
+        return self._connection.execute(statement, named or values).fetchall()
 
     def accounts(self) -> list[Account]:
         """Read all accounts, left-out ones among them."""
@@ -199,6 +207,54 @@ class Rows:
         )
         return [_action(row) for row in rows]
 
+    def holders(self) -> Sequence[Holder]:
+        """Read all holders of slices."""
+        if self._fetched.holders is not None:
+            return self._fetched.holders
+        return holders_of(self._all(HOLDERS))
+
+    def slices(self, holder: str | None) -> Sequence[Slice]:
+        """Read the slices of a holder that are unfinished or of the current period; None: of all
+        holders."""
+        if holder is not None and holder in self._fetched.slices:
+            return self._fetched.slices[holder]
+        return slices_of(self._all(SLICES, holder=holder))
+
+    def slice(self, holder: str, account: str, period: str) -> Slice | None:
+        """Find a slice."""
+        key = (account, period)
+        for found in self._fetched.slices.get(holder, ()):
+            if (found.account, found.period) == key:
+                return found
+        rows = self._all(
+            f"SELECT {SLICE} FROM slices WHERE (holder, account, period) = (%s, %s, %s)",
+            *(holder, account, period),
+        )
+        return slices_of(rows)[0] if rows else None
+
+    def incarnation(self) -> str:
+        """Read the id of these tables: tables that are made anew have another."""
+        row = self._one("SELECT incarnation FROM ledger")
+        assert row is not None
+        return str(row[0])
+
+    def last_seq(self) -> int:
+        """Read the number of the newest entry."""
+        row = self._one("SELECT last_seq FROM ledger")
+        assert row is not None
+        return int(row[0])
+
+    def funded(self, since: str) -> list[tuple[str, str, Figures]]:
+        """Read the sums of accounts that were given slices: those that are not used up, and all of
+        the periods from one on."""
+        return figures_of(
+            self._all(
+                f"SELECT {FIGURES} FROM account_periods WHERE granted > 0 "
+                "AND (period >= %s OR granted - returned > spent)",
+                since,
+            )
+        )
+
     def cursor(self, name: str) -> int:
         """Read a cursor; 0 where it was never stored."""
         row = self._one("SELECT seq FROM cursors WHERE name = %s", name)
@@ -217,6 +273,23 @@ KNOWN: Final = (
 )
 """Which ids are in use, by holds or by entries of the last months: an id of an earlier one is as
 good as new, and looking for it would touch the indexes of years."""
+
+
+HOLDERS: Final = f"SELECT {HOLDER} FROM holders"
+SLICES: Final = (
+    f"SELECT {SLICE} FROM slices WHERE (holder = %(holder)s OR %(holder)s::text IS NULL) "
+    "AND (granted - shipped - returned > 0 OR period >= (SELECT period FROM ledger))"
+)
+
+
+def holders_of(rows: Iterable[Row]) -> list[Holder]:
+    """Make holders of rows."""
+    return [Holder(*row) for row in rows]
+
+
+def slices_of(rows: Iterable[Row]) -> list[Slice]:
+    """Make slices of rows."""
+    return [Slice(row[0], row[1], row[2], tuple(row[3]), *row[4:]) for row in rows]
 
 
 def figures_of(rows: Iterable[Row]) -> list[tuple[str, str, Figures]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, Generic, TypeVar
@@ -29,9 +29,22 @@ from llmbudget.ledger.operations import Subject
 from llmbudget.ledger.postgres.connection import Connection, Database, passing
 from llmbudget.ledger.postgres.migrations import migrate, refuse_newer
 from llmbudget.ledger.postgres.owners import LEASE_SECONDS, LOOK_SECONDS, Watch
-from llmbudget.ledger.postgres.rows import KEYS, KNOWN, NEWS, Fetched, Rows, figures_of
+from llmbudget.ledger.postgres.rows import (
+    HOLDERS,
+    KEYS,
+    KNOWN,
+    NEWS,
+    SLICES,
+    Fetched,
+    Rows,
+    figures_of,
+    holders_of,
+    slices_of,
+)
 from llmbudget.ledger.postgres.writing import write
 from llmbudget.ledger.records import Changes, Header, KeyRow
+from llmbudget.ledger.regions.authority import AuthorityBook
+from llmbudget.ledger.regions.lease import REGION_SECONDS
 
 PATIENCE_SECONDS: Final = 5.0
 """How long a transaction is tried again before its callers are told."""
@@ -85,6 +98,8 @@ class _Asked:
 
     ids: psycopg.Cursor[tuple[Any, ...]] | None
     keys: psycopg.Cursor[tuple[Any, ...]] | None
+    holders: psycopg.Cursor[tuple[Any, ...]] | None
+    slices: Mapping[str, psycopg.Cursor[tuple[Any, ...]]]
 
 
 class Store:
@@ -96,6 +111,8 @@ class Store:
         name: str,
         clock: Clock = lambda now: now,
         lease_seconds: float = LEASE_SECONDS,
+        book: type[AuthorityBook] = AuthorityBook,
+        region_seconds: float = REGION_SECONDS,
     ) -> None:
         self.epoch = 0
         """Of this process as an owner; 0: none yet."""
@@ -103,9 +120,11 @@ class Store:
         self._name = name
         self._clock = clock
         self._now = datetime.now(UTC)
-        self._watch = Watch(lease_seconds)
+        self._watch = Watch[int](lease_seconds)
+        self._regions = Watch[str](region_seconds)
+        self._kind = book
         self._connection: Connection | None = None
-        self._book: Book | None = None
+        self._book: AuthorityBook | None = None
         self._seen = 0
         self._commits = 0
         self._looked_at = 0.0
@@ -227,7 +246,7 @@ class Store:
 
     def _begin(
         self, connection: Connection, about: Sequence[Subject]
-    ) -> tuple[_Found, Book, Sequence[ActionRow] | None]:
+    ) -> tuple[_Found, AuthorityBook, Sequence[ActionRow] | None]:
         """Lock the ledger, and bring the book to where it stands. Where it was read anew, tell
         the actions that followers don't know yet."""
         book = self._book
@@ -291,11 +310,13 @@ class Store:
         header.epoch = epoch
         return replace(found, epoch=epoch, header=header, commits=0)
 
-    def _load(self, connection: Connection, found: _Found) -> tuple[Book, Sequence[ActionRow]]:
+    def _load(
+        self, connection: Connection, found: _Found
+    ) -> tuple[AuthorityBook, Sequence[ActionRow]]:
         """Read everything anew; tell the actions that followers don't know yet."""
         rows = Rows(connection)
         header = found.header
-        book = Book(
+        book = self._kind(
             rows,
             lambda: self._now,
             header,
@@ -323,7 +344,9 @@ class Store:
         if keys:
             columns = zip(*keys, strict=True)
             used_keys = connection.execute(KEYS, [list(column) for column in columns])
-        return _Asked(used, used_keys)
+        holders = {one.holder for one in about if one.holder is not None}
+        slices = {each: connection.execute(SLICES, {"holder": each}) for each in holders}
+        return _Asked(used, used_keys, connection.execute(HOLDERS) if holders else None, slices)
 
     def _fetch(
         self, connection: Connection, book: Book, about: Sequence[Subject], asked: _Asked
@@ -336,15 +359,17 @@ class Store:
             keys |= {(row[0], row[1]): KeyRow(*row) for row in asked.keys.fetchall()}
         new = (one.id for one in about if one.id is not None and one.new)
         absent = frozenset(new) - used if asked.ids is not None else frozenset()
-        book.shelve(Rows(connection, Fetched(absent, keys)))
+        holders = None if asked.holders is None else holders_of(asked.holders.fetchall())
+        slices = {each: slices_of(rows.fetchall()) for each, rows in asked.slices.items()}
+        book.shelve(Rows(connection, Fetched(absent, keys, holders, slices)))
         if used:
             # The rows still show what this transaction itself has given back.
             open_ones = used.difference(book.changes.closed)
             holds = Rows(connection).holds(sorted(open_ones))
             book.holds.update((hold.id, hold) for hold in holds)
 
-    def _look_after(self, connection: Connection, book: Book) -> None:
-        """Charge the holds of owners that are gone."""
+    def _look_after(self, connection: Connection, book: AuthorityBook) -> None:
+        """Charge the holds of owners that are gone, and the slices of regions that are silent."""
         rows = Rows(connection)
         dead = self._watch.dead(rows.owners(), book.header.epoch)
         if dead:
@@ -352,6 +377,8 @@ class Store:
         orphans = rows.ownerless()
         book.holds.update((hold.id, hold) for hold in orphans)
         book.sweep(orphans)
+        holders = {each.id: each.beats for each in rows.holders() if not each.lost}
+        book.write_off(self._regions.dead(holders))
 
     def _commit(self, connection: Connection, found: _Found, book: Book) -> None:
         version = found.version + 1
@@ -412,6 +439,7 @@ class Store:
         if self._connection is None:
             self._connection = self._database.connect()
             self._watch.interrupted()
+            self._regions.interrupted()
         return self._connection
 
     def _abandon(self) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import astuple
 from typing import Final
 
 from llmbudget.ledger.interface import ActionRow, Entry, Envelope
@@ -14,6 +15,8 @@ from llmbudget.ledger.postgres.rows import (
     ENVELOPE,
     FIGURES,
     HOLD,
+    HOLDER,
+    SLICE,
     TRANSFER,
     Row,
 )
@@ -24,6 +27,7 @@ from llmbudget.ledger.records import (
     Figures,
     KeyRow,
     OpenHold,
+    Slice,
     Transfer,
     loan_text,
     top_ups_text,
@@ -65,6 +69,8 @@ def _batches(changes: Changes, version: int) -> Iterator[tuple[str, Sequence[Row
     )
     yield _KEYS, [_key_row(key) for key in changes.keys.values()]
     yield _ACTIONS, [_action_row(action) for action in changes.actions.values()]
+    yield _HOLDERS, [astuple(holder) for holder in changes.holders.values()]
+    yield _SLICES, [_slice_row(each) for each in changes.slices.values()]
     yield _CURSORS, list(changes.cursors.items())
 
 
@@ -102,11 +108,12 @@ _ACCOUNTS: Final = (
 )
 _SUMS: Final = (
     f"INSERT INTO account_periods ({FIGURES}, version) "
-    + _unnest("text text int8 int8 int8 int8 int8 bool int8 int8 int8 int8")
+    + _unnest("text text int8 int8 int8 int8 int8 bool int8 int8 int8 int8 int8 int8")
     + " ON CONFLICT (period, account) DO UPDATE SET spent = excluded.spent, "
     "overage = excluded.overage, debit = excluded.debit, held = excluded.held, "
     "carried = excluded.carried, closed = excluded.closed, closing_cap = excluded.closing_cap, "
-    "lent = excluded.lent, rolled = excluded.rolled, version = excluded.version"
+    "lent = excluded.lent, rolled = excluded.rolled, granted = excluded.granted, "
+    "returned = excluded.returned, version = excluded.version"
 )
 _ENVELOPES: Final = (
     f"INSERT INTO envelopes ({ENVELOPE}, version) SELECT id, account, string_to_array(path, ' '), "
@@ -124,9 +131,9 @@ _TRANSFERS: Final = f"INSERT INTO transfers ({TRANSFER}) " + _unnest(
 )
 _CORRECTED: Final = (
     "UPDATE entries SET tokens_in = t.tokens_in, tokens_out = t.tokens_out, cost = t.cost, "
-    "status = t.status, outcome = t.outcome FROM ("
-    + _unnest("text text int8 int8 int8 text text")
-    + ") AS t(period, id, tokens_in, tokens_out, cost, status, outcome) "
+    "status = t.status, outcome = t.outcome, seq = t.seq, held = t.held FROM ("
+    + _unnest("text text int8 int8 int8 text text int8 int8")
+    + ") AS t(period, id, tokens_in, tokens_out, cost, status, outcome, seq, held) "
     "WHERE entries.period = t.period AND entries.id = t.id"
 )
 _KEYS: Final = "INSERT INTO idempotency (consumer, key, entry, fingerprint, period) " + _unnest(
@@ -141,6 +148,23 @@ _CURSORS: Final = (
     "INSERT INTO cursors (name, seq) "
     + _unnest("text int8")
     + " ON CONFLICT (name) DO UPDATE SET seq = excluded.seq"
+)
+
+
+_HOLDERS: Final = (
+    f"INSERT INTO holders ({HOLDER}) "
+    + _unnest("text text int8 int8 bool")
+    + " ON CONFLICT (id) DO UPDATE SET region = excluded.region, "
+    "shipped_seq = excluded.shipped_seq, beats = excluded.beats, lost = excluded.lost"
+)
+_SLICES: Final = (
+    f"INSERT INTO slices ({SLICE}) SELECT holder, account, period, string_to_array(path, ' '), "
+    "granted, shipped, returned, unknown FROM ("
+    + _unnest("text text text text int8 int8 int8 int8")
+    + ") AS t(holder, account, period, path, granted, shipped, returned, unknown) "
+    "ON CONFLICT (holder, account, period) DO UPDATE SET path = excluded.path, "
+    "granted = excluded.granted, shipped = excluded.shipped, returned = excluded.returned, "
+    "unknown = excluded.unknown"
 )
 
 
@@ -177,6 +201,8 @@ def _figures_row(account: str, period: str, figures: Figures, version: int) -> R
         figures.closing_cap,
         figures.lent,
         figures.rolled,
+        figures.granted,
+        figures.returned,
         version,
     )
 
@@ -229,6 +255,8 @@ def _corrected_row(entry: Entry) -> Row:
         entry.cost,
         None if entry.status is None else str(entry.status),
         entry.outcome.value,
+        entry.seq,
+        entry.held,
     )
 
 
@@ -263,6 +291,19 @@ def _transfer_row(transfer: Transfer) -> Row:
         transfer.by,
         transfer.reason,
         transfer.expires,
+    )
+
+
+def _slice_row(each: Slice) -> Row:
+    return (
+        each.holder,
+        each.account,
+        each.period,
+        " ".join(each.path),
+        each.granted,
+        each.shipped,
+        each.returned,
+        each.unknown,
     )
 
 

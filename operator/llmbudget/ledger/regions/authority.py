@@ -1,0 +1,329 @@
+"""The authority's book: slices granted, rows of regions booked, silent regions written off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC
+from typing import Final, Protocol, cast
+from uuid import NAMESPACE_URL, uuid5
+
+from llmbudget.api.money import Nano
+from llmbudget.contract.config import AccountConfig
+from llmbudget.decide.slices import slice_size
+from llmbudget.ledger.book import Book
+from llmbudget.ledger.interface import (
+    Entry,
+    LedgerError,
+    Outcome,
+    Settlement,
+    Status,
+)
+from llmbudget.ledger.pages import Shelf
+from llmbudget.ledger.records import EntryRow, Figures, Holder, Slice, checked
+
+SLICE: Final = "slice"
+"""Provider, in the row of what nobody knows to have been spent from a slice; its model is the
+region."""
+
+
+class LedgerWentBack(LedgerError):
+    """A region's database knows less than it told before: it comes from a backup."""
+
+    def __init__(self, region: str) -> None:
+        super().__init__(
+            f"the database of region {region} knows less than it has told the budget's ledger, as"
+            " one that was restored from a backup does: drop its tables, and the gateways make them"
+            " anew; what it had not shipped is charged as unknown"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """What a region has been given of an account in a period, with all that it was given before."""
+
+    account: str
+    period: str
+    total: int
+    size: int
+    """Of the last slice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a region tells the authority."""
+
+    after: int
+    """The last row of its own that it knows to be booked."""
+    rows: Sequence[Entry]
+    """Those that follow, in order, none left out."""
+    last_seq: int
+    """Its newest row."""
+    returned: Mapping[tuple[str, str], int]
+    """What it gave back in total, by account and period."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the authority answers."""
+
+    shipped_seq: int
+    period: str
+    regions: int
+    """How many hold slices."""
+    slices: Mapping[tuple[str, str], Slice]
+    """By account and period: those that are unfinished or of the current period."""
+
+
+class SliceShelf(Shelf, Protocol):
+    """Where the rows of slices are found."""
+
+    def holders(self) -> Sequence[Holder]:
+        """List all holders."""
+
+    def slices(self, holder: str | None) -> Sequence[Slice]:
+        """List the slices of a holder that are unfinished or of the current period; None: of all
+        holders."""
+
+    def slice(self, holder: str, account: str, period: str) -> Slice | None:
+        """Find a slice."""
+
+
+class AuthorityBook(Book):
+    """A book that also gives slices to regions."""
+
+    # Configuration
+
+    def configure(
+        self, configs: Sequence[AccountConfig], *, time_zone: str, generation: int
+    ) -> bool:
+        """See `Book.configure`. What is held for regions goes along when an account is moved in the
+        tree, and may block those above it there."""
+        taken = super().configure(configs, time_zone=time_zone, generation=generation)
+        if taken:
+            for found in self._rows.slices(None):
+                path = self._names_above(found.account)
+                if path and path != found.path and self.accounts[found.account].active:
+                    self._hold(found, -found.outstanding)
+                    moved = replace(found, path=path)
+                    self._hold(moved, found.outstanding)
+                    self._store(moved)
+        return taken
+
+    # What regions ask
+
+    def grant(self, holder: Holder, account: str, asked: int, least: int) -> Granted:
+        """Give a region a slice for calls that ask for some money together, of which the smallest
+        needs `least`.
+
+        Raises:
+            UnknownAccount, AwaitingApproval.
+            BudgetExceeded: there is not even room for the smallest.
+        """
+        known = self._heard(holder)
+        path = self._path(account)
+        self._refuse_unapproved(path)
+        least = max(1, checked(least, "amount"))
+        asked = max(least, checked(asked, "amount"))
+        size = max(least, slice_size(asked, self._left(path), self._regions()))
+        self._refuse_exceeding(path, size)
+        names = tuple(each.name for each in path)
+        found = self._slice(known.id, account, self.period)
+        found = found or Slice(known.id, account, self.period, names)
+        found = self._store(replace(found, granted=found.granted + size))
+        self._hold(found, size)
+        return Granted(account, self.period, found.granted, size)
+
+    def hear(self, holder: Holder, told: Told) -> Answer:
+        """Book what a region tells, each thing once however often it is told.
+
+        Raises:
+            LedgerWentBack: its database comes from a backup.
+        """
+        known = self._heard(holder)
+        if told.last_seq < known.shipped_seq:
+            raise LedgerWentBack(holder.region)
+        if told.after <= known.shipped_seq:
+            for row in told.rows:
+                if row.period > self.period:
+                    break  # Its clock is ahead: as soon as the month is here, too.
+                if row.seq > known.shipped_seq:
+                    self._book(known.id, row)
+                    known = self._know_holder(replace(known, shipped_seq=row.seq))
+        for (account, period), total in told.returned.items():
+            self._take_back(holder, account, period, checked(total, "returned"))
+        return Answer(
+            shipped_seq=known.shipped_seq,
+            period=self.period,
+            regions=self._regions(),
+            slices={(s.account, s.period): s for s in self._slices_of(known.id)},
+        )
+
+    def write_off(self, holders: Iterable[str]) -> None:
+        """Charge what silent regions hold: nobody knows what became of it. Rows that come late are
+        taken from it, and what they then give back is."""
+        for holder in holders:
+            for found in self._slices_of(holder):
+                lost = found.outstanding
+                if lost > 0:
+                    self._store(replace(found, unknown=found.unknown + lost))
+                    self._hold(found, -lost)
+                    path = self._change_unknown(found, lost)
+                    self._charge(path, found.period, spent=lost, overage=0, held=0, lent=0)
+            known = self._holder(holder)
+            if known is not None:
+                self._know_holder(replace(known, lost=True))
+
+    # Holders
+
+    @property
+    def _rows(self) -> SliceShelf:
+        return cast(SliceShelf, self._shelf)
+
+    def _heard(self, holder: Holder) -> Holder:
+        """Take down that a holder lives. Another one of the same region is gone: its tables were
+        made anew."""
+        self.period  # noqa: B018  # Nothing is done before the first configuration.
+        known = self._holder(holder.id)
+        if known is None:
+            self.write_off(
+                other.id
+                for other in self._rows.holders()
+                if other.region == holder.region and other.id != holder.id and not other.lost
+            )
+            known = Holder(holder.id, holder.region)
+        return self._know_holder(replace(known, beats=known.beats + 1, lost=False))
+
+    def _holder(self, holder_id: str) -> Holder | None:
+        changed = self.changes.holders.get(holder_id)
+        found = (each for each in self._rows.holders() if each.id == holder_id)
+        return changed or next(found, None)
+
+    def _know_holder(self, holder: Holder) -> Holder:
+        self.changes.holders[holder.id] = holder
+        return holder
+
+    def _regions(self) -> int:
+        holders = {each.id: each for each in self._rows.holders()} | self.changes.holders
+        return sum(not each.lost for each in holders.values())
+
+    # Slices
+
+    def _changing(self, name: str, period: str) -> Figures:
+        figures = super()._changing(name, period)
+        if self.header.period is not None and period < self.header.period:
+            figures.closed = True  # Also where nothing had happened in it when it ended.
+        return figures
+
+    def _slice(self, holder: str, account: str, period: str) -> Slice | None:
+        changed = self.changes.slices.get((holder, account, period))
+        return changed or self._rows.slice(holder, account, period)
+
+    def _slices_of(self, holder: str) -> list[Slice]:
+        stored = {(s.holder, s.account, s.period): s for s in self._rows.slices(holder)}
+        merged = stored | {k: s for k, s in self.changes.slices.items() if k[0] == holder}
+        return list(merged.values())
+
+    def _store(self, changed: Slice) -> Slice:
+        self.changes.slices[changed.holder, changed.account, changed.period] = changed
+        return changed
+
+    def _hold(self, found: Slice, amount: int) -> None:
+        for name in found.path:
+            self._changing(name, found.period).held += amount
+
+    # Bookings
+
+    def _book(self, holder: str, row: Entry) -> None:
+        """Book one row of a region: what its hold covers comes out of its slice."""
+        if row.cost > row.held and self._entry(row.id) is not None:
+            # Charged in full at first, and then found to be dearer.
+            self._settle_late(
+                row.id,
+                Settlement(row.cost, row.tokens_in, row.tokens_out, Status(row.status or "ok")),
+            )
+            return
+        within = min(row.cost, row.held)
+        found = self._slice(holder, row.account, row.period)
+        covered, drawn = 0, 0
+        path = self._names_above(row.account) or (row.account,)
+        if found is not None:
+            path = found.path
+            covered = min(within, found.outstanding + found.unknown)
+            drawn = self._draw_unknown(found, covered, shipped=covered)
+        self._last_seq += 1
+        entry = replace(
+            row, seq=self._last_seq, held=row.held if covered == within else Nano(covered)
+        )
+        self.changes.entries[entry.id] = EntryRow(entry, path)
+        self._charge(
+            path,
+            row.period,
+            spent=covered,
+            overage=row.cost - covered,
+            held=drawn - covered,
+            lent=0,
+        )
+
+    def _take_back(self, holder: Holder, account: str, period: str, total: int) -> None:
+        found = self._slice(holder.id, account, period)
+        if found is None or total == found.returned:
+            return
+        if total < found.returned:
+            raise LedgerWentBack(holder.region)
+        amount = min(total - found.returned, found.outstanding + found.unknown)
+        drawn = self._draw_unknown(found, amount, returned=amount)
+        self._hold(found, drawn - amount)
+
+    def _draw_unknown(
+        self, found: Slice, amount: int, *, shipped: int = 0, returned: int = 0
+    ) -> int:
+        """Count an amount as known, first of what was charged as unknown; tell how much of it
+        that was."""
+        drawn = min(amount, found.unknown)
+        self._store(
+            replace(
+                found,
+                shipped=found.shipped + shipped,
+                returned=found.returned + returned,
+                unknown=found.unknown - drawn,
+            )
+        )
+        if drawn:
+            path = self._change_unknown(found, -drawn)
+            self._charge(path, found.period, spent=-drawn, overage=0, held=0, lent=0)
+        return drawn
+
+    def _change_unknown(self, found: Slice, amount: int) -> tuple[str, ...]:
+        """Change the row of what nobody knows; tell whom it is charged to."""
+        id = uuid5(NAMESPACE_URL, f"slice {found.holder} {found.account} {found.period}").hex
+        row = self._entry(id)
+        if row is None:
+            self._last_seq += 1
+            entry = self._unknown_row(id, found)
+            row = EntryRow(replace(entry, cost=Nano(0), held=Nano(0)), found.path)
+            self.changes.entries[id] = row
+        cost = Nano(max(0, row.entry.cost + amount))
+        rows = self.changes.entries if id in self.changes.entries else self.changes.corrected
+        rows[id] = replace(row, entry=replace(row.entry, cost=cost, held=cost))
+        return row.path
+
+    def _unknown_row(self, id: str, found: Slice) -> Entry:
+        holder = self._holder(found.holder)
+        return Entry(
+            seq=self._last_seq,
+            id=id,
+            ts=self._clock().astimezone(UTC),
+            account=found.account,
+            period=found.period,
+            provider=SLICE,
+            model=holder.region if holder is not None else found.holder,
+            tokens_in=0,
+            tokens_out=0,
+            cost=Nano(0),
+            held=Nano(0),
+            task_id=None,
+            agent=None,
+            status=Status.ERROR,
+            outcome=Outcome.UNKNOWN,
+        )

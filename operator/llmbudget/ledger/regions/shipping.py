@@ -1,0 +1,185 @@
+"""Bringing a region's rows to the authority, and giving back what it does not need.
+
+Any gateway of the region may do it at any time, two at once among them: rows are booked by their
+numbers, and rests are told as totals. So that they don't all do it, the longest-living one does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from llmbudget.decide.periods import months_before
+from llmbudget.decide.slices import to_give_back
+from llmbudget.ledger.interface import Entry, LedgerError
+from llmbudget.ledger.records import Holder, Slice
+from llmbudget.ledger.regions.authority import Told
+from llmbudget.ledger.regions.lease import Lease
+from llmbudget.ledger.regions.ledgers import AuthorityLedger, Key, RegionLedger
+from llmbudget.ledger.regions.local import Position
+
+BATCH: Final = 500
+"""Rows in one transaction of the authority."""
+PAUSE_SECONDS: Final = 0.5
+"""Between two looks: so late are status, thresholds and export for a region's calls."""
+WINDOW_SECONDS: Final = 10.0
+"""The recent past, of which a region keeps as much again."""
+_FINISH_SECONDS: Final = 3.0
+
+log = logging.getLogger(__name__)
+
+
+class Recent:
+    """How much was spent in the recent past."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: dict[Key, deque[tuple[float, int]]] = {}
+
+    def spent(self, position: Position) -> int:
+        """Take down where an account stands; tell what it spent since the window began."""
+        now = self._clock()
+        seen = self._seen.setdefault((position.account, position.period), deque())
+        seen.append((now, position.spent))
+        while len(seen) > 1 and seen[1][0] <= now - WINDOW_SECONDS:
+            seen.popleft()
+        return position.spent - seen[0][1]
+
+
+class Shipping:
+    """Speaks to the authority for one region."""
+
+    def __init__(
+        self,
+        authority: AuthorityLedger,
+        region: RegionLedger,
+        holder: Holder,
+        lease: Lease,
+        left: Callable[[str], int | None],
+    ) -> None:
+        self._authority = authority
+        self._region = region
+        self._holder = holder
+        self._lease = lease
+        self._left = left
+        """Tells what is left at the authority on an account's path."""
+        self._recent = Recent()
+        self._shipped: int | None = None
+        """The last row that is booked; None: not known yet."""
+        self._known: dict[Key, Slice] = {}
+        """As the authority said last."""
+        self._regions = 1
+        self._newest = 0
+        """The region's last row."""
+        self._forgotten = ""
+        """Rows of months before this one were dropped."""
+        self.problem: str | None = None
+        """Why the authority could not be told last time."""
+
+    async def follow(self) -> None:
+        """Go on until cancelled."""
+        while True:
+            try:
+                again = await self.tell(await self._region.leads())
+            except LedgerError as error:
+                if self.problem is None:
+                    log.warning("authority", extra={"fields": {"why": str(error)}})
+                self.problem, again = str(error), False
+            else:
+                if self.problem is not None:
+                    log.info("authority", extra={"fields": {"reached": self._holder.region}})
+                self.problem = None
+            if not again:
+                await asyncio.sleep(PAUSE_SECONDS)
+
+    async def tell(self, ship: bool, *, keep: bool = True) -> bool:
+        """Tell the authority what there is to tell; tell whether there is more. Without `ship` only
+        that this region lives, and without `keep` nothing is kept back of its slices.
+
+        Raises:
+            LedgerError.
+        """
+        rows, positions = await self._news(ship)
+        given = ship and await self._give_back(positions, keep)
+        if given:
+            positions = await self._region.positions(self._since())
+        returned = {
+            (each.account, each.period): each.returned
+            for each in positions
+            if ship and each.returned > self._returned_of(each)
+        }
+        if not (rows or returned or self._lease.due or self._shipped is None):
+            if ship:
+                await self._forget()
+            return False
+        sent = self._lease.now()
+        first, after = self._shipped is None, self._shipped or 0
+        answer = await self._authority.hear(self._holder, Told(after, rows, self._newest, returned))
+        self._lease.renewed(sent)
+        self._shipped, self._known = answer.shipped_seq, dict(answer.slices)
+        self._regions = answer.regions
+        granted = {key: each.granted for key, each in answer.slices.items()}
+        known = {(each.account, each.period): each.granted for each in positions}
+        if any(total > known.get(key, 0) for key, total in granted.items()):
+            await self._region.fund(granted, answer.period)
+        return first or len(rows) == BATCH
+
+    async def finish(self) -> None:
+        """Tell what is left to tell before this gateway ends; the region's last one gives all
+        back."""
+        try:
+            async with asyncio.timeout(_FINISH_SECONDS):
+                while await self.tell(True):
+                    pass
+                if await self._region.alone():
+                    await self.tell(True, keep=False)
+        except (LedgerError, TimeoutError) as error:
+            log.warning("slices stay out", extra={"fields": {"why": str(error)}})
+
+    async def _news(self, ship: bool) -> tuple[list[Entry], list[Position]]:
+        rows: list[Entry] = []
+        self._newest = await self._region.last_seq()
+        if ship and self._shipped is not None and self._shipped < self._newest:
+            rows = list(await self._region.entries(self._shipped, BATCH))
+        return rows, await self._region.positions(self._since()) if ship else []
+
+    def _since(self) -> str:
+        """Find the first period that the authority may not know all of."""
+        return min([period for _, period in self._known] + [self._month()])
+
+    def _month(self) -> str:
+        return max((b.period.name for b in self._region.balances().values()), default="")
+
+    async def _forget(self) -> None:
+        """Drop what the authority has and no call asks for any more: ids and keys are looked for in
+        this month and the last."""
+        month = self._month()
+        before = months_before(month, 1) if month else ""
+        if before <= self._forgotten or self._shipped != self._newest:
+            return
+        if not await self._region.forget(before, BATCH):
+            self._forgotten = before
+
+    async def _give_back(self, positions: list[Position], keep: bool) -> bool:
+        month = self._month()
+
+        def amount(position: Position) -> int:
+            if position.period < month or not keep:
+                return position.unused
+            left = self._left(position.account)
+            recent = self._recent.spent(position)
+            return to_give_back(position.unused, left, recent, self._regions)
+
+        amounts = {(each.account, each.period): amount(each) for each in positions}
+        wanted = {key: found for key, found in amounts.items() if found > 0}
+        if wanted:
+            await self._region.give_back(wanted, lambda p: wanted[p.account, p.period])
+        return bool(wanted)
+
+    def _returned_of(self, position: Position) -> int:
+        known = self._known.get((position.account, position.period))
+        return 0 if known is None else known.returned

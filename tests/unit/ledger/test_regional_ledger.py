@@ -1,0 +1,362 @@
+"""The ledger of a region's gateways, on real databases and a link that breaks."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from tests.support.cutting_proxy import CuttingProxy
+from tests.support.shared_ledger import SharedLedger
+from tests.unit.ledger.ledger_helpers import account, ask, task, within
+
+from llmbudget.api.budget import Action, OnExceeded
+from llmbudget.api.money import Nano
+from llmbudget.ledger.interface import (
+    AwaitingApproval,
+    BudgetExceeded,
+    LedgerUnavailable,
+    OutOfReach,
+    RepeatedCall,
+    Settlement,
+)
+from llmbudget.ledger.postgres import PostgresLedger
+from llmbudget.ledger.regions.regional import RegionalLedger
+
+ROOT, TEAM = "llm/org", "llm/team"
+CAP = 16_000
+DONE = Settlement(cost=Nano(10))
+
+
+@dataclass
+class Stage:
+    """An authority, and regions that reach it by links."""
+
+    folder: Path
+    server: object
+    authority: SharedLedger
+    databases: dict[str, SharedLedger] = field(default_factory=dict)
+    links: dict[str, CuttingProxy] = field(default_factory=dict)
+    opened: list[RegionalLedger | PostgresLedger] = field(default_factory=list)
+
+    async def region(self, name: str, region_seconds: float = 900.0) -> RegionalLedger:
+        """Open a gateway's ledger of a region."""
+        if name not in self.databases:
+            (self.folder / name).mkdir()
+            self.databases[name] = SharedLedger(self.server, self.folder / name)
+            self.links[name] = CuttingProxy(self.server.port)
+        link = self.folder / name / "link"
+        link.write_text(
+            self.server.url(
+                user=self.authority.name, schema=self.authority.name, port=self.links[name].port
+            )
+        )
+        made = RegionalLedger(
+            link, self.databases[name].file, ROOT, name, region_seconds=region_seconds
+        )
+        self.opened.append(made)
+        await made.configure(ACCOUNTS, time_zone="UTC", generation=1)
+        return made
+
+    async def central(self) -> PostgresLedger:
+        """Open a gateway's ledger of a region without a database of its own."""
+        made = await PostgresLedger.open(self.authority.file, ROOT)
+        self.opened.append(made)
+        await made.configure(ACCOUNTS, time_zone="UTC", generation=1)
+        return made
+
+    def slice(self, name: str) -> dict[str, int]:
+        """What the authority knows of a region's slices, all accounts together."""
+        rows = self.authority.query(
+            "SELECT sum(granted), sum(shipped), sum(returned), sum(unknown) FROM slices "
+            f"JOIN holders ON id = holder WHERE region = '{name}'"
+        )
+        names = ("granted", "shipped", "returned", "unknown")
+        return dict(zip(names, (int(n or 0) for n in rows[0]), strict=True))
+
+    def sums(self) -> dict[str, int]:
+        """The root's sums."""
+        ((spent, held),) = self.authority.query(
+            f"SELECT spent + overage, held FROM account_periods WHERE account = '{ROOT}'"
+        )
+        return {"spent": spent, "held": held}
+
+    async def end(self) -> None:
+        """Close all, and see that all books are sound."""
+        for each in self.opened:
+            await each.close()
+        for link in self.links.values():
+            link.close()
+        for each in (self.authority, *self.databases.values()):
+            each.check_sums()
+
+
+ACCOUNTS = (account(ROOT, CAP), account(TEAM, None, ROOT))
+
+
+@pytest.fixture
+async def stage(tmp_path, postgres) -> AsyncIterator[Stage]:
+    made = Stage(tmp_path, postgres, SharedLedger(postgres, tmp_path))
+    yield made
+    await made.end()
+
+
+async def until(true: Callable[[], bool], seconds: float = 20) -> None:
+    async with asyncio.timeout(seconds):
+        while not true():
+            await asyncio.sleep(0.05)
+
+
+async def spend(ledger: RegionalLedger, id: str, amount: int, name: str = TEAM) -> None:
+    await ledger.hold(ask(id, amount, name))
+    await ledger.settle(id, Settlement(cost=Nano(amount), tokens_in=3, tokens_out=4))
+
+
+async def until_refused(spending: Callable[[int], Awaitable[None]]) -> tuple[int, Exception]:
+    """Spend until it is refused; tell how often it was not."""
+    for number in range(10_000):
+        try:
+            await spending(number)
+        except (BudgetExceeded, LedgerUnavailable) as error:
+            return number, error
+    raise AssertionError("nothing ever refused it")
+
+
+async def test_a_call_is_counted_in_its_region_and_has_one_row_at_the_authority(stage) -> None:
+    ledger = await stage.region("us")
+    await spend(ledger, "a", 10)
+    assert stage.databases["us"].query("SELECT id FROM entries") == [("a",)]
+    await until(lambda: stage.slice("us")["shipped"] == 10)
+    rows = stage.authority.query("SELECT id, path, cost, tokens_in, tokens_out FROM entries")
+    assert rows == [("a", [TEAM, ROOT], 10, 3, 4)]
+    assert (await ledger.entry("a")).cost == 10
+    assert ledger.balance(ROOT).spent == 10
+
+
+async def test_a_slice_is_a_share_of_what_is_left_and_held_on_the_whole_path(stage) -> None:
+    ledger = await stage.region("us")
+    await stage.region("eu")
+    await ledger.hold(ask("a", 10, TEAM))
+    assert stage.slice("us")["granted"] == CAP // 8
+    assert stage.sums() == {"spent": 0, "held": CAP // 8}
+    assert ledger.balance(ROOT).held == CAP // 8
+    await ledger.settle("a", DONE)
+
+
+async def test_most_calls_ask_nobody(stage) -> None:
+    ledger = await stage.region("us")
+    commits = ledger._authority.commits
+    await spend(ledger, "first", 10)
+    await asyncio.gather(*(spend(ledger, f"a{n}", 10) for n in range(100)))
+    asked = stage.authority.query("SELECT beats FROM holders")[0][0]
+    assert asked < 20
+    assert ledger._authority.commits - commits < 40
+
+
+async def test_a_region_that_is_cut_off_spends_its_slice_and_no_more(stage) -> None:
+    ledger = await stage.region("us")
+    other = await stage.region("eu")
+    await spend(ledger, "first", 100)
+    stage.links["us"].part()
+    granted = stage.slice("us")["granted"]
+    spent, refused = await until_refused(lambda n: spend(ledger, f"a{n}", 100))
+    assert (spent + 1) * 100 == granted // 100 * 100
+    assert isinstance(refused, OutOfReach)
+    assert "region us has spent what it was given" in str(refused)
+    # The others may use all that is not held for it.
+    left, _ = await until_refused(lambda n: spend(other, f"b{n}", 100))
+    assert granted + left * 100 <= CAP
+    stage.links["us"].heal()
+    await until(lambda: stage.slice("us")["shipped"] == (spent + 1) * 100)
+    await until(lambda: stage.sums()["spent"] == (spent + 1 + left) * 100)
+    assert stage.authority.query("SELECT count(*) FROM entries") == [(spent + 1 + left,)]
+
+
+async def test_together_regions_spend_the_cap_to_the_last_call(stage) -> None:
+    ledgers = [await stage.region(name) for name in ("us", "eu", "ap")] + [await stage.central()]
+    done = dict.fromkeys(range(4), 0)
+
+    async def caller(index: int) -> None:
+        waits = 0
+        while waits < 40:
+            id = f"{index}-{done[index]}"
+            try:
+                await ledgers[index].hold(ask(id, 100, TEAM))
+            except BudgetExceeded as error:
+                if not error.only_held:
+                    return
+                waits += 1
+                await asyncio.sleep(0.1)
+            else:
+                await ledgers[index].settle(id, Settlement(cost=Nano(100)))
+                done[index] += 1
+
+    await asyncio.gather(*(caller(index) for index in range(4)))
+    assert sum(done.values()) == CAP // 100
+    await until(lambda: stage.sums() == {"spent": CAP, "held": 0})
+    assert stage.authority.query("SELECT count(*) FROM entries") == [(CAP // 100,)]
+
+
+async def test_a_spent_budget_is_told_apart_from_a_held_one(stage) -> None:
+    ledger = await stage.region("us")
+    await ledger.hold(ask("a", CAP - 10, TEAM))
+    with pytest.raises(BudgetExceeded) as held:
+        await ledger.hold(ask("b", 20, TEAM))
+    assert held.value.only_held
+    await ledger.settle("a", Settlement(cost=Nano(CAP - 10)))
+    await until(lambda: stage.sums()["spent"] == CAP - 10)
+    await asyncio.sleep(1.2)  # Until the gateway has heard of it.
+    with pytest.raises(BudgetExceeded) as spent:
+        await ledger.hold(ask("c", 20, TEAM))
+    assert not spent.value.only_held
+    assert (spent.value.account, spent.value.asked) == (ROOT, 20)
+    await spend(ledger, "d", 10)
+
+
+async def test_what_an_idle_region_has_goes_to_who_needs_it(stage) -> None:
+    idle, busy = await stage.region("us"), await stage.region("eu")
+    await spend(idle, "a", 10)
+
+    async def patient(number: int) -> None:
+        for _ in range(50):
+            with contextlib.suppress(BudgetExceeded):
+                return await spend(busy, f"b{number}", 1_000)
+            await asyncio.sleep(0.1)
+        raise BudgetExceeded(
+            ROOT, asked=Nano(0), left=Nano(0), cap=Nano(0), period=None, only_held=False
+        )
+
+    spent, _ = await until_refused(patient)
+    assert spent == 15
+
+
+async def test_the_last_gateway_of_a_region_gives_everything_back(stage) -> None:
+    ledger = await stage.region("us")
+    await spend(ledger, "a", 10)
+    await ledger.close()
+    assert stage.sums() == {"spent": 10, "held": 0}
+
+
+async def test_one_of_two_gateways_leaves_the_slice_to_the_other(stage) -> None:
+    first, second = await stage.region("us"), await stage.region("us")
+    await spend(first, "a", 10)
+    await first.close()
+    assert stage.sums()["held"] > 0
+    stage.links["us"].part()
+    await spend(second, "b", 10)
+    stage.links["us"].heal()
+
+
+async def test_a_region_that_is_silent_for_too_long_is_charged_and_spends_no_more(stage) -> None:
+    ledger = await stage.region("us", region_seconds=4.0)
+    watcher = await stage.region("eu", region_seconds=4.0)
+    await spend(ledger, "a", 10)
+    await until(lambda: stage.slice("us")["shipped"] == 10)
+    stage.links["us"].part()
+    await spend(ledger, "b", 20)
+    granted = stage.slice("us")["granted"]
+    await until(lambda: stage.slice("us")["unknown"] == granted - 10, 40)
+    with pytest.raises(LedgerUnavailable, match=r"region us could not for \d+ s tell"):
+        await ledger.hold(ask("c", 20, TEAM))
+    assert "tell the budget's database that it lives" in (ledger.problem or "")
+    rows = stage.authority.query("SELECT cost, held, model FROM entries WHERE outcome = 'unknown'")
+    assert rows == [(granted - 10, granted - 10, "us")]
+    assert stage.sums()["spent"] == granted
+    # It comes back: its rows are taken from what was charged, and the rest is given back.
+    stage.links["us"].heal()
+    await until(lambda: ledger.problem is None)
+    await until(lambda: stage.slice("us")["shipped"] == 30)
+    await until(lambda: stage.authority.query("SELECT count(*) FROM entries") == [(3,)])
+    assert stage.sums()["spent"] == granted
+    await ledger.close()
+    assert stage.sums()["spent"] == 30
+    assert stage.slice("us")["unknown"] == 0
+    await spend(watcher, "d", 10)
+
+
+async def test_tables_that_are_made_anew_are_another_holder(stage) -> None:
+    ledger = await stage.region("us")
+    await spend(ledger, "a", 10)
+    await until(lambda: stage.slice("us")["shipped"] == 10)
+    granted = stage.slice("us")["granted"]
+    await ledger._region.close()
+    ledger._follower.cancel()
+    await ledger._authority.close()
+    stage.opened.remove(ledger)
+    name = stage.databases["us"].name
+    stage.server.execute(f"DROP SCHEMA {name} CASCADE")
+    stage.server.execute(f"CREATE SCHEMA {name} AUTHORIZATION {name}")
+    again = await stage.region("us")
+    assert stage.sums() == {"spent": granted, "held": 0}
+    await spend(again, "b", 10)
+    await until(lambda: ("b",) in stage.authority.query("SELECT id FROM entries"))
+
+
+async def test_rows_from_a_backup_are_refused(stage) -> None:
+    ledger = await stage.region("us")
+    for id in ("a", "b"):
+        await spend(ledger, id, 10)
+    await until(lambda: stage.slice("us")["shipped"] == 20)
+    stage.databases["us"].query("UPDATE ledger SET last_seq = 1")
+    await until(lambda: ledger._shipping.problem is None)
+    ledger._lease._sent -= 500
+    await until(lambda: "restored from a backup" in (ledger._shipping.problem or ""))
+    stage.databases["us"].query("UPDATE ledger SET last_seq = 2")
+    await until(lambda: ledger._shipping.problem is None)
+
+
+async def test_an_envelope_is_paid_from_the_authority(stage) -> None:
+    ledger = await stage.region("us")
+    await ledger.open_envelope(task("e", 500, TEAM))
+    hold = await ledger.hold(within("e", "a", 100, TEAM))
+    assert hold.remaining == 400
+    await ledger.settle("a", Settlement(cost=Nano(60)))
+    assert (await ledger.envelope("e")).spent == 60
+    assert (await ledger.entry("a")).envelope == "e"
+    await ledger.close_envelope("e", "team/lead")
+    assert stage.databases["us"].query("SELECT count(*) FROM entries") == [(0,)]
+
+
+async def test_a_key_is_used_once_in_its_region(stage) -> None:
+    ledger = await stage.region("us")
+    keyed = {"idempotency_key": "k", "fingerprint": "f", "consumer": "team/app"}
+    await ledger.hold(ask("a", 10, TEAM, **keyed))
+    await ledger.settle("a", DONE)
+    with pytest.raises(RepeatedCall):
+        await ledger.hold(ask("b", 10, TEAM, **keyed))
+
+
+async def test_an_intervention_stops_regions_that_still_have_slices(stage) -> None:
+    ledger = await stage.region("us")
+    stops = account(ROOT, CAP, thresholds=((50, Action.EXECUTIVE_INTERVENTION),))
+    accounts = (stops, account(TEAM, None, ROOT))
+    await ledger.configure(accounts, time_zone="UTC", generation=2)
+    await spend(ledger, "a", CAP // 2)
+    await until(lambda: ledger.balance(ROOT).awaiting_approval)
+    with pytest.raises(AwaitingApproval):
+        await ledger.hold(ask("b", 10, TEAM))
+
+
+async def test_free_calls_go_on_where_the_budget_lets_them(stage) -> None:
+    ledger = await stage.region("us")
+    goes_on = account(ROOT, 100, on_exceeded=OnExceeded.DOWNGRADE)
+    await ledger.configure((goes_on,), time_zone="UTC", generation=2)
+    await spend(ledger, "a", 100, ROOT)
+    await spend(ledger, "free", 0, ROOT)
+    await ledger.configure((account(ROOT, 100),), time_zone="UTC", generation=3)
+    await until(lambda: stage.sums()["spent"] == 100)
+    await asyncio.sleep(1.2)
+    with pytest.raises(BudgetExceeded) as refused:
+        await ledger.hold(ask("stops", 0, ROOT))
+    assert not refused.value.only_held
+
+
+async def test_another_region_can_not_use_its_database(stage) -> None:
+    await stage.region("us")
+    stage.databases["eu"] = stage.databases["us"]
+    (stage.folder / "eu").mkdir()
+    stage.links["eu"] = CuttingProxy(stage.server.port)
+    with pytest.raises(LedgerUnavailable, match="these tables are the ledger of llm/org in region"):
+        await stage.region("eu")
+    del stage.databases["eu"]
