@@ -22,7 +22,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 SCENARIOS = {
     **{
         name: [HERE / "scenarios" / "platform.yaml", HERE / "scenarios" / f"{name}.yaml"]
-        for name in ("minimal", "environment", "strict-network", "tree", "scheduling")
+        for name in ("minimal", "environment", "strict-network", "tree", "scheduling", "regions")
     },
     "vault": [HERE / "scenarios" / "vault.yaml"],
     **{

@@ -188,7 +188,8 @@ class Region(Model):
     name: LabelName
     """Value of the node label topology.kubernetes.io/region."""
     postgres: PostgresRef | None = None
-    """The region's own database for rows; default: the ledger's."""
+    """The region's own database, with `ledger.mode: Slices`: its calls are counted there, from
+    slices of the budget. Default: they are counted in the ledger's, wherever that is."""
 
 
 class GlobalDistribution(Model):
@@ -200,7 +201,8 @@ class GlobalDistribution(Model):
     ] = []
     """Regions; empty: one gateway, anywhere."""
     traffic_manager: LabelName | None = None
-    """Name of the object that routes to the nearest region."""
+    """Ending of the name of a Service, BUDGET-TRAFFICMANAGER, that has the gateways of all regions
+    and prefers those that are near."""
 
 
 class SqliteLedger(Model):
@@ -260,7 +262,8 @@ class LedgerSpec(Model):
     postgres: PostgresRef | None = None
     """A database that many gateways share."""
     mode: LedgerMode = LedgerMode.CENTRAL
-    """Central: every hold goes to the database. Slices: gateways are funded in advance."""
+    """Central: every hold goes to the database. Slices: a region that has a database of its own is
+    given slices of the budget, which it spends without asking."""
     retention: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,2}(mo|y)$", max_length=8)] = "24mo"
     """How long single rows are kept before they are compacted into monthly totals."""
 

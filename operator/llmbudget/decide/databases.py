@@ -1,5 +1,5 @@
-"""Where a shared ledger's database is: its Secret says so in an annotation, since nobody but the
-gateway reads the connection string."""
+"""Where a shared ledger's databases are: their Secrets say so in an annotation, since nobody but
+the gateway reads a connection string."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from llmbudget.decide.world import SecretFacts, World
+from llmbudget.api.gateway_spec import LedgerMode, PostgresRef
+from llmbudget.decide.world import Budget, SecretFacts, World
 
 PORT: Final = 5432
 """PostgreSQL's own."""
@@ -30,9 +31,23 @@ def database_hosts(facts: SecretFacts) -> tuple[DatabaseHost, ...]:
     return tuple(_host(each.strip()) for each in (facts.allowed_host or "").split(","))
 
 
-def ledger_hosts(world: World) -> tuple[DatabaseHost, ...]:
-    """List the servers of a root's shared ledger; empty: it has none, or none that is known."""
-    postgres = world.root.spec.ledger.postgres
+def region_database(root: Budget, region: str | None) -> PostgresRef | None:
+    """Find the database of a region that works from slices; None: it counts in the ledger's."""
+    if root.spec.ledger.mode is not LedgerMode.SLICES:
+        return None
+    regions = root.spec.global_distribution.regions
+    return next((each.postgres for each in regions if each.name == region), None)
+
+
+def databases(root: Budget) -> tuple[PostgresRef, ...]:
+    """List the databases of a root's ledger: its own first, then those of its regions."""
+    regions = [each.name for each in root.spec.global_distribution.regions]
+    found = [root.spec.ledger.postgres, *(region_database(root, region) for region in regions)]
+    return tuple(each for each in found if each is not None)
+
+
+def ledger_hosts(world: World, postgres: PostgresRef | None) -> tuple[DatabaseHost, ...]:
+    """List the servers of a database; empty: there is none, or none that is known."""
     facts = world.secrets.get(postgres.secret_key_ref.name) if postgres is not None else None
     try:
         return database_hosts(facts) if facts is not None and facts.is_ledger else ()

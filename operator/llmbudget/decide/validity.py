@@ -20,7 +20,7 @@ from llmbudget.api.meta import ANNOTATION_ALLOWED_HOST, LABEL_LEDGER, LABEL_PROV
 from llmbudget.api.model import SecretKeyRef
 from llmbudget.api.provider import VaultAuthMethod
 from llmbudget.contract.config import key_variable
-from llmbudget.decide.databases import database_hosts
+from llmbudget.decide.databases import database_hosts, databases
 from llmbudget.decide.prices import resolve_prices
 from llmbudget.decide.world import Budget, Provider, World
 
@@ -180,12 +180,13 @@ def _consent(world: World, name: str, content: str, url: str) -> tuple[Reason, s
 
 
 def ledger_consents(world: World) -> Iterator[Finding]:
-    """The Secret with the database's connection string consents, and names its servers: who may
+    """Each Secret with a database's connection string consents, and names its servers: who may
     write a budget must not be able to have tables made in any database."""
-    postgres = world.root.spec.ledger.postgres
-    if postgres is None:
-        return
-    ref = postgres.secret_key_ref
+    for postgres in databases(world.root):
+        yield from _ledger_consents(world, postgres.secret_key_ref)
+
+
+def _ledger_consents(world: World, ref: SecretKeyRef) -> Iterator[Finding]:
     facts = world.secrets.get(ref.name)
     where = f"Secret {ref.name} in namespace {world.root.namespace}"
     problem = None
@@ -321,23 +322,40 @@ def private_urls(provider: Provider) -> list[str]:
     return [*urls, vault.address] if vault is not None and vault.allow_private else urls
 
 
-def features_supported(world: World) -> Iterator[Finding]:
-    """Nothing is asked for that this version would silently leave out."""
-    for budget in world.budgets:
-        spec = budget.spec
-        asked = {
-            "ledger.mode Slices": spec.ledger.mode is LedgerMode.SLICES,
-            "globalDistribution.regions[].postgres": any(
-                region.postgres is not None for region in spec.global_distribution.regions
-            ),
-        }
-        for field, wanted in asked.items():
-            if wanted:
-                yield Finding(
-                    Reason.NOT_SUPPORTED,
-                    f"spec.{field} is not supported yet: remove it.",
-                    account=budget.account,
-                )
+def slices_have_regions(world: World) -> Iterator[Finding]:
+    """Slices are for regions with a database of their own, and such a database is for slices."""
+    spec = world.root.spec
+    slices = spec.ledger.mode is LedgerMode.SLICES
+    own = [each for each in spec.global_distribution.regions if each.postgres is not None]
+    problem = None
+    if slices and not own:
+        problem = (
+            "spec.ledger.mode Slices is for regions that have a database of their own, and there is"
+            " none: set spec.globalDistribution.regions[].postgres, or remove spec.ledger.mode."
+        )
+    elif own and not slices:
+        problem = (
+            f"Nothing is counted in the database of region {own[0].name}: set spec.ledger.mode to"
+            " Slices, or remove spec.globalDistribution.regions[].postgres."
+        )
+    if problem is not None:
+        yield Finding(Reason.INVALID_SPEC, problem, account=world.root.account)
+
+
+def databases_differ(world: World) -> Iterator[Finding]:
+    """No two ledgers are in one place: each needs tables of its own."""
+    seen: set[tuple[str, str]] = set()
+    for postgres in databases(world.root):
+        ref = postgres.secret_key_ref
+        if (ref.name, ref.key) in seen:
+            yield Finding(
+                Reason.INVALID_SPEC,
+                f"Two ledgers would be in the database of Secret {ref.name}, key {ref.key}: give"
+                " each region a database, or a schema and a role, of its own.",
+                account=world.root.account,
+                fatal=True,
+            )
+        seen.add((ref.name, ref.key))
 
 
 def caps_given(world: World) -> Iterator[Finding]:
@@ -426,7 +444,8 @@ CHAIN: Final[tuple[Check, ...]] = (
     ports_exist,
     private_hosts_allowed,
     key_variables_differ,
-    features_supported,
+    slices_have_regions,
+    databases_differ,
     caps_given,
     identity_possible,
     models_priced,

@@ -112,8 +112,7 @@ class Certificates:
             return Serving(tls=True, pair=pair, bundle=self._bundle(root), problem=str(error))
         signing = authorities.current
         assert signing is not None
-        services = tuple(names.gateway(root, region) for region in names.regions(world))
-        wanted = serving_names(world, services)
+        wanted = serving_names(world, names.services(world))
         if pair is None or not self._fits(pair, wanted, signing):
             pair = await asyncio.to_thread(signing.issue, wanted, self._clock(), CERTIFICATE_LIFE)
             log.info("certificate issued", extra={"fields": {"budget": root.account}})

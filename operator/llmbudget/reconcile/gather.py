@@ -13,6 +13,7 @@ from llmbudget.api.model import LocalRef, SecretKeyRef
 from llmbudget.clients.cluster import Cluster
 from llmbudget.clients.kinds import SECRETS
 from llmbudget.contract.config import CONFIG_KEY
+from llmbudget.decide.databases import databases
 from llmbudget.decide.validity import Finding, callable_providers
 from llmbudget.decide.world import Budget, Installation, Provider, SecretFacts, World
 from llmbudget.reconcile.live import Live
@@ -81,8 +82,7 @@ def _secret_names(root: Budget, providers: list[Provider]) -> list[str]:
     refs += [each.vault.app_role_secret_ref for each in sources if each.vault is not None]
     monitoring = root.spec.monitoring
     refs += [monitoring.posthog.api_key_secret_ref, monitoring.datadog.api_key_secret_ref]
-    if root.spec.ledger.postgres is not None:
-        refs.append(root.spec.ledger.postgres.secret_key_ref)
+    refs += [each.secret_key_ref for each in databases(root)]
     return sorted({ref.name for ref in refs if ref is not None})
 
 

@@ -13,11 +13,11 @@ from llmbudget.render.claim import claim
 from llmbudget.render.config_map import config_map
 from llmbudget.render.deployment import deployment
 from llmbudget.render.names import Manifest, regions
-from llmbudget.render.network_policy import network_policy
+from llmbudget.render.network_policy import network_policy, region_policy
 from llmbudget.render.rbac import cluster_role_binding, role, role_binding, service_account
 from llmbudget.render.scaling import autoscaler, disruption_budget
 from llmbudget.render.secret import secret
-from llmbudget.render.service import pods_service, service
+from llmbudget.render.service import pods_service, service, traffic_service
 
 
 def children(
@@ -50,7 +50,11 @@ def children(
     if spec.ledger.postgres is None:
         built.append(claim(world))
     built.append(network_policy(world, found))
+    if (before := traffic_service(world)) is not None:
+        built.append(before)
     for region in regions(world):
+        if (policy := region_policy(world, region)) is not None:
+            built.append(policy)
         built.append(service(world, region))
         built.append(pods_service(world, region))
         built.append(deployment(world, found, region))

@@ -13,10 +13,12 @@ from llmbudget.contract.config import (
     LEDGER_DIRECTORY,
     POSTGRES_FILE,
     POSTHOG_KEY_FILE,
+    REGION_POSTGRES_FILE,
     TLS_DIRECTORY,
     TOKEN_DIRECTORY,
     VAULT_DIRECTORY,
 )
+from llmbudget.decide.databases import region_database
 from llmbudget.decide.validity import Finding, datadog_of
 from llmbudget.decide.world import World
 from llmbudget.render.names import Manifest, gateway, key_secret, labels, metadata, selector
@@ -81,7 +83,7 @@ def _strategy(world: World) -> Manifest:
 
 def _pod(world: World, found: tuple[Finding, ...], region: str | None) -> Manifest:
     spec = world.root.spec.deployment
-    pairs = volumes(world, found)
+    pairs = volumes(world, found, region)
     pod: Manifest = {
         "serviceAccountName": gateway(world.root),
         "automountServiceAccountToken": False,
@@ -96,7 +98,7 @@ def _pod(world: World, found: tuple[Finding, ...], region: str | None) -> Manife
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "topologySpreadConstraints": [_spread(world, region, key) for key in (_ZONE, _HOST)],
-        "containers": [_container(world, [mount for _, mount in pairs])],
+        "containers": [_container(world, region, [mount for _, mount in pairs])],
         "volumes": [volume for volume, _ in pairs],
     }
     if spec.node_selector:
@@ -128,13 +130,13 @@ def _in_region(region: str) -> Manifest:
     return {"requiredDuringSchedulingIgnoredDuringExecution": terms}
 
 
-def _container(world: World, mounts: list[Manifest]) -> Manifest:
+def _container(world: World, region: str | None, mounts: list[Manifest]) -> Manifest:
     root = world.root
     spec = root.spec.deployment
     container: Manifest = {
         "name": CONTAINER,
         "image": spec.image or world.installation.gateway_image,
-        "args": _arguments(world),
+        "args": _arguments(world, region),
         "ports": [{"name": port_name(world), "containerPort": GATEWAY_PORT, "protocol": "TCP"}],
         "resources": _resources(world),
         "securityContext": {
@@ -155,10 +157,11 @@ def _container(world: World, mounts: list[Manifest]) -> Manifest:
     return container
 
 
-def _arguments(world: World) -> list[str]:
+def _arguments(world: World, region: str | None) -> list[str]:
     """Every path is said, so that nothing depends on a default of the image."""
     root = world.root
     shared = root.spec.ledger.postgres is not None
+    slices = region_database(root, region) is not None
     drain = DRAIN_SECONDS if shared else 0
     plain = root.spec.deployment.tls.plain_http
     return [
@@ -176,6 +179,7 @@ def _arguments(world: World) -> list[str]:
         # The last seconds are for the ledger.
         f"--grace={GRACE_SECONDS - drain - 5}",
         f"--postgres={POSTGRES_FILE}" if shared else f"--ledger={LEDGER_DIRECTORY}",
+        *([f"--region={region}", f"--region-postgres={REGION_POSTGRES_FILE}"] if slices else []),
         "--plain-http" if plain else f"--tls={TLS_DIRECTORY}",
     ]
 

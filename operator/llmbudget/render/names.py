@@ -39,6 +39,21 @@ def pods_of(gateway: str) -> str:
     return _short(f"{gateway}-pods")
 
 
+def traffic_manager(budget: Budget) -> str | None:
+    """Name the Service that sends calls to the nearest region; None: there is none."""
+    distribution = budget.spec.global_distribution
+    if not (distribution.traffic_manager and distribution.regions):
+        return None
+    return _short(f"{budget.name}-{distribution.traffic_manager}")
+
+
+def services(world: World) -> tuple[str, ...]:
+    """Name the Services that callers use: one a region, and the one before all of them."""
+    each = [gateway(world.root, region) for region in regions(world)]
+    before = traffic_manager(world.root)
+    return (*each, before) if before else tuple(each)
+
+
 def ledger_claim(budget: Budget) -> str:
     """Name the claim of the ledger's volume."""
     return f"{budget.name}-ledger"

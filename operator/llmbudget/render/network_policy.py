@@ -11,11 +11,12 @@ from collections.abc import Iterable
 from typing import Final
 from urllib.parse import urlsplit
 
-from llmbudget.api.gateway_spec import Egress
+from llmbudget.api.gateway_spec import Egress, PostgresRef
 from llmbudget.contract.config import GATEWAY_PORT
-from llmbudget.decide.databases import ledger_hosts
+from llmbudget.decide.databases import ledger_hosts, region_database
 from llmbudget.decide.validity import Finding, callable_providers, private_urls
 from llmbudget.decide.world import World
+from llmbudget.render.deployment import pod_labels
 from llmbudget.render.names import Manifest, gateway, metadata, selector
 
 _NAME: Final = "kubernetes.io/metadata.name"
@@ -44,6 +45,23 @@ def network_policy(world: World, found: tuple[Finding, ...]) -> Manifest:
     }
 
 
+def region_policy(world: World, region: str | None) -> Manifest | None:
+    """Build what is allowed to the pods of one region beside that: its own database."""
+    own = region_database(world.root, region)
+    if own is None:
+        return None
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": metadata(world, gateway(world.root, region)),
+        "spec": {
+            "podSelector": {"matchLabels": pod_labels(world, region)},
+            "policyTypes": ["Egress"],
+            "egress": _to_database(world, own),
+        },
+    }
+
+
 def _ingress(world: World) -> list[Manifest]:
     network = world.root.spec.network
     consumers = {c.namespace for budget in world.budgets for c in budget.spec.consumers}
@@ -62,17 +80,22 @@ def _egress(world: World, found: tuple[Finding, ...]) -> list[Manifest]:
     rules += _api_servers(world)
     for host, port in _internal_endpoints(world, found):
         rules.append({"to": _peers(host), "ports": [_port(port)]})
-    public = [_block("0.0.0.0/0", _PRIVATE_V4), _block("::/0", _PRIVATE_V6)]
-    for server in ledger_hosts(world):
-        peers = _peers(server.host)
-        if peers == _ANY_INTERNAL and network.egress is Egress.PUBLIC:
-            # A managed database may have a public address.
-            peers = [*peers, *public]
-        rules.append({"to": peers, "ports": [_port(server.port)]})
+    rules += _to_database(world, world.root.spec.ledger.postgres)
     if network.egress is Egress.PUBLIC:
         ports = sorted({_HTTPS, *_public_vaults(world, found)})
-        rules.append({"to": public, "ports": [_port(port) for port in ports]})
+        rules.append({"to": _PUBLIC, "ports": [_port(port) for port in ports]})
     return [rule for rule in rules if rule["to"]]
+
+
+def _to_database(world: World, postgres: PostgresRef | None) -> list[Manifest]:
+    rules: list[Manifest] = []
+    for server in ledger_hosts(world, postgres):
+        peers = _peers(server.host)
+        if peers == _ANY_INTERNAL and world.root.spec.network.egress is Egress.PUBLIC:
+            # A managed database may have a public address.
+            peers = [*peers, *_PUBLIC]
+        rules.append({"to": peers, "ports": [_port(server.port)]})
+    return rules
 
 
 def _api_servers(world: World) -> list[Manifest]:
@@ -143,6 +166,7 @@ def _block(cidr: str, but: tuple[str, ...] = ()) -> Manifest:
 
 
 _ANY_INTERNAL: Final = [_block(cidr) for cidr in _INTERNAL]
+_PUBLIC: Final = [_block("0.0.0.0/0", _PRIVATE_V4), _block("::/0", _PRIVATE_V6)]
 
 
 def _port(port: int, protocol: str = "TCP") -> Manifest:

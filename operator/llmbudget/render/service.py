@@ -5,7 +5,14 @@ from __future__ import annotations
 from llmbudget.contract.config import GATEWAY_PORT
 from llmbudget.decide.world import World
 from llmbudget.render.deployment import pod_labels, port_name
-from llmbudget.render.names import Manifest, gateway, metadata, pods_of
+from llmbudget.render.names import (
+    Manifest,
+    gateway,
+    metadata,
+    pods_of,
+    selector,
+    traffic_manager,
+)
 
 
 def service(world: World, region: str | None) -> Manifest:
@@ -17,6 +24,24 @@ def service(world: World, region: str | None) -> Manifest:
         "spec": {
             "selector": pod_labels(world, region),
             "ports": [_port(port_name(world))],
+        },
+    }
+
+
+def traffic_service(world: World) -> Manifest | None:
+    """Build the Service of all regions: a call goes to a gateway that is near, and to another one
+    where there is none."""
+    name = traffic_manager(world.root)
+    if name is None:
+        return None
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(world, name),
+        "spec": {
+            "selector": selector(world.root),
+            "ports": [_port(port_name(world))],
+            "trafficDistribution": "PreferClose",
         },
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from llmbudget.api.gateway_spec import SecretDelivery
+from llmbudget.api.gateway_spec import PostgresRef, SecretDelivery
 from llmbudget.contract.config import (
     CA_DIRECTORY,
     DATADOG_KEY_FILE,
@@ -12,11 +12,13 @@ from llmbudget.contract.config import (
     LEDGER_DIRECTORY,
     POSTGRES_FILE,
     POSTHOG_KEY_FILE,
+    REGION_POSTGRES_FILE,
     TLS_DIRECTORY,
     TOKEN_DIRECTORY,
     VAULT_CA_FILE,
     VAULT_DIRECTORY,
 )
+from llmbudget.decide.databases import region_database
 from llmbudget.decide.validity import Finding, callable_providers, datadog_of, posthog_of
 from llmbudget.decide.world import World
 from llmbudget.render.names import Manifest, ledger_claim, serving_secret
@@ -27,8 +29,10 @@ _TOKEN_SECONDS: Final = 3607
 _READ_ONLY_MODE: Final = 0o440
 
 
-def volumes(world: World, found: tuple[Finding, ...]) -> list[tuple[Manifest, Manifest]]:
-    """List (volume, mount) in a fixed order."""
+def volumes(
+    world: World, found: tuple[Finding, ...], region: str | None
+) -> list[tuple[Manifest, Manifest]]:
+    """List (volume, mount) of a region's pods, in a fixed order."""
     pairs = [
         _token(),
         ({"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}, _mount("tmp", "/tmp", False)),  # noqa: S108
@@ -37,6 +41,9 @@ def volumes(world: World, found: tuple[Finding, ...]) -> list[tuple[Manifest, Ma
     pairs += _vault_logins(world, found)
     pairs += _ca_bundles(world, found)
     pairs += _ledger(world)
+    own = region_database(world.root, region)
+    if own is not None:
+        pairs.append(_database("region-database", own, REGION_POSTGRES_FILE))
     pairs += _others(world)
     return pairs
 
@@ -106,15 +113,19 @@ def _ca_bundles(world: World, found: tuple[Finding, ...]) -> list[tuple[Manifest
 def _ledger(world: World) -> list[tuple[Manifest, Manifest]]:
     postgres = world.root.spec.ledger.postgres
     if postgres is not None:
-        ref = postgres.secret_key_ref
-        directory, _, file = POSTGRES_FILE.rpartition("/")
-        # Optional: a gateway that lacks it says so, and one that is made anew needs no restart.
-        items = [{"key": ref.key, "path": file}, {"key": CA_KEY, "path": CA_KEY}]
-        source = {"secret": {"name": ref.name, "optional": True, "items": items}}
-        return [_projected("database", [source], directory)]
+        return [_database("database", postgres, POSTGRES_FILE)]
     claim = {"claimName": ledger_claim(world.root)}
     volume = {"name": "ledger", "persistentVolumeClaim": claim}
     return [(volume, _mount("ledger", LEDGER_DIRECTORY, False))]
+
+
+def _database(name: str, postgres: PostgresRef, path: str) -> tuple[Manifest, Manifest]:
+    ref = postgres.secret_key_ref
+    directory, _, file = path.rpartition("/")
+    # Optional: a gateway that lacks it says so, and one that is made anew needs no restart.
+    items = [{"key": ref.key, "path": file}, {"key": CA_KEY, "path": CA_KEY}]
+    source = {"secret": {"name": ref.name, "optional": True, "items": items}}
+    return _projected(name, [source], directory)
 
 
 def _others(world: World) -> list[tuple[Manifest, Manifest]]:

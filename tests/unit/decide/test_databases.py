@@ -12,15 +12,23 @@ from llmbudget.api.conditions import Reason
 from llmbudget.decide.databases import DatabaseHost, database_hosts, ledger_hosts
 from llmbudget.decide.validity import findings
 from llmbudget.decide.world import SecretFacts, World
-from llmbudget.render.network_policy import network_policy
+from llmbudget.render.certificate import PLAIN_HTTP
+from llmbudget.render.children import children
+from llmbudget.render.network_policy import network_policy, region_policy
 
 SCENARIOS = Path(__file__).parents[2] / "golden" / "scenarios"
 POSTGRES = {"postgres": {"secretKeyRef": {"name": "ledger", "key": "uri"}}}
 
 
-def secret(label: str = "true", hosts: str | None = "db.databases.svc") -> Manifest:
+EAST = {"name": "us-east", "postgres": {"secretKeyRef": {"name": "east", "key": "uri"}}}
+SLICES = {"ledger": {**POSTGRES, "mode": "Slices"}}
+
+
+def secret(
+    label: str = "true", hosts: str | None = "db.databases.svc", name: str = "ledger"
+) -> Manifest:
     metadata = {
-        "name": "ledger",
+        "name": name,
         "namespace": "llm-platform",
         "labels": {"llmbudget.io/ledger": label},
         "annotations": {} if hosts is None else {"llmbudget.io/allowed-host": hosts},
@@ -28,17 +36,19 @@ def secret(label: str = "true", hosts: str | None = "db.databases.svc") -> Manif
     return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata}
 
 
-def world(given: Manifest | None, *, embedded_ledger: bool = False, **spec: Any) -> World:
+def world(*given: Manifest | None, embedded_ledger: bool = False, **spec: Any) -> World:
     documents = read(SCENARIOS / "platform.yaml", SCENARIOS / "minimal.yaml")
     documents[-1]["spec"] |= {"ledger": POSTGRES} | spec
-    made = [*documents, *([given] if given else [])]
+    made = [*documents, *(each for each in given if each)]
     return world_of(made, embedded_ledger=embedded_ledger)
 
 
 def test_a_consenting_secret_has_no_findings() -> None:
     made = world(secret())
     assert findings(made) == ()
-    assert ledger_hosts(made) == (DatabaseHost("db.databases.svc", 5432),)
+    assert ledger_hosts(made, made.root.spec.ledger.postgres) == (
+        DatabaseHost("db.databases.svc", 5432),
+    )
 
 
 @pytest.mark.parametrize(
@@ -58,7 +68,8 @@ def test_without_consent_nothing_is_rendered(
     (found,) = findings(world(given))
     assert (found.reason, found.fatal, found.account) == (reason, True, "llm-platform/team-a")
     assert says in found.message
-    assert ledger_hosts(world(given)) == ()
+    made = world(given)
+    assert ledger_hosts(made, made.root.spec.ledger.postgres) == ()
 
 
 def test_a_budget_made_again_with_another_engine_does_not_forget_what_it_spent() -> None:
@@ -101,3 +112,85 @@ def test_a_database_outside_may_be_at_a_public_address_unless_the_budget_says_no
     inside = blocks(network={"egress": "NamespacesOnly"})
     assert "10.0.0.0/8" in inside
     assert "0.0.0.0/0" not in inside
+
+
+def regional(*regions: dict[str, Any], **spec: Any) -> World:
+    """A budget with a region that has a database of its own."""
+    east = secret(hosts="east.databases.svc", name="east")
+    distribution = {"regions": [*regions] or [EAST, {"name": "eu-central"}]}
+    return world(secret(), east, **({"globalDistribution": distribution} | SLICES | spec))
+
+
+def test_regions_with_and_without_a_database_of_their_own_work_from_slices() -> None:
+    assert findings(regional()) == ()
+
+
+def test_a_regions_secret_consents_as_the_ledgers_does() -> None:
+    silent = world(secret(), globalDistribution={"regions": [EAST]}, **SLICES)
+    (found,) = findings(silent)
+    assert (found.reason, found.fatal) == (Reason.SECRET_NOT_FOUND, True)
+    assert "Secret east" in found.message
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        (SLICES, "set spec.globalDistribution.regions[].postgres, or remove spec.ledger.mode"),
+        (
+            {**SLICES, "globalDistribution": {"regions": [{"name": "us-east"}]}},
+            "set spec.globalDistribution.regions[].postgres",
+        ),
+        (
+            {"globalDistribution": {"regions": [EAST]}},
+            "Nothing is counted in the database of region us-east: set spec.ledger.mode to Slices",
+        ),
+    ],
+)
+def test_slices_and_databases_of_regions_go_together(spec: dict[str, Any], says: str) -> None:
+    (found,) = findings(world(secret(), **spec))
+    assert (found.reason, found.fatal) == (Reason.INVALID_SPEC, False)
+    assert says in found.message
+
+
+def test_no_two_ledgers_are_in_one_database() -> None:
+    (found,) = findings(regional({**EAST, **POSTGRES}))
+    assert (found.reason, found.fatal) == (Reason.INVALID_SPEC, True)
+    assert "Secret ledger, key uri" in found.message
+
+
+def test_only_the_pods_of_a_region_may_connect_to_its_database() -> None:
+    made = regional()
+    policy = region_policy(made, "us-east")
+    assert policy is not None
+    assert policy["spec"]["podSelector"]["matchLabels"]["topology.kubernetes.io/region"] == (
+        "us-east"
+    )
+    assert len(policy["spec"]["egress"]) == 1
+    assert region_policy(made, "eu-central") is None
+
+
+def test_the_pods_of_a_region_mount_its_database_beside_the_authoritys() -> None:
+    built = children(regional(), (), {}, PLAIN_HTTP)
+    pods = {
+        each["metadata"]["name"]: each["spec"]["template"]["spec"]
+        for each in built
+        if each["kind"] == "Deployment"
+    }
+    east, central = (pods[f"team-a-gateway-{name}"] for name in ("us-east", "eu-central"))
+    args = east["containers"][0]["args"]
+    assert "--region=us-east" in args
+    assert "--region-postgres=/var/run/llmbudget/region-database/uri" in args
+    assert "--postgres=/var/run/llmbudget/database/uri" in args
+    mounted = [volume["name"] for volume in east["volumes"]]
+    assert {"database", "region-database"} <= set(mounted)
+    assert not [arg for arg in central["containers"][0]["args"] if "region" in arg]
+    assert "region-database" not in [volume["name"] for volume in central["volumes"]]
+
+
+def test_a_service_before_all_regions_prefers_the_near() -> None:
+    distribution = {"regions": [EAST], "trafficManager": "global"}
+    built = children(regional(globalDistribution=distribution), (), {}, PLAIN_HTTP)
+    (service,) = (each for each in built if each["metadata"]["name"] == "team-a-global")
+    assert service["kind"] == "Service"
+    assert service["spec"]["trafficDistribution"] == "PreferClose"
+    assert "topology.kubernetes.io/region" not in service["spec"]["selector"]
