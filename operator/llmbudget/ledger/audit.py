@@ -295,10 +295,11 @@ def _held(ledger: _Read) -> Iterator[Finding]:
     """What each account holds is what its open holds reserve, and what regions have of it."""
     held = ledger.by_account((path, month, n) for (path, month), n in ledger.open.items())
     held += ledger.by_account((each.path, each.period, each.outstanding) for each in ledger.slices)
+    of = "its holds and slices" if ledger.slices else "its holds"
     for key in sorted({*ledger.figures, *held}):
         counted = ledger.figures.get(key, Figures()).held
         if counted != held[key]:
-            yield _differs(key, "held", counted, "its holds and slices", held[key])
+            yield _differs(key, "held", counted, of, held[key])
 
 
 def _set_aside(ledger: _Read) -> Iterator[Finding]:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -179,7 +180,7 @@ async def test_together_regions_spend_the_cap_to_the_last_call(stage) -> None:
 
     async def caller(index: int) -> None:
         waits = 0
-        while waits < 40:
+        while waits < 400:
             id = f"{index}-{done[index]}"
             try:
                 await ledgers[index].hold(ask(id, 100, TEAM))
@@ -194,7 +195,7 @@ async def test_together_regions_spend_the_cap_to_the_last_call(stage) -> None:
 
     await asyncio.gather(*(caller(index) for index in range(4)))
     assert sum(done.values()) == CAP // 100
-    await until(lambda: stage.sums() == {"spent": CAP, "held": 0})
+    await until(lambda: stage.sums() == {"spent": CAP, "held": 0}, 60)
     assert stage.authority.query("SELECT count(*) FROM entries") == [(CAP // 100,)]
 
 
@@ -304,6 +305,23 @@ async def test_rows_from_a_backup_are_refused(stage) -> None:
     await until(lambda: "restored from a backup" in (ledger._shipping.problem or ""))
     stage.databases["us"].query("UPDATE ledger SET last_seq = 2")
     await until(lambda: ledger._shipping.problem is None)
+
+
+async def test_the_month_turns_when_the_authoritys_does(stage) -> None:
+    ledger = await stage.region("us")
+    await spend(ledger, "a", 10)
+    await ledger.hold(ask("b", 20, TEAM))
+    month = ledger.balance(ROOT).period.name
+    ledger._authority._store._clock = lambda now: now + timedelta(days=31)
+    await until(lambda: ledger._region.balance(ROOT).period.name > month)
+    await spend(ledger, "c", 30)
+    await ledger.settle("b", Settlement(cost=Nano(20)))
+    held = f"SELECT held FROM account_periods WHERE account = '{ROOT}' AND period = '{month}'"
+    await until(lambda: stage.authority.query(held) == [(0,)])
+    rows = dict(stage.authority.query("SELECT id, period FROM entries"))
+    assert (rows["a"], rows["b"]) == (month, month)
+    await until(lambda: len(stage.authority.query("SELECT id FROM entries")) == 3)
+    assert dict(stage.authority.query("SELECT id, period FROM entries"))["c"] > month
 
 
 async def test_an_envelope_is_paid_from_the_authority(stage) -> None:

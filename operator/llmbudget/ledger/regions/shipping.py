@@ -16,6 +16,7 @@ from typing import Final
 from llmbudget.decide.periods import months_before
 from llmbudget.decide.slices import to_give_back
 from llmbudget.ledger.interface import Entry, LedgerError
+from llmbudget.ledger.postgres.engine import PostgresLedger
 from llmbudget.ledger.records import Holder, Slice
 from llmbudget.ledger.regions.authority import Told
 from llmbudget.ledger.regions.lease import Lease
@@ -103,6 +104,8 @@ class Shipping:
         Raises:
             LedgerError.
         """
+        if ship:
+            await self._turn()
         rows, positions = await self._news(ship)
         given = ship and await self._give_back(positions, keep)
         if given:
@@ -140,6 +143,12 @@ class Shipping:
         except (LedgerError, TimeoutError) as error:
             log.warning("slices stay out", extra={"fields": {"why": str(error)}})
 
+    async def _turn(self) -> None:
+        """Go on to the month that the authority has reached."""
+        reached = _month(self._authority)
+        if reached > _month(self._region):
+            await self._region.fund({}, reached)
+
     async def _news(self, ship: bool) -> tuple[list[Entry], list[Position]]:
         rows: list[Entry] = []
         self._newest = await self._region.last_seq()
@@ -149,15 +158,12 @@ class Shipping:
 
     def _since(self) -> str:
         """Find the first period that the authority may not know all of."""
-        return min([period for _, period in self._known] + [self._month()])
-
-    def _month(self) -> str:
-        return max((b.period.name for b in self._region.balances().values()), default="")
+        return min([period for _, period in self._known] + [_month(self._region)])
 
     async def _forget(self) -> None:
         """Drop what the authority has and no call asks for any more: ids and keys are looked for in
         this month and the last."""
-        month = self._month()
+        month = _month(self._region)
         before = months_before(month, 1) if month else ""
         if before <= self._forgotten or self._shipped != self._newest:
             return
@@ -165,7 +171,7 @@ class Shipping:
             self._forgotten = before
 
     async def _give_back(self, positions: list[Position], keep: bool) -> bool:
-        month = self._month()
+        month = _month(self._region)
 
         def amount(position: Position) -> int:
             if position.period < month or not keep:
@@ -183,3 +189,8 @@ class Shipping:
     def _returned_of(self, position: Position) -> int:
         known = self._known.get((position.account, position.period))
         return 0 if known is None else known.returned
+
+
+def _month(ledger: PostgresLedger) -> str:
+    """Tell a ledger's month; empty: it is not configured yet."""
+    return max((balance.period.name for balance in ledger.balances().values()), default="")
