@@ -86,10 +86,13 @@ class Shipping:
         while True:
             try:
                 again = await self.tell(await self._region.leads())
-            except LedgerError as error:
+            except Exception as error:
+                # The edge of the task: without it nothing would be shipped any more.
+                known = isinstance(error, LedgerError)
                 if self.problem is None:
-                    log.warning("authority", extra={"fields": {"why": str(error)}})
-                self.problem, again = str(error), False
+                    fields = {"why": str(error) or repr(error)}
+                    log.warning("authority", extra={"fields": fields}, exc_info=not known)
+                self.problem, again = str(error) or repr(error), False
             else:
                 if self.problem is not None:
                     log.info("authority", extra={"fields": {"reached": self._holder.region}})
