@@ -103,7 +103,7 @@ async def stage(tmp_path, postgres) -> AsyncIterator[Stage]:
     await made.end()
 
 
-async def until(true: Callable[[], bool], seconds: float = 20) -> None:
+async def until(true: Callable[[], bool], seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
         while not true():
             await asyncio.sleep(0.05)
@@ -184,8 +184,9 @@ async def test_together_regions_spend_the_cap_to_the_last_call(stage) -> None:
             id = f"{index}-{done[index]}"
             try:
                 await ledgers[index].hold(ask(id, 100, TEAM))
-            except BudgetExceeded as error:
-                if not error.only_held:
+            except (BudgetExceeded, LedgerUnavailable) as error:
+                # On a busy machine the authority may take longer than a call waits.
+                if isinstance(error, BudgetExceeded) and not error.only_held:
                     return
                 waits += 1
                 await asyncio.sleep(0.1)
@@ -257,7 +258,7 @@ async def test_a_region_that_is_silent_for_too_long_is_charged_and_spends_no_mor
     stage.links["us"].part()
     await spend(ledger, "b", 20)
     granted = stage.slice("us")["granted"]
-    await until(lambda: stage.slice("us")["unknown"] == granted - 10, 40)
+    await until(lambda: stage.slice("us")["unknown"] == granted - 10)
     with pytest.raises(LedgerUnavailable, match=r"region us could not for \d+ s tell"):
         await ledger.hold(ask("c", 20, TEAM))
     assert "tell the budget's database that it lives" in (ledger.problem or "")
