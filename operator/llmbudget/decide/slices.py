@@ -29,12 +29,16 @@ def slice_size(asked: int, left: int | None, regions: int) -> int:
     return max(0, min(left, max(asked, _share(left, regions))))
 
 
-def to_give_back(unused: int, left: int | None, recent: int, regions: int) -> int:
+def to_give_back(unused: int, left: int | None, recent: int, regions: int, largest: int = 0) -> int:
     """Tell how much of its unused money a region gives back: all beyond its share of what is left,
-    and beyond what it spent in the recent past, of which it may need as much again."""
+    and beyond what it spent in the recent past, of which it may need as much again. Where a share
+    does not cover the largest call, nothing is kept: the last call may need every rest."""
     if left is None:
         return 0
-    keep = max(recent, _share(max(0, left) + unused, regions))
+    share = _share(max(0, left) + unused, regions)
+    if share < largest:
+        return unused
+    keep = max(recent, share)
     return unused - keep if unused > _SLACK * keep else 0
 
 

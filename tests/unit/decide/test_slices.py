@@ -68,5 +68,9 @@ def test_idle_regions_let_go_when_nothing_is_left_for_others() -> None:
     assert sum(unused) <= 3
 
 
+def test_near_the_end_every_rest_goes_back() -> None:
+    assert to_give_back(33, 0, recent=1_000, regions=3, largest=100) == 33
+
+
 def test_without_a_cap_nothing_needs_to_go_back() -> None:
     assert to_give_back(UNCAPPED, None, 0, 4) == 0

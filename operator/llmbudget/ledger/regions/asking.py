@@ -67,7 +67,11 @@ class Asking:
                 granted = await self._authority.grant(self._holder, account, sum(short), min(short))
             key = (granted.account, granted.period)
             await self._region.fund({key: granted.total}, granted.period)
-            self._sizes[account] = granted.size
+            if granted.size > sum(short):
+                self._sizes[account] = granted.size
+            else:
+                # The budget is near its end: each call asks for itself.
+                self._sizes.pop(account, None)
         except LedgerError as error:
             self._sizes.pop(account, None)
             if isinstance(error, LedgerUnavailable):

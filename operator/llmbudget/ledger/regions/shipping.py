@@ -76,6 +76,8 @@ class Shipping:
         self._regions = 1
         self._newest = 0
         """The region's last row."""
+        self._largest = 0
+        """Bound of the largest call among the rows that were shipped last."""
         self._forgotten = ""
         """Rows of months before this one were dropped."""
         self.problem: str | None = None
@@ -110,6 +112,7 @@ class Shipping:
         if ship:
             await self._turn()
         rows, positions = await self._news(ship)
+        self._largest = max((row.held for row in rows), default=self._largest)
         given = ship and await self._give_back(positions, keep)
         if given:
             positions = await self._region.positions(self._since())
@@ -181,7 +184,7 @@ class Shipping:
                 return position.unused
             left = self._left(position.account)
             recent = self._recent.spent(position)
-            return to_give_back(position.unused, left, recent, self._regions)
+            return to_give_back(position.unused, left, recent, self._regions, self._largest)
 
         amounts = {(each.account, each.period): amount(each) for each in positions}
         wanted = {key: found for key, found in amounts.items() if found > 0}
