@@ -242,6 +242,11 @@ class RegionalLedger:
         """See `Ledger.forget`."""
         return await self._authority.forget(before, limit)
 
+    async def tick(self) -> None:
+        """See `Ledger.tick`: here and at the authority."""
+        await self._region.tick()
+        await self._authority.tick()
+
     def balance(self, account: str) -> Balance:
         """See `Ledger.balance`: what regions have is held."""
         return self._authority.balance(account)
