@@ -9,7 +9,8 @@ With several lenders it makes no difference whose money was borrowed: all togeth
 as was borrowed, nobody more than its limit, and each figure follows from the others.
 
 What a provider charged beyond a hold is borrowed too where siblings have it to lend. The rest of it
-nobody lent: it stays the account's own debt.
+nobody lent: it stays the account's own debt. So does what a lender is charged beyond holds when its
+money is with others: a loan that was granted stands.
 """
 
 from __future__ import annotations
@@ -53,7 +54,15 @@ class Member:
     def idle(self) -> int:
         """What others may use now; below 0: it is a borrower."""
         # What a provider charged beyond all limits is its own debt and no loan.
-        used = min(self.used, self.own + self.limit)
+        return self._idle(self.used)
+
+    @property
+    def lendable(self) -> int:
+        """What was idle before it was charged beyond holds: as much may have been lent by then."""
+        return max(0, self._idle(self.used - self.overage))
+
+    def _idle(self, used: int) -> int:
+        used = min(used, self.own + self.limit)
         return self.own - self.guaranteed - max(0, used - self.guaranteed)
 
 
@@ -92,15 +101,19 @@ class Cohort:
     @cached_property
     def loans(self) -> dict[str, Loans]:
         """Tell what each has borrowed and lent; the sums are equal. All that is lent, each lends
-        its share of by what it has idle. Where there is too little, because caps were lowered or
-        providers charged beyond holds, those come first who asked for what they use."""
-        idle = {name: max(0, member.idle) for name, member in self._members.items()}
-        granted = {name: member.granted for name, member in self._members.items()}
-        beyond = {name: member.needs - granted[name] for name, member in self._members.items()}
-        first = _shares(granted, sum(idle.values()))
-        then = _shares(beyond, sum(idle.values()) - sum(first.values()))
-        lent = _shares(idle, sum(first.values()) + sum(then.values()))
-        return {name: Loans(first[name] + then[name], lent[name]) for name in self._members}
+        its share of by what it has idle. Those come first who asked for what they use: they have
+        it even where a lender was charged beyond holds since. What providers charged beyond holds
+        is lent of what is idle after that."""
+        members = self._members
+        granted = {name: member.granted for name, member in members.items()}
+        beyond = {name: member.needs - granted[name] for name, member in members.items()}
+        lendable = {name: member.lendable for name, member in members.items()}
+        first = _shares(granted, sum(lendable.values()))
+        lent = _shares(lendable, sum(first.values()))
+        idle = {name: max(0, member.idle - lent[name]) for name, member in members.items()}
+        then = _shares(beyond, sum(idle.values()))
+        more = _shares(idle, sum(then.values()))
+        return {name: Loans(first[name] + then[name], lent[name] + more[name]) for name in members}
 
 
 def _shares(wanted: Mapping[str, int], there: int) -> dict[str, int]:

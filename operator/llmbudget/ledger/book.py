@@ -92,16 +92,25 @@ class Book(Envelopes):
         for account in accounts.values():
             self._put(account)
         self.end_moved()
+        self._cut_loans(self.accounts)
         self._set_alarm()
         self._evaluate(accounts)
         return True
 
     def _open_loans(self) -> dict[str, Loan]:
-        """Tell who has money of whom, by the terms that are in force."""
+        """Tell who has money of whom, by the terms that are in force, and by former ones: where a
+        cap was lowered, or removed, less may show than a sibling has spent."""
         loans: dict[str, Loan] = {}
         for account in self.accounts.values() if self.header.period is not None else ():
-            parent, found = account.cohort(self.period), self._loans(account)
-            if parent is not None and (found.borrowed or found.lent):
+            old, found = account.loan_in(self.period), self._loans(account)
+            parent = account.cohort(self.period)
+            if old is not None:
+                loans[account.name] = replace(
+                    old,
+                    borrowed=max(old.borrowed, found.borrowed),
+                    lent=max(old.lent, found.lent),
+                )
+            elif parent is not None and (found.borrowed or found.lent):
                 loans[account.name] = Loan(self.period, parent, found.borrowed, found.lent)
         return loans
 

@@ -58,6 +58,7 @@ class Months(Rooms):
         if now < self._turned:
             # A clock that was put back: what has expired by it holds again.
             self._standing.clear()
+            self._cut_loans(self.accounts)
             self._set_alarm()
         self._turned = now
         # Only where the zone in force has left the month does the next zone have a say, and then
@@ -78,7 +79,7 @@ class Months(Rooms):
         self.header.time_zone = self.header.next_time_zone
         self.changes.header = True
         self.changes.keys_before = ended
-        self._cohorts.clear()
+        self._forget_cohorts()
         for name, closing in closings.items():
             figures = self._changing(name, ended)
             figures.closed = True
@@ -114,7 +115,7 @@ class Months(Rooms):
         if account.active:
             regular = own - self._topped_up(account)
             unused = min(account.rollover, max(0, regular - figures.used - loans.lent))
-        return _Closing(own + loans.borrowed - loans.lent - unused, unused)
+        return _Closing(min(own + loans.borrowed - loans.lent - unused, LIMIT), unused)
 
     def _carry(self, name: str, period: str, figures: Figures) -> None:
         due = figures.due
@@ -165,6 +166,7 @@ class Months(Rooms):
         back = envelope.reserved - ended.reserved
         for name in ended.path:
             self._changing(name, ended.period).lent -= back
+        self._cut_loans(ended.path)
         self._keep(ended)
         return ended
 
@@ -181,11 +183,14 @@ class Months(Rooms):
             figures.lent += lent
             if figures.closed:
                 self._carry(name, period, figures)
+        self._cut_loans(path)
         self._evaluate(path)
 
     def _check_room(self, path: Sequence[str], period: str, cost: int) -> None:
         for name in path:
-            self._check_cost(cost, self._read(name, period))
+            # A closed period may carry it on to the current one.
+            for each in {period, self.period}:
+                self._check_cost(cost, self._read(name, each))
 
     @staticmethod
     def _check_cost(cost: int, figures: Figures) -> None:
@@ -214,7 +219,7 @@ class Months(Rooms):
                             percentage=threshold.percentage,
                             action=threshold.action,
                             spent=Nano(figures.total),
-                            cap=Nano(own or 0),
+                            cap=Nano(min(own or 0, LIMIT)),
                             fired_at=self._clock().astimezone(UTC),
                             acknowledged=False,
                         )

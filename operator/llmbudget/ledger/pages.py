@@ -86,6 +86,8 @@ class Pages:
         self._news: set[str] = set()
         self._cohorts: dict[str, list[Account]] = {}
         """Who borrows of whom, by parent."""
+        self._loaned: dict[str, list[Account]] = {}
+        """Who has a loan of former terms, by the parent below which it was made."""
         self._standing: dict[str, Cohort] = {}
         """Where they stand, but for those in `_moved`: a hold must not look at all siblings."""
         self._moved: set[str] = set()
@@ -154,7 +156,11 @@ class Pages:
     def _put(self, account: Account) -> None:
         self.accounts[account.name] = account
         self.changes.accounts[account.name] = account
+        self._forget_cohorts()
+
+    def _forget_cohorts(self) -> None:
         self._cohorts.clear()
+        self._loaned.clear()
         self._standing.clear()
 
     def _path(self, name: str) -> list[Account]:
@@ -177,6 +183,16 @@ class Pages:
                 if found is not None:
                     self._cohorts.setdefault(found, []).append(each)
         return self._cohorts[parent]
+
+    def _with_loans(self, parent: str) -> Sequence[Account]:
+        """List those whose loans of former terms were made below a parent: also those whose cap is
+        removed, which have no cohort."""
+        if not self._loaned:
+            for each in self.accounts.values():
+                loan = each.loan_in(self.period)
+                if loan is not None:
+                    self._loaned.setdefault(loan.parent, []).append(each)
+        return self._loaned[parent]
 
     def _current(self) -> Period:
         return period_named(self.period, self.header.time_zone)

@@ -28,7 +28,8 @@ class TopUp:
 
 @dataclass(frozen=True, slots=True)
 class Loan:
-    """What an account had borrowed of its siblings, or lent to them, when it was configured anew.
+    """What an account had borrowed of its siblings, or lent to them, when it was configured anew,
+    as far as it was not given back since.
 
     Whatever the new terms are, this stays until the period ends: else a lender could spend once
     more what a borrower has spent of it.
@@ -73,9 +74,12 @@ class Account:
         neither."""
         if self.cap is None:
             return None
-        if self.loan is not None and self.loan.period == period:
-            return self.loan.parent
-        return self._own_cohort
+        loan = self.loan_in(period)
+        return self._own_cohort if loan is None else loan.parent
+
+    def loan_in(self, period: str) -> Loan | None:
+        """Tell what it has or gave by former terms in a period."""
+        return self.loan if self.loan is not None and self.loan.period == period else None
 
     @property
     def _own_cohort(self) -> str | None:
@@ -83,14 +87,15 @@ class Account:
 
     def limits(self, period: str) -> tuple[int, int | None]:
         """Tell the most that it borrows and lends in a period: by its terms, and not less than it
-        had and gave when they were made."""
+        still has and gave from before they were made."""
         limit: int = 0
         lends: int | None = 0
         if self._own_cohort == self.cohort(period):
             limit, lends = self.borrows or 0, self.lends
-        if self.loan is not None and self.loan.period == period:
-            limit = max(limit, self.loan.borrowed)
-            lends = None if lends is None else max(lends, self.loan.lent)
+        loan = self.loan_in(period)
+        if loan is not None:
+            limit = max(limit, loan.borrowed)
+            lends = None if lends is None else max(lends, loan.lent)
         return limit, lends
 
     def topped_up(self, period: str, now: datetime) -> int:

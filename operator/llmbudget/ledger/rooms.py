@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from llmbudget.api.money import Nano
 from llmbudget.decide.lending import Cohort, Loans, Member
@@ -81,6 +82,30 @@ class Rooms(Pages):
         """Tell what an account has borrowed and lent."""
         parent = account.cohort(self.period)
         return Loans() if parent is None else self._siblings(parent).loans[account.name]
+
+    def _cut_loans(self, names: Iterable[str]) -> None:
+        """Cut the loans of former terms down to what was not given back: anew, it is lent by the
+        terms in force."""
+        accounts = [self.accounts[name] for name in names if name in self.accounts]
+        loans = [account.loan_in(self.period) for account in accounts]
+        for parent in {loan.parent for loan in loans if loan is not None}:
+            still = [(each, self._still_borrowed(each)) for each in self._with_loans(parent)]
+            standing = sum(borrowed for _, borrowed in still)
+            for account, borrowed in still:
+                assert account.loan is not None
+                lent = min(account.loan.lent, standing)
+                loan = replace(account.loan, borrowed=borrowed, lent=lent)
+                if loan != account.loan:
+                    self._put(replace(account, loan=loan if borrowed or lent else None))
+                    self._news.add(account.name)
+
+    def _still_borrowed(self, account: Account) -> int:
+        """Tell what an account has of a loan of former terms; as long as it has no cap, all."""
+        assert account.loan is not None
+        figures = self._now(account.name)
+        own = self._own(account, figures)
+        borrowed = account.loan.borrowed
+        return borrowed if own is None else min(borrowed, max(0, figures.used - own))
 
     def _fits(self, account: Account, amount: int, *, held: bool = True) -> bool:
         """Tell whether a call's bound has room. A free call has none where the cap is reached,

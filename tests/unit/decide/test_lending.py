@@ -68,6 +68,41 @@ def test_loans_are_shared_by_what_is_idle() -> None:
     assert cohort.loans == {"a": Loans(borrowed=30), "b": Loans(lent=20), "c": Loans(lent=10)}
 
 
+def test_a_granted_loan_stands_though_its_lender_is_charged_beyond_holds() -> None:
+    lender = Member(100, 100, 0, None, overage=50)
+    assert Cohort({"a": member(10, 60), "b": lender}).loans["b"] == Loans(lent=50)
+    in_debt = Member(100, 80, 0, None, overage=80)
+    assert Cohort({"a": member(10, 60), "b": in_debt}).loans["a"] == Loans(borrowed=50)
+
+
+def test_overage_is_lent_of_what_loans_and_overage_leave() -> None:
+    lender = Member(100, 30, 0, None, overage=30)
+    granted, beyond = member(10, 60), Member(10, 50, 50, None, overage=40)
+    cohort = Cohort({"a": granted, "b": lender, "c": beyond})
+    assert cohort.loans == {"a": Loans(50), "b": Loans(lent=70), "c": Loans(20)}
+
+
+@given(members=st.lists(MEMBERS, min_size=1, max_size=4), data=st.data())
+def test_what_is_spent_is_somebodys_or_a_debit(members: list[Member], data: st.DataObject) -> None:
+    """Grant within the rooms, charge beyond holds at random: nothing beyond all caps is lost."""
+    state = {str(number): each for number, each in enumerate(members)}
+    for _ in range(8):
+        name = data.draw(st.sampled_from(sorted(state)))
+        asked = data.draw(st.integers(0, max(0, Cohort(state).room(name))))
+        beyond = data.draw(st.sampled_from([0, 0, 1, 30, 60]))
+        one = state[name]
+        state[name] = replace(one, used=one.used + asked + beyond, overage=one.overage + beyond)
+    loans = Cohort(state).loans
+    for name, each in state.items():
+        closing_cap = each.own + loans[name].borrowed - loans[name].lent
+        assert closing_cap >= 0
+        assert each.used - min(each.overage, max(0, each.used - closing_cap)) <= closing_cap
+        assert each.lending_limit is None or loans[name].lent <= each.lending_limit
+    assert sum(loan.borrowed for loan in loans.values()) == sum(
+        loan.lent for loan in loans.values()
+    )
+
+
 @given(members=st.lists(MEMBERS, min_size=1, max_size=5), data=st.data())
 def test_money_is_conserved_and_every_limit_holds(
     members: list[Member], data: st.DataObject

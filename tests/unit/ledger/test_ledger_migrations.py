@@ -90,6 +90,15 @@ async def test_rows_of_the_first_schema_go_through_each_to_the_newest(engine):
     assert not engine.audited().findings
 
 
+async def test_gateways_without_loans_stop_where_tables_have_them(engine):
+    """They would write terms without what is lent, and look for an envelope's key in vain."""
+    migrate(Database(engine.file))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(migrations, "SCHEMA", 30)
+        with pytest.raises(LedgerUnavailable, match="they need schema 40, this program knows 30"):
+            await engine.open()
+
+
 # A program of the future, whose tables are newer than this one's
 
 ADDS = """

@@ -49,6 +49,15 @@ async def test_overage_beyond_the_cap_opens_the_next_month_once(november, clock)
     assert (await turn(november, clock, JANUARY)).spent == 0
 
 
+async def test_what_is_carried_on_fits_into_what_the_current_month_counts(november, clock):
+    await november.hold(ask("late", 10))
+    await turn(november, clock, DECEMBER)
+    await spend(november, "1", 2**62 - 100)
+    with pytest.raises(ValueError, match="beyond what the ledger counts"):
+        await november.settle("late", Settlement(Nano(200)))
+    await november.settle("late", Settlement(Nano(99)))
+
+
 async def test_overage_within_the_cap_is_not_carried(november, clock):
     await spend(november, "1", 50, 10)
     assert (await turn(november, clock, DECEMBER)).spent == 0

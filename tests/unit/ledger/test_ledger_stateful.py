@@ -183,7 +183,7 @@ class LedgerMachine(RuleBasedStateMachine):
         return None if name in self.gone else self.lending[name]
 
     def limits(self, name):
-        """Most that it borrows and lends: not less than when that was said, till the month ends."""
+        """Most that it borrows and lends: not less than it still has from before that was said."""
         limit, lends = self.terms_of(name) or (0, 0)
         borrowed, lent = self.kept.get((name, self.period), (0, 0))
         return max(limit, borrowed), None if lends is None else max(lends, lent)
@@ -253,11 +253,13 @@ class LedgerMachine(RuleBasedStateMachine):
         if reached > self.period:
             reached = max(reached, period_at(self.clock.now, self.next_zone).name)
             self.purses = {id: replace(p, closed=True) for id, p in self.purses.items()}
+            self.give_back()
             self.end_month(reached)
         self.purses = {
             id: replace(p, closed=p.closed or p.expires <= self.clock.now)
             for id, p in self.purses.items()
         }
+        self.give_back()
 
     def end_month(self, reached):
         end = period_named(self.period, self.zone).end.astimezone(UTC)
@@ -286,6 +288,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def resolve(self, id, cost, unknown=False):
         self.charges[id] = replace(self.charges[id], cost=cost, unknown=unknown)
         self.carry()
+        self.give_back()
 
     def open_holds(self):
         return sorted(id for id, charge in self.charges.items() if charge.cost is None)
@@ -311,11 +314,24 @@ class LedgerMachine(RuleBasedStateMachine):
     def keep_loans(self):
         """What siblings have of each other when terms are changed stays till the month ends."""
         self.turn()
-        loans = self.loans() if self.generation else {}
+        for name, loan in (self.loans() if self.generation else {}).items():
+            borrowed, lent = self.kept.get((name, self.period), (0, 0))
+            both = max(borrowed, loan.borrowed), max(lent, loan.lent)
+            self.kept[name, self.period] = both
+        self.give_back()
+
+    def give_back(self):
+        """Of that, what a borrower needs no longer is given back for good."""
+        kept = {name: both for (name, period), both in self.kept.items() if period == self.period}
+        for name, (borrowed, lent) in kept.items():
+            own = self.own(name)
+            if own is not None:
+                kept[name] = min(borrowed, max(0, self.used(name) - own)), lent
+        standing = sum(borrowed for borrowed, _ in kept.values())
         self.kept = {
-            (name, self.period): (loan.borrowed, loan.lent)
-            for name, loan in loans.items()
-            if loan.borrowed or loan.lent
+            (name, self.period): (borrowed, min(lent, standing))
+            for name, (borrowed, lent) in kept.items()
+            if borrowed or min(lent, standing)
         }
 
     def send(self):
@@ -354,6 +370,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 configs, time_zone=self.next_zone, generation=self.generation
             )
         )
+        self.give_back()
 
     @rule(
         name=st.sampled_from(sorted(PATHS)),
@@ -455,6 +472,7 @@ class LedgerMachine(RuleBasedStateMachine):
         closed = self.store.transact(lambda book: book.close_envelope(id, "team/lead"))
         assert closed.closed
         self.purses[id] = replace(self.purses[id], closed=True)
+        self.give_back()
 
     @precondition(lambda self: self.purses)
     @rule(data=st.data(), amount=AMOUNTS)

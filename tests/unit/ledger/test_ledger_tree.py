@@ -115,6 +115,22 @@ async def test_a_top_up_of_nothing_or_less_is_refused(ledger, amount):
         await configure(ledger, account(cap=100).model_copy(update={"top_ups": (bad,)}))
 
 
+async def test_top_ups_beyond_what_a_column_holds_do_not_stop_the_ledger(ledger, clock, engine):
+    """The most that a budget may say, 33 times, is more than 2**63 nano-USD."""
+    most = 10**18 - 10**9
+    granted = [top_up(f"{number}", most) for number in range(32)]
+    steps = ((1, Action.NOTIFY_ADMIN),)
+    child = account(A, most, ROOT, steps, top_ups=granted)
+    await configure(ledger, account(ROOT, None), child)
+    await spend(ledger, "1", 4 * 10**17, A)
+    assert ledger.balance(A).cap == 33 * most
+    assert engine.query("SELECT cap FROM actions") == [(2**62,)], "as much as is counted"
+    clock.now = DECEMBER
+    await ledger.tick()
+    await spend(ledger, "2", 1)
+    assert (ledger.balance(A).cap, ledger.balance(A).spent) == (most, 0)
+
+
 # Rollover
 
 
@@ -332,6 +348,118 @@ async def test_who_asked_for_a_loan_has_it_before_who_was_charged_beyond_holds(l
     assert (ledger.balance(A).spent, ledger.balance(C).spent) == (40, 0)
 
 
+async def test_a_lender_that_is_charged_beyond_holds_has_lent_all_the_same(ledger, clock):
+    await configure(
+        ledger,
+        account(ROOT, 1000),
+        account(A, 10, ROOT, borrowing=lending(50)),
+        account(B, 100, ROOT, borrowing=lending(0)),
+    )
+    await spend(ledger, "1", 60, A)
+    await spend(ledger, "2", 100, B, held=50)
+    assert (ledger.balance(A).borrowed, ledger.balance(B).lent) == (50, 50)
+    clock.now = DECEMBER
+    await ledger.tick()
+    assert (ledger.balance(A).spent, ledger.balance(B).spent) == (0, 50), "160 of 110"
+
+
+async def test_a_debit_that_comes_late_takes_no_loan_away(ledger, clock):
+    await configure(
+        ledger,
+        account(ROOT, 1000),
+        account(A, 10, ROOT, borrowing=lending(50)),
+        account(B, 100, ROOT, borrowing=lending(0)),
+    )
+    await ledger.hold(ask("late", 100, B))
+    clock.now = DECEMBER
+    await ledger.tick()
+    await spend(ledger, "1", 60, A)
+    await ledger.settle("late", Settlement(Nano(180)))
+    assert ledger.balance(B).spent == 80
+    clock.now = JANUARY
+    await ledger.tick()
+    assert (ledger.balance(A).spent, ledger.balance(B).spent) == (0, 30), "140 of 110"
+
+
+@pytest.mark.parametrize("cap", [10, None])
+@pytest.mark.parametrize("changed", [A, B])
+async def test_a_cap_that_was_changed_for_a_while_changes_no_loan(ledger, clock, cap, changed):
+    terms = {A: lending(50), B: lending(0)}
+    await configure(
+        ledger,
+        account(ROOT, None),
+        *(account(name, 100, ROOT, borrowing=terms[name]) for name in terms),
+    )
+    await spend(ledger, "1", 150, A)
+    between = [
+        account(name, cap if name == changed else 100, ROOT, borrowing=terms[name])
+        for name in terms
+    ]
+    await configure(ledger, account(ROOT, None), *between, generation=2)
+    without = [account(name, 100, ROOT, rollover_nano=100) for name in terms]
+    await configure(ledger, account(ROOT, None), *without, generation=3)
+    assert (ledger.balance(A).borrowed, ledger.balance(B).lent) == (50, 50)
+    assert await room(ledger, B) == 50
+    clock.now = DECEMBER
+    await ledger.tick()
+    assert ledger.balance(B).rolled_over == 50
+
+
+async def test_what_was_given_back_is_not_lent_anew_by_former_terms(ledger, engine):
+    lender = account(B, 100, ROOT, borrowing=lending(0))
+    await configure(
+        ledger, account(ROOT, None), account(A, 10, ROOT, borrowing=lending(50)), lender
+    )
+    await ledger.hold(ask("1", 30, A))
+    await ledger.hold(ask("2", 30, A))
+    without = account(ROOT, None), account(A, 10, ROOT), account(B, 100, ROOT)
+    await configure(ledger, *without, generation=2)
+    await ledger.release("1")
+    assert (ledger.balance(A).borrowed, ledger.balance(B).lent) == (20, 20)
+    assert await room(ledger, A) == 0
+    await ledger.release("2")
+    assert await room(ledger, A) == 10
+    assert await room(ledger, B) == 100
+    assert engine.query("SELECT loan FROM accounts WHERE loan IS NOT NULL") == []
+
+
+async def test_who_moved_lends_nothing_to_others_where_it_was(ledger):
+    rest = account(ROOT, None), account("llm/new", None)
+    others = (
+        account(A, 10, ROOT, borrowing=lending(50)),
+        account(C, 0, ROOT, borrowing=lending(50)),
+    )
+    await configure(ledger, *rest, *others, account(B, 100, ROOT, borrowing=lending(0)))
+    await ledger.hold(ask("1", 60, A))
+    moved = account(B, 100, "llm/new", borrowing=lending(0))
+    await configure(ledger, *rest, *others, moved, generation=2)
+    assert await room(ledger, C) == 0
+    stream = ledger.subscribe()
+    while not isinstance(await anext(stream), SnapshotEvent):
+        pass
+    await ledger.release("1")
+    seen = {event.account: event for event in [await anext(stream) for _ in range(4)]}
+    assert seen[B].lent_nano == 0, "it is told though it borrows of nobody there any more"
+    await stream.aclose()
+    assert await room(ledger, C) == 10, "of what is A's"
+    assert await room(ledger, B) == 100
+
+
+async def test_who_moved_borrows_where_it_is_once_all_is_given_back(ledger):
+    rest = account(ROOT, None), account("llm/new", None)
+    others = (
+        account(B, 100, ROOT, borrowing=lending(0)),
+        account(C, 1000, "llm/new", borrowing=lending(0)),
+    )
+    await configure(ledger, *rest, *others, account(A, 10, ROOT, borrowing=lending(50)))
+    await ledger.hold(ask("1", 11, A))
+    moved = account(A, 10, "llm/new", borrowing=lending(50))
+    await configure(ledger, *rest, *others, moved, generation=2)
+    await ledger.release("1")
+    await spend(ledger, "2", 60, A)
+    assert (ledger.balance(B).lent, ledger.balance(C).lent) == (0, 50)
+
+
 class EmptyShelf:
     """Of a book that was never written: all that it knows is in memory."""
 
@@ -346,26 +474,31 @@ class EmptyShelf:
 
 
 TERMS = st.none() | st.tuples(st.sampled_from([0, 30, 90]), st.sampled_from([None, 0, 30, 90]))
+SIDE = st.tuples(st.sampled_from([10, 100, 100]), TERMS)
 STEPS = st.lists(
     st.tuples(st.sampled_from([A, B]), st.sampled_from([20, 100, 120]))
-    | st.fixed_dictionaries({}, optional={A: TERMS, B: TERMS}),
-    max_size=8,
+    | st.fixed_dictionaries({}, optional={A: SIDE, B: SIDE})
+    | st.integers(0, 8),
+    max_size=9,
 )
 
 
 @settings(max_examples=800, derandomize=True)
 @given(steps=STEPS)
 def test_terms_may_change_at_any_time_and_no_money_is_there_twice(steps):
-    """Two budgets of 100, whatever their terms, or gone: never more than 200."""
+    """Two budgets of at most 100, whatever their terms, or gone: never more than 200."""
     book = Book(EmptyShelf(), Clock(), Header(1, 0, None, "UTC", "UTC"), [], [], [], 0)
-    everything = {A: (50, None), B: (50, None)}
+    everything = {A: (100, (50, None)), B: (100, (50, None))}
     for number, step in enumerate([everything, *steps]):
         if isinstance(step, dict):
             present = [
-                account(name, 100, borrowing=terms and lending(*terms))
-                for name, terms in step.items()
+                account(name, cap, borrowing=terms and lending(*terms))
+                for name, (cap, terms) in step.items()
             ]
             book.configure(present, time_zone="UTC", generation=number)
+        elif isinstance(step, int):
+            if f"{step}" in book.holds:
+                book.release(f"{step}")
         else:
             with contextlib.suppress(BudgetExceeded, UnknownAccount):
                 book.hold(ask(f"{number}", step[1], step[0]))

@@ -1,8 +1,8 @@
 """What an account had borrowed or lent when its terms were changed; keys of envelopes apart from
 those of calls, since a prefix could be a call's own words.
 
-Older programs go on: they take no notice of the new column, and what they write is right by their
-own rules.
+Older programs would change terms without a word of what is lent, and look for an envelope's key
+where it is no longer: they refuse from here on.
 """
 
 from alembic import op
@@ -11,6 +11,7 @@ revision = "0040"
 down_revision = "0030"
 
 CHANGES = """
+UPDATE ledger SET requires = 40;
 ALTER TABLE accounts ADD COLUMN loan text;
 UPDATE idempotency SET consumer = consumer || ' envelopes', key = substr(key, 10)
     WHERE key LIKE 'envelope %' AND entry IN (SELECT id FROM envelopes);
