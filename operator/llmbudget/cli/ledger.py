@@ -69,7 +69,7 @@ def verify(context: click.Context, ledger: Path | None, postgres: Path | None) -
     """Audit a ledger from its rows; exit with 1 where its sums are not theirs.
 
     What is wrong stands on standard output, one finding a line: where, and what. A ledger that
-    can't be read ends with 2.
+    can't be read ends with 2. What the rows can't tell right from wrong stands on standard error.
     """
     if ledger is not None and postgres is None:
         source = file_source(ledger)
@@ -84,6 +84,8 @@ def verify(context: click.Context, ledger: Path | None, postgres: Path | None) -
         raise _Unreadable(str(error)) from error
     for finding in report.findings:
         click.echo(str(finding))
+    for note in report.notes:
+        click.echo(f"note: {note}", err=True)
     verdict = f"{len(report.findings)} findings" if report.findings else "the ledger is sound"
     click.echo(f"{verdict}: {report}", err=True)
     context.exit(1 if report.findings else 0)

@@ -59,6 +59,8 @@ class Report:
     months: int
     envelopes: int
     """Open ones."""
+    notes: tuple[Finding, ...] = ()
+    """What may be right, but the rows don't tell."""
 
     def __str__(self) -> str:
         return (
@@ -151,6 +153,7 @@ def audit(source: Source) -> Report:
         accounts=len({account for account, _ in ledger.figures}),
         months=len({period for _, period in ledger.figures}),
         envelopes=sum(each.closed is None for each in ledger.envelopes),
+        notes=tuple(_lent(ledger)),
     )
 
 
@@ -202,6 +205,13 @@ class _Read:
             )
         }
         self.accounts = {row[0] for row in self.all("SELECT name FROM accounts")}
+        self.cohorts: dict[str, str] = dict(
+            self.all(
+                "SELECT name, parent FROM accounts WHERE parent IS NOT NULL "
+                "AND (borrows IS NOT NULL OR loan IS NOT NULL)"
+            )
+        )
+        """Parents of those that lend and borrow now: of former months the rows don't tell."""
         self.envelopes = [
             _Envelope(id, account, source.path(path), *others)
             for id, account, path, *others in self.all(
@@ -408,6 +418,23 @@ def _carried(ledger: _Read) -> Iterator[Finding]:
         if debits[account] != carried[account]:
             what = _difference("carried on", carried[account], "debits", debits[account])
             yield Finding(account, what)
+
+
+def _lent(ledger: _Read) -> Iterator[Finding]:
+    """Siblings that lend have together spent no more than they had when the month was closed, but
+    for what they carried on. A cap that was lowered below what was spent leaves no row."""
+    beyond: Counter[Key] = Counter()
+    for (account, period), figures in ledger.figures.items():
+        if account in ledger.cohorts and figures.closing_cap is not None:
+            spent = figures.total - figures.carried
+            beyond[ledger.cohorts[account], period] += spent - figures.closing_cap
+    for (parent, period), amount in sorted(beyond.items()):
+        if amount > 0:
+            yield Finding(
+                f"children of {parent} in {period}",
+                f"spent {format_usd(amount)} USD beyond what they had in the end, and carried none "
+                "of it on: right only where a cap was lowered or a top-up ended",
+            )
 
 
 def _one_row_each(ledger: _Read) -> Iterator[Finding]:

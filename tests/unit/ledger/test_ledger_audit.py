@@ -9,7 +9,7 @@ from tests.unit.ledger.ledger_helpers import PostgresEngine, account, ask, task,
 
 from llmbudget.api.money import Nano
 from llmbudget.cli.ledger import command
-from llmbudget.contract.config import TopUpConfig
+from llmbudget.contract.config import BorrowingConfig, TopUpConfig
 from llmbudget.ledger.interface import Settlement
 
 ROOT, TEAM = "llm/org", "llm/team"
@@ -166,6 +166,33 @@ async def test_what_is_wrong_is_named(used, engine, fault):
     statement, expected = FAULTS[fault]
     tamper(engine, statement)
     assert sorted(map(str, engine.audited().findings)) == sorted(expected)
+
+
+async def test_siblings_that_spent_more_than_they_had_are_noted(engine, clock):
+    """A cap that is lowered leaves the same rows as money that is lent twice."""
+    ledger = await engine.open()
+    terms = {"borrowing": BorrowingConfig(limit_nano=50)}
+    for generation, cap in ((1, 100), (2, 10)):
+        siblings = account("llm/a", 10, ROOT, **terms), account("llm/b", cap, ROOT, **terms)
+        await ledger.configure(
+            [account(ROOT, None), *siblings], time_zone="UTC", generation=generation
+        )
+        if generation == 1:
+            await ledger.hold(ask("1", 60, "llm/a"))
+            await ledger.settle("1", Settlement(Nano(60)))
+    clock.now = DECEMBER
+    await ledger.tick()
+    await ledger.close()
+    report = engine.audited()
+    assert report.findings == ()
+    assert [str(note) for note in report.notes] == [
+        "children of llm/org in 2026-11: spent 0.00000004 USD beyond what they had in the end, "
+        "and carried none of it on: right only where a cap was lowered or a top-up ended"
+    ]
+    kind = "--postgres" if isinstance(engine, PostgresEngine) else "--ledger"
+    told = CliRunner().invoke(command, ["verify", kind, str(engine.file)])
+    assert (told.exit_code, told.stdout) == (0, "")
+    assert told.stderr.startswith("note: children of llm/org in 2026-11: spent 0.00000004 USD")
 
 
 async def test_rows_that_were_dropped_leave_the_sums_of_their_month(used, engine):
