@@ -292,6 +292,10 @@ class Book(Envelopes):
             self._check_cost(cost, self._read(account, period))
         for draft in charged:
             self.record(account, draft.period, draft)
+        current = self.header.period or period_at(self._clock(), "UTC").name
+        for period in sums:
+            if period < current:
+                self._changing(account, period).closed = True
         self.advance(source, 1)
         self._evaluate((account,))
         return True
