@@ -106,8 +106,6 @@ class LedgerMachine(RuleBasedStateMachine):
         self.carried: dict[tuple[str, str], int] = {}
         self.rolled: dict[tuple[str, str], int] = {}
         self.closing_caps: dict[tuple[str, str], int | None] = {}
-        self.most: dict[tuple[str, str], int | None] = {}
-        self.unused: dict[tuple[str, str], int] = {}
         self.caps = dict.fromkeys(PATHS)
         self.lending = dict.fromkeys(SIBLINGS)
         self.gone: tuple[str, ...] = ()
@@ -279,10 +277,9 @@ class LedgerMachine(RuleBasedStateMachine):
                 own += borrowed - lent - unused[name]
             self.closing_caps[name, self.period] = own
         self.clock.now = now
-        ended, self.period, self.zone = self.period, reached, self.next_zone
+        self.period, self.zone = reached, self.next_zone
         for name, amount in unused.items():
             self.rolled[name, reached] = amount
-            self.unused[name, ended] = amount
         self.carry()
 
     def present(self, name):
@@ -577,27 +574,6 @@ class LedgerMachine(RuleBasedStateMachine):
         lent = {name: b.lent - self.sums(name, self.period)[3] for name, b in balances.items()}
         borrowed = sum(balance.borrowed for balance in balances.values())
         assert sum(lent.values()) == borrowed
-
-    @invariant()
-    def no_money_is_there_twice(self):
-        """Whoever lends to whom, and whatever becomes of caps and terms: siblings spend, owe and
-        carry on no more than the most that they had together at any time of the month."""
-        if not hasattr(self, "store"):
-            return
-        for name in SIBLINGS:
-            own, most = self.own(name), self.most.get((name, self.period), 0)
-            unlimited = own is None or most is None
-            self.most[name, self.period] = None if unlimited else max(own, most)
-        for period in {period for _, period in self.closing_caps}:
-            most = [self.most.get((name, period)) for name in SIBLINGS]
-            if None not in most:
-                spent = sum(
-                    self.total(name, period)
-                    - self.carried.get((name, period), 0)
-                    + self.unused[name, period]
-                    for name in SIBLINGS
-                )
-                assert spent <= sum(most)
 
     @invariant()
     def every_attempt_has_one_row(self):
