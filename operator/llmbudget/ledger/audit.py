@@ -395,7 +395,8 @@ def _carried(ledger: _Read) -> Iterator[Finding]:
     """What a month left, for better or worse, came to a later one, and by a transfer."""
     into: dict[str, Counter[Key]] = defaultdict(Counter)
     for kind, account, period, amount in ledger.all(
-        "SELECT kind, account, period, sum(amount) FROM transfers GROUP BY kind, account, period"
+        "SELECT kind, account, period, sum(amount) FROM transfers WHERE kind <> 'top-up' "
+        "GROUP BY kind, account, period"
     ):
         into[kind][account, period] = int(amount)
     debits: Counter[str] = Counter()
