@@ -200,6 +200,11 @@ class ServiceTierCost(OtherRates):
     """Input tokens."""
     output_per_1k: Price = Field(alias="outputPer1K")
     """Output tokens."""
+    long_context: Annotated[
+        list[CostTier], Field(max_length=8, json_schema_extra=keyed_by("above"))
+    ] = []
+    """Other prices for long inputs in this tier. Omitted: where the usual prices have some, each
+    token costs the dearer of this tier's price and that one."""
 
 
 class ImageCost(Model):

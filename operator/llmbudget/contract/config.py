@@ -115,6 +115,20 @@ class Tier(Rates):
     """The tier applies to an input of more tokens than this."""
 
 
+class RatesByLength(Rates):
+    """Rates of which a call's input chooses by its length: its own are the dearest of them, by
+    which a call is held."""
+
+    tiers: tuple[Tier, ...] = ()
+    """What a call is charged by the length of its input: shortest first, the first for any length.
+    Empty: the same for all."""
+
+    def charged(self, tokens_in: int) -> Rates:
+        """Find the rates that a call with this input is charged."""
+        applying = [tier for tier in self.tiers if tokens_in > tier.above]
+        return applying[-1] if applying else (self.tiers or (self,))[0]
+
+
 class ImagePrice(Wire):
     """What one image costs that a model makes, in nano-USD."""
 
@@ -125,8 +139,8 @@ class ImagePrice(Wire):
     """Such as high; None: any."""
 
 
-class Prices(Rates):
-    """What a model costs: its own rates are the dearest that may apply, by which a call is held."""
+class Prices(RatesByLength):
+    """What a model costs."""
 
     tokens: bool = True
     """Whether tokens have a price: otherwise all rates are 0, and mean nothing."""
@@ -136,19 +150,17 @@ class Prices(Rates):
     """Nano-USD for a character that is spoken; None: not charged by characters."""
     images: tuple[ImagePrice, ...] = ()
     """Prices of images made; empty: not charged by images."""
-    services: Mapping[str, Rates] | None = None
-    """Rates of the service tiers that may be asked for, by name; None: there are none."""
+    services: Mapping[str, RatesByLength] | None = None
+    """Rates of the service tiers that may be asked for, and of the places where a provider may run
+    a model, by name; None: there are none."""
     search: Decimal | None = None
     """Nano-USD for a web search of the provider's; None: it may not search."""
-    tiers: tuple[Tier, ...] = ()
-    """What a call is charged by the length of its input: shortest first, the first for any length.
-    Empty: the same for all."""
 
     @property
     def free(self) -> bool:
-        """Whether everything costs nothing."""
+        """Whether everything costs nothing but what a caller asks for beside: a search."""
         rates = (self.effective(name) for name in Rates.model_fields)
-        units = (self.minute, self.character, self.search)
+        units = (self.minute, self.character)
         images = (image.price for image in self.images)
         tiers = (tier.effective(name) for tier in self.tiered for name in Rates.model_fields)
         return not any((*rates, *units, *images, *tiers))
@@ -166,11 +178,6 @@ class Prices(Rates):
             or (self.character is not None and Unit.CHARACTER in units)
             or (bool(self.images) and Unit.IMAGE in units)
         )
-
-    def charged(self, tokens_in: int) -> Rates:
-        """Find the rates that a call with this input is charged."""
-        applying = [tier for tier in self.tiers if tokens_in > tier.above]
-        return applying[-1] if applying else (self.tiers or (self,))[0]
 
 
 class ModelConfig(Wire):

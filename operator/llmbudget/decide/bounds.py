@@ -234,7 +234,7 @@ def _check_allowed(demand: Demand, model: ModelConfig, prices: Prices) -> None:
     if demand.units is not None and demand.units.searches:
         if prices.search is None:
             raise Unbounded(_UNPRICED_SEARCH.format(model.name))
-        if has_search_block(model.upstream_name):
+        if has_search_block(model.upstream_name, model.name):
             raise Unbounded(_SEARCH_BLOCK.format(model.name))
 
 

@@ -1,4 +1,4 @@
-"""What images and audio cost at most, as their providers document it.
+"""What images and audio cost at most, and what models do unasked, as their providers document it.
 
 OpenAI scales an image down to a 2048 pixels' square and then to 768 pixels on its shorter side,
 and counts tiles of 512 pixels, so eight at most, beside a base; or it counts patches of 32 pixels,
@@ -11,7 +11,8 @@ Where the figures stand: of images that are read in OpenAI's guide "Images and v
 tile tokens, factors of patches) and Anthropic's "Vision" (image sizes); of images that are made in
 OpenAI's guide "Image generation" (6,240 tokens: 1024 × 1536 at high quality); the length of
 audio in the error of OpenAI's transcription API for a longer file ("longer than 1400 seconds", and
-1500 for earlier snapshots); the block of tokens for a search on OpenAI's page of prices.
+1500 for earlier snapshots); the block of tokens for a search on OpenAI's page of prices; the models
+that run where a workspace says in Anthropic's "Data residency".
 """
 
 from __future__ import annotations
@@ -45,12 +46,28 @@ _MADE: Final = {"gpt-image-1": 6240, "gpt-image-1-mini": 6240}
 _SECONDS: Final = dict.fromkeys(
     ("gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-4o-transcribe-diarize"), 1500
 )
-_SEARCH_BLOCKS: Final = frozenset({"gpt-4o-mini", "gpt-4.1-mini"})
+_SEARCH_BLOCKS: Final = ("gpt-4o-mini", "gpt-4.1-mini")
+_SEARCHING: Final = re.compile(r"search-(preview|api)|deep-research|^(.*/)?sonar")
+_PLACELESS: Final = re.compile(r"^claude-(\d|instant|(opus|sonnet|haiku)-4(-[0-5])?$)")
+"""Models before Claude Opus 4.6, which know no `inference_geo`."""
 
 
-def has_search_block(upstream_name: str) -> bool:
-    """Tell whether a web search is charged a fixed number of input tokens, beside what is told."""
-    return _plain(upstream_name) in _SEARCH_BLOCKS
+def has_search_block(*names: str) -> bool:
+    """Tell whether a web search is charged a fixed number of input tokens, beside what is told, by
+    any of a model's names: a deployment at Azure is called anything, a fine-tuned model more."""
+    return any(block in name.lower() for name in names for block in _SEARCH_BLOCKS)
+
+
+def searches_by_itself(*names: str) -> bool:
+    """Tell whether a model searches the web unasked, by any of its names: each search is charged,
+    and no answer tells how many there were."""
+    return any(_SEARCHING.search(name.lower()) for name in names)
+
+
+def has_place(upstream_name: str) -> bool:
+    """Tell whether a workspace of Anthropic's may choose where a model runs, which has a price."""
+    name = _plain(upstream_name)
+    return name.startswith("claude-") and not _PLACELESS.match(name)
 
 
 def media_output_tokens(upstream_name: str) -> int | None:

@@ -7,15 +7,24 @@ the genai-prices package, which only the operator reads: the gateway gets them r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import ROUND_CEILING, Context, Decimal, Inexact
 from typing import TYPE_CHECKING, Final
 
 from llmbudget.api.money import NANO_PER_USD, Nano, parse_price, round_up
-from llmbudget.api.provider import Cost, OtherRates, Protocol, ProviderModel, ProviderSpec
-from llmbudget.contract.config import COUNTERPARTS, ImagePrice, Prices, Rates, Tier
+from llmbudget.api.provider import (
+    Cost,
+    CostTier,
+    OtherRates,
+    Protocol,
+    ProviderModel,
+    ProviderSpec,
+    ServiceTierCost,
+)
+from llmbudget.contract.config import COUNTERPARTS, ImagePrice, Prices, Rates, RatesByLength, Tier
+from llmbudget.decide.media import has_place, searches_by_itself
 
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, ModelPrice
@@ -38,6 +47,9 @@ _CACHE_WRITES: Final = {
     Protocol.ANTHROPIC: (Decimal("1.25"), Decimal(2)),
 }
 """What writing to a cache costs in multiples of the input's price, as Anthropic documents it."""
+_PLACE: Final = "us"
+_AT_PLACE: Final = Decimal("1.1")
+"""What all tokens cost there in multiples of their price, as Anthropic documents it."""
 _MEDIA: Final = {
     **{"input_audio": "input_audio_mtok", "cached_audio": "cache_audio_read_mtok"},
     **{"output_audio": "output_audio_mtok", "output_image": "output_image_mtok"},
@@ -107,7 +119,8 @@ class Usage:
     media: MediaTokens | None = None
     units: Units | None = None
     services: tuple[str, ...] = ()
-    """Service tiers that it may have been served in, "" for the usual one; empty: the usual one."""
+    """Service tiers that it may have been served in, "" for the usual one; empty: the usual one.
+    Where one has no price, what the call cost is not `told`."""
 
 
 def cost(usage: Usage, prices: Prices, kinds: frozenset[str] = frozenset()) -> Nano:
@@ -119,7 +132,11 @@ def cost(usage: Usage, prices: Prices, kinds: frozenset[str] = frozenset()) -> N
     usual = prices.charged(usage.tokens_in)
     if not usage.services:
         return _at(usual, usage, prices, kinds)
-    may_apply = [(prices.services or {}).get(name, usual) for name in usage.services]
+    services = prices.services or {}
+    may_apply = [
+        services[name].charged(usage.tokens_in) if name in services else usual
+        for name in usage.services
+    ]
     return max(_at(rates, usage, prices, kinds) for rates in may_apply)
 
 
@@ -178,7 +195,9 @@ def with_units(tokens: Decimal, units: Units, prices: Prices) -> Nano:
 
 
 def told(usage: Usage, prices: Prices) -> bool:
-    """Tell whether a usage says all that is charged."""
+    """Tell whether a usage says all that is charged, by prices that are known."""
+    if any(name and name not in (prices.services or {}) for name in usage.services):
+        return False
     units = usage.units
     if units is None:
         return True
@@ -216,31 +235,55 @@ def resolve_prices(model: ProviderModel, provider: ProviderSpec, at: datetime) -
 
     None: nobody knows what the model costs, and calls to it must be refused.
     """
+    upstream = model.upstream_name or model.name
+    if searches_by_itself(upstream, model.name):
+        return None
     if model.cost is not None:
         found: Prices | None = _written(model.cost, _CACHE_WRITES[provider.protocol])
     else:
-        found = list_prices(provider.endpoint, model.upstream_name or model.name, at)
+        found = list_prices(provider.endpoint, upstream, at)
+    if found is not None and provider.protocol is Protocol.ANTHROPIC and has_place(upstream):
+        found = _with_place(found)
     search = provider.hosted.web_search_per_1k
     if found is None or search is None:
         return found
     return found.model_copy(update={"search": parse_price(search)})
 
 
+def _with_place(usual: Prices) -> Prices:
+    """Add what a model costs where a workspace has it run at one place: held at that, charged as
+    the answer tells."""
+    lengths: Mapping[int, Rates] = {tier.above: tier for tier in usual.tiers} or {0: usual}
+    there = _by_length({above: _times(rates, _AT_PLACE) for above, rates in lengths.items()})
+    return Prices.model_validate(
+        usual.model_dump()
+        | there.model_dump(exclude={"tiers"})
+        | {
+            "tiers": [rates.model_dump() | {"above": above} for above, rates in lengths.items()],
+            "services": {**(usual.services or {}), _PLACE: there},
+        }
+    )
+
+
+def _times(rates: Rates, factor: Decimal) -> Rates:
+    given = {name: getattr(rates, name) for name in Rates.model_fields}
+    return Rates.model_validate(
+        {name: rate and _EXACT.multiply(rate, factor) for name, rate in given.items()}
+    )
+
+
 def _written(written: Cost, cache_writes: tuple[Decimal, Decimal]) -> Prices:
     """Convert the prices that a resource states."""
     texts = (written.input_per_1k or "0", written.output_per_1k or "0")
     lengths = {0: _rates(written, *texts, cache_writes)}
-    for tier in sorted(written.long_context, key=lambda tier: tier.above):
-        rates = _rates(tier, tier.input_per_1k, tier.output_per_1k, cache_writes)
-        lengths[tier.above] = rates
+    lengths |= _long(written.long_context, cache_writes)
     per_1k, minute = written.per_1k_characters, written.per_minute
     images = [
         ImagePrice(price=_THOUSAND * parse_price(each.price), size=each.size, quality=each.quality)
         for each in written.per_image or ()
     ]
     services = {
-        tier.name.value: _rates(tier, tier.input_per_1k, tier.output_per_1k, cache_writes)
-        for tier in written.service_tiers
+        tier.name.value: _service(tier, lengths, cache_writes) for tier in written.service_tiers
     }
     return by_length(lengths).model_copy(
         update={
@@ -251,6 +294,28 @@ def _written(written: Cost, cache_writes: tuple[Decimal, Decimal]) -> Prices:
             "images": tuple(images),
         }
     )
+
+
+def _long(written: Iterable[CostTier], cache_writes: tuple[Decimal, Decimal]) -> dict[int, Rates]:
+    """Convert the prices of long inputs, shortest first."""
+    return {
+        tier.above: _rates(tier, tier.input_per_1k, tier.output_per_1k, cache_writes)
+        for tier in sorted(written, key=lambda tier: tier.above)
+    }
+
+
+def _service(
+    written: ServiceTierCost, usual: Mapping[int, Rates], cache_writes: tuple[Decimal, Decimal]
+) -> RatesByLength:
+    """Convert a service tier's prices; of long inputs for which it states none, nobody knows
+    whether they cost its own or the `usual` ones."""
+    base = _rates(written, written.input_per_1k, written.output_per_1k, cache_writes)
+    long = _long(written.long_context, cache_writes) or {
+        above: Rates.model_validate(_dearest((base, rates)))
+        for above, rates in usual.items()
+        if above
+    }
+    return _by_length({0: base} | long)
 
 
 def _rates(
@@ -286,15 +351,25 @@ def _rates(
 
 
 def by_length(lengths: Mapping[int, Rates]) -> Prices:
+    """Make prices of the rates of each length, shortest first."""
+    return Prices.model_validate(_by_length(lengths).model_dump())
+
+
+def _by_length(lengths: Mapping[int, Rates]) -> RatesByLength:
     """Join the rates of each length, shortest first, and put the dearest of each before them."""
-    found = list(lengths.values())
-    dearest: dict[str, Decimal | None] = {
+    tiers = [Tier(above=above, **rates.model_dump()) for above, rates in lengths.items()]
+    dearest = _dearest(lengths.values())
+    return RatesByLength.model_validate(dearest | {"tiers": tuple(tiers) if len(tiers) > 1 else ()})
+
+
+def _dearest(found: Collection[Rates]) -> dict[str, object]:
+    """Take each rate's highest value."""
+    dearest: dict[str, object] = {
         name: max(rates.effective(name) for rates in found) for name in Rates.model_fields
     }
     for name, other in COUNTERPARTS.items():
         dearest[name] = None if dearest[name] == dearest[other] else dearest[name]
-    tiers = [Tier(above=above, **rates.model_dump()) for above, rates in lengths.items()]
-    return Prices.model_validate(dearest | {"tiers": tuple(tiers) if len(tiers) > 1 else ()})
+    return dearest
 
 
 def list_prices(endpoint: str, model: str, at: datetime) -> Prices | None:

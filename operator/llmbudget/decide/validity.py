@@ -21,6 +21,7 @@ from llmbudget.api.model import SecretKeyRef
 from llmbudget.api.provider import VaultAuthMethod
 from llmbudget.contract.config import key_variable
 from llmbudget.decide.databases import database_hosts, databases
+from llmbudget.decide.media import searches_by_itself
 from llmbudget.decide.prices import resolve_prices
 from llmbudget.decide.world import Budget, Provider, World
 
@@ -395,11 +396,24 @@ def models_priced(world: World) -> Iterator[Finding]:
     for provider in used_providers(world):
         if provider.spec is None:
             continue
-        unpriced = [
-            model.name
+        models = [
+            model
             for model in provider.spec.models
             if resolve_prices(model, provider.spec, world.now) is None
         ]
+        searching = [
+            model.name
+            for model in models
+            if searches_by_itself(model.name, model.upstream_name or model.name)
+        ]
+        if searching:
+            yield Finding(
+                Reason.MODEL_UNPRICED,
+                f"{', '.join(searching)} searches the web by itself, and nobody knows how often:"
+                " calls to it are refused.",
+                provider=provider.name,
+            )
+        unpriced = [model.name for model in models if model.name not in searching]
         if unpriced:
             yield Finding(
                 Reason.MODEL_UNPRICED,

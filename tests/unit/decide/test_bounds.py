@@ -136,9 +136,9 @@ def test_what_only_the_provider_can_measure_is_a_whole_context() -> None:
         input_bound(asked, model())
 
 
-@given(all_prices, each_length, st.sampled_from([(), ("",), ("flex",), ("", "flex")]))
+@given(all_prices, all_prices, st.sampled_from([(), ("",), ("flex",), ("", "flex")]))
 def test_a_service_tier_is_held_at_the_dearer_of_both(
-    prices: Prices, flex: Rates, services: tuple[str, ...]
+    prices: Prices, flex: Prices, services: tuple[str, ...]
 ) -> None:
     tiered = prices.model_copy(update={"services": {"flex": flex}})
     asked = Demand(100, 1, limit=50, service="flex")
@@ -182,10 +182,21 @@ def test_what_the_provider_may_not_do_is_refused_by_its_field(asked: Demand, say
         upper_bound(asked, model(), ONE, 1)
 
 
-def test_a_model_with_a_block_of_tokens_for_each_search_may_not_search() -> None:
+@pytest.mark.parametrize(
+    ("name", "upstream_name"),
+    [
+        ("m", "gpt-4o-mini-2024-07-18"),
+        ("m", "azure/gpt-4o-mini"),
+        ("m", "ft:gpt-4o-mini-2024-07-18:org::x"),
+        ("gpt-4.1-mini", "a-deployment"),
+    ],
+)
+def test_a_model_with_a_block_of_tokens_for_each_search_may_not_search(
+    name: str, upstream_name: str
+) -> None:
     dear = ONE.model_copy(update={"search": Decimal(7)})
-    found = model().model_copy(update={"upstream_name": "gpt-4o-mini-2024-07-18"})
-    with pytest.raises(Unbounded, match="Field tools is refused: m is charged a block"):
+    found = model().model_copy(update={"name": name, "upstream_name": upstream_name})
+    with pytest.raises(Unbounded, match=f"Field tools is refused: {name} is charged a block"):
         upper_bound(Demand(10, 1, units=Units(searches=1)), found, dear, 1)
 
 

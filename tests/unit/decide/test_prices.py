@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -36,7 +37,16 @@ from llmbudget.api.provider import (
 )
 from llmbudget.contract.config import ImagePrice, Prices
 from llmbudget.contract.config import Tier as PriceTier
-from llmbudget.decide.prices import MediaTokens, Units, Usage, cost, list_prices, resolve_prices
+from llmbudget.decide.bounds import Demand, dearest_input, dearest_output
+from llmbudget.decide.prices import (
+    MediaTokens,
+    Units,
+    Usage,
+    cost,
+    list_prices,
+    resolve_prices,
+    told,
+)
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 ENDPOINT = "https://models.example/v1"
@@ -165,10 +175,46 @@ def test_a_search_has_the_price_that_its_provider_names() -> None:
         found = resolve_prices(model, priced, NOW)
         assert found is not None
         assert found.search == 10 * 10**6
-        assert not found.free, "a search costs something where tokens don't"
+    assert found.free, "a call without a search costs nothing"
     searched = Usage(0, 0, units=Units(searches=3))
     assert cost(searched, found) == 30 * 10**6
     assert resolve_prices(ProviderModel(name="unheard-of"), priced, NOW) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["gpt-4o-search-preview", "gpt-5-search-api", "o3-deep-research", "perplexity/sonar-pro"],
+)
+def test_a_model_that_searches_by_itself_has_no_price(name: str) -> None:
+    written = Cost(inputPer1K="0.0025", outputPer1K="0.01")
+    for model in (
+        ProviderModel(name=name, cost=written),
+        ProviderModel(name="a", upstream_name=name, cost=written),
+        ProviderModel(name=name, upstream_name="a-deployment", cost=written),
+    ):
+        assert resolve_prices(model, at(ENDPOINTS["openai"]), NOW) is None
+    for other in ("research-assistant", "job-search", "resonar"):
+        assert resolve_prices(ProviderModel(name=other, cost=written), at(ENDPOINT), NOW)
+
+
+@pytest.mark.parametrize("name", ["claude-opus-4-6", "claude-sonnet-5", "claude-haiku-4-5"])
+def test_a_model_is_held_and_charged_at_the_price_of_the_place_where_it_runs(name: str) -> None:
+    long = CostTier(above=200_000, inputPer1K="0.006", outputPer1K="0.0225")
+    written = Cost(inputPer1K="0.003", outputPer1K="0.015", longContext=[long])
+    model = ProviderModel(name=name, cost=written)
+    found = resolve_prices(model, at(ENDPOINTS["anthropic"], Protocol.ANTHROPIC), NOW)
+    assert found is not None
+    chosen = not name.endswith("4-5")
+    for read, usual in ((1000, 1000 * 3000 + 15_000), (200_001, 200_001 * 6000 + 22_500)):
+        usage = Usage(read, 1)
+        there = replace(usage, services=("us",))
+        assert cost(usage, found) == usual
+        assert told(there, found) is chosen
+        assert not told(replace(usage, services=("eu",)), found)
+        if chosen:
+            assert 10 * cost(there, found) == 11 * usual
+    assert found.input == (6600 if chosen else 6000)
+    assert found.output == (24_750 if chosen else 22_500)
 
 
 def test_what_the_resource_leaves_out_costs_as_its_base_rate() -> None:
@@ -374,6 +420,38 @@ def test_a_service_tier_is_charged_its_own_rates_and_in_doubt_the_dearest() -> N
         *((("", "flex"), 200_000), (("", "priority"), 400_000)),
     ):
         assert cost(Usage(10, 5, services=services), found) == 15 * each
+
+
+@pytest.mark.parametrize(
+    ("own", "charged"),
+    [
+        pytest.param([], 300_000 * 5000 + 1000 * 22_500, id="the dearer"),
+        pytest.param([("0.0025", "0.01125")], 300_000 * 2500 + 1000 * 11_250, id="its own"),
+    ],
+)
+def test_a_long_input_in_a_service_tier_has_prices_of_its_length(
+    own: list[tuple[str, str]], charged: int
+) -> None:
+    flex = ServiceTierCost(
+        name="flex",
+        inputPer1K="0.00125",
+        outputPer1K="0.0075",
+        longContext=[CostTier(above=272_000, inputPer1K=a, outputPer1K=b) for a, b in own],
+    )
+    long = CostTier(above=272_000, inputPer1K="0.005", outputPer1K="0.0225")
+    written = Cost(
+        inputPer1K="0.0025", outputPer1K="0.015", longContext=[long], serviceTiers=[flex]
+    )
+    found = resolve_prices(ProviderModel(name="m", cost=written), at(ENDPOINT), NOW)
+    assert found is not None
+    usage = Usage(272_000, 1000, services=("flex",))
+    assert cost(usage, found) == 272_000 * 1250 + 1000 * 7500
+    assert cost(replace(usage, tokens_in=300_000), found) == charged
+    demand = Demand(prompt_bytes=0, messages=0, service="flex")
+    held = 300_000 * dearest_input(demand, found) + 1000 * dearest_output(demand, found)
+    assert held >= charged
+    read_again = Prices.model_validate_json(found.model_dump_json(by_alias=True))
+    assert cost(replace(usage, tokens_in=300_000), read_again) == charged
 
 
 def test_no_service_tier_has_a_list_price() -> None:

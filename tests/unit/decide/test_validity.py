@@ -252,6 +252,19 @@ CASES = {
         ("what nobody-knows costs", "set models[].cost"),
         provider="openrouter",
     ),
+    "model that searches": Case(
+        setting(
+            OPENROUTER,
+            "spec.models",
+            [
+                {"name": "perplexity/sonar", "cost": {"inputPer1K": "1", "outputPer1K": "1"}},
+                LISTED,
+            ],
+        ),
+        Reason.MODEL_UNPRICED,
+        ("perplexity/sonar searches the web by itself", "are refused"),
+        provider="openrouter",
+    ),
     "ladder of a child": Case(
         setting(CHILD, "spec.downgrade.ladder", ["gpt-4o-mini", "gone"]),
         Reason.LADDER_UNKNOWN_MODEL,

@@ -54,6 +54,10 @@ _FILE_FIELDS: Final = frozenset({"filename", "file_data"})
 _INPUT_AUDIO: Final = frozenset({"data", "format"})
 _MODALITIES: Final = (["text"], ["text", "audio"], ["audio", "text"])
 _SERVICES: Final = tuple(tier.value for tier in ServiceTier)
+_USUAL_SERVICE: Final[Fields] = {"service_tier": "default"}
+_AZURE_SERVICES: Final = "2025-10-01"
+"""The first version of Azure's older API that knows service tiers, as its page "Priority
+processing" documents; earlier ones refuse fields that they don't know."""
 _DETAILS: Final = (None, "low", "high", "auto")
 
 _OPENROUTER: Final = "it would let the provider choose another model, route or price"
@@ -132,20 +136,31 @@ def upstream_head(
 
     The limit goes in the field that the caller used. Without one it is `max_tokens`, which every
     compatible server knows, but `max_completion_tokens` for OpenAI itself and for Azure, whose
-    reasoning models refuse the other. OpenAI is also told to bill the standard tier, unless the
-    caller asks for another: by default a project's settings choose, and may choose a dearer one.
+    reasoning models refuse the other.
     """
-    upstream = dict(head)
-    if asked is None and (is_openai(offer) or _is_azure(offer)):
+    if asked is None and (_is_openai(offer) or _is_azure(offer)):
         field = "max_completion_tokens"
-    if is_openai(offer):
-        upstream.setdefault("service_tier", "default")
-    return {"model": offer.model.upstream_name, field: most} | upstream
+    return {"model": offer.model.upstream_name, field: most} | with_service(offer, head)
 
 
-def is_openai(offer: Offer) -> bool:
-    """Tell whether a provider is OpenAI itself."""
-    return urlsplit(offer.provider.endpoint).hostname == "api.openai.com"
+def with_service(offer: Offer, head: Fields) -> dict[str, object]:
+    """Ask OpenAI and Azure for the usual tier unless the caller asks for one: by default a
+    project's or a deployment's settings choose, and may choose a dearer one."""
+    return {**_USUAL_SERVICE, **head} if _knows_services(offer) else dict(head)
+
+
+def _knows_services(offer: Offer) -> bool:
+    version = offer.provider.api_version
+    if version is None:
+        return _is_openai(offer) or _is_azure(offer)
+    # Versions without a date, "latest" and "preview", come after all digits.
+    return version >= _AZURE_SERVICES
+
+
+def _is_openai(offer: Offer) -> bool:
+    """Tell whether a provider is OpenAI itself, at any of its regional hosts."""
+    host = urlsplit(offer.provider.endpoint).hostname or ""
+    return host == "api.openai.com" or host.endswith(".api.openai.com")
 
 
 def _is_azure(offer: Offer) -> bool:
@@ -205,14 +220,15 @@ class _Media:
     """Bytes of their data and URLs, which no model reads as text."""
     file: str | None = None
     """Where there is a file, which only the provider can measure."""
+    unknown: bool = False
+    """Whether there is a file that may be a sound."""
 
 
 def _kinds(media: _Media, *, speaks: bool) -> frozenset[str]:
     """Tell what tokens may be beside text. Some models draw unasked; none speaks so."""
-    kinds = list(read.KINDS_READ if media.images or media.file else read.KINDS)
-    kinds += ["input_audio", "cached_audio"] if media.audio else []
-    kinds += ["output_audio"] if speaks else []
-    return frozenset(kinds)
+    kinds = read.KINDS_READ if media.images or media.file else read.KINDS
+    kinds |= read.KINDS_HEARD if media.audio or media.unknown else frozenset()
+    return kinds | {"output_audio"} if speaks else kinds
 
 
 def _prompt_bytes(parsed: list[dict[str, object]], messages: bytes, others: bytes) -> int:
@@ -254,6 +270,7 @@ def _check_part(part: object, where: str, media: _Media) -> None:
         read.only(file, _FILE_FIELDS, f"{where}.file", REASONS)
         media.bytes += read.file_bytes(file, f"{where}.file", "file_data")
         media.file = f"{where}.file"
+        media.unknown = media.unknown or not read.is_pdf(file)
         return
     known = _PARTS.get(kind) if isinstance(kind, str) else None
     if not isinstance(part, dict) or known is None:
@@ -265,10 +282,19 @@ def _check_image(value: object, where: str, media: _Media) -> None:
     image = read.object_at(value, where)
     read.only(image, _IMAGE_URL, where, REASONS)
     size = read.image_bytes(image.get("url"), f"{where}.url")
-    if image.get("detail") not in _DETAILS:
-        raise bad(f"{where}.detail", "it must be low, high or auto")
+    check_detail(image, where)
     media.images += 1
     media.bytes += size
+
+
+def check_detail(image: Fields, where: str) -> None:
+    """Let an image be read only at details whose cost is bounded.
+
+    Raises:
+        Refusal: 400.
+    """
+    if image.get("detail") not in _DETAILS:
+        raise bad(f"{where}.detail", "it must be low, high or auto")
 
 
 def _check_sound(value: object, where: str, media: _Media) -> None:

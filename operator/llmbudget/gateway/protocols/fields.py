@@ -30,6 +30,8 @@ KINDS: Final = frozenset({"output_image"})
 """Rates that may apply to any answer: some models draw unasked."""
 KINDS_READ: Final = KINDS | {"input_image", "cached_image"}
 """Rates that may apply where images may be read."""
+KINDS_HEARD: Final = frozenset({"input_audio", "cached_audio"})
+"""Rates that may apply where sound may be heard."""
 
 Fields = Mapping[str, object]
 Check = Callable[[object], None]
@@ -178,6 +180,13 @@ def file_bytes(value: Fields, where: str, *fields: str) -> int:
     if len(given) != 1 or not isinstance(given[0], str):
         raise bad(where, f"it must have {' or '.join(fields)}, as a string")
     return len(given[0]) if given[0].isascii() else 0
+
+
+def is_pdf(file: Fields) -> bool:
+    """Tell whether a checked file is a PDF, as its data says; of any other nobody knows whether
+    there is sound in it."""
+    data = file.get("file_data")
+    return isinstance(data, str) and data.startswith("data:application/pdf")
 
 
 def tools_check(

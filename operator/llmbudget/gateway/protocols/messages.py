@@ -96,7 +96,8 @@ def parse_message(body: bytes) -> CallRequest:
     limit = read.integer(found, "max_tokens", read.MAX_TOKENS)
     searches = _searches(found)
     others = read.inside({key: found[key] for key in found if key in _PLAIN})
-    head = {"stream": True} if read.flag(found, "stream") else {}
+    head: dict[str, object] = {"stream": True} if read.flag(found, "stream") else {}
+    head |= {key: found[key] for key in ("service_tier",) if key in found}
     demand = Demand(
         prompt_bytes=longest_form(written) - media.bytes + _again(found["messages"]),
         messages=len(read.list_at(found["messages"], "messages")),

@@ -16,6 +16,11 @@ from llmbudget.gateway.protocols.sse import EventMeter, as_object, count, given,
 _RESULT: Final = re.compile(rb'"type"\s*:\s*"web_search_tool_result"')
 _MARKS: Final = (b'"usage"', b'"message_stop"', b'"error"', b'"web_search_tool_result"')
 
+_SEARCHES: Final = "server_tool_use"
+_ANYWHERE: Final = "global"
+_NOWHERE: Final = "not_available"
+"""What models answer as `inference_geo` that run at no chosen place."""
+
 
 def message_usage(body: bytes, plausible: int) -> Usage | None:
     """Read the usage of a plain answer; None: the answer doesn't say what it used."""
@@ -48,7 +53,9 @@ class MessageMeter(EventMeter):
         elif kind == "error":
             self.failed = True
         elif kind == "message_start":
-            self._take(as_object(as_object(document.get("message")).get("usage")))
+            counts = as_object(as_object(document.get("message")).get("usage"))
+            # Of searches it says 0, since none was made yet: only the end knows.
+            self._take({name: counts[name] for name in counts if name != _SEARCHES})
         elif kind == "message_delta":
             self._take(as_object(document.get("usage")))
             self.usage = _usage(self._counts, self._plausible, self._searches)
@@ -60,7 +67,8 @@ class MessageMeter(EventMeter):
 
 def _usage(usage: Fields, plausible: int, searches: int) -> Usage | None:
     """Read the figures; `searches` are those that the answer shows, where no figure tells them."""
-    told = as_object(usage.get("server_tool_use")).get("web_search_requests")
+    told = as_object(usage.get(_SEARCHES)).get("web_search_requests")
+    geo = usage.get("inference_geo") or _ANYWHERE
     by_life = as_object(usage.get("cache_creation"))
     counts = [
         count(usage.get("input_tokens"), plausible),
@@ -71,7 +79,7 @@ def _usage(usage: Fields, plausible: int, searches: int) -> Usage | None:
         count(searches if told is None else told, plausible),
     ]
     known = [found for found in counts if found is not None]
-    if len(known) < len(counts) or not sum(known[:4]):
+    if len(known) < len(counts) or not sum(known[:4]) or not isinstance(geo, str):
         return None
     read, written, cached, cache_write, an_hour, searched = known
     # Parts that don't fit in their total come on top of it: the dearer reading.
@@ -83,4 +91,5 @@ def _usage(usage: Fields, plausible: int, searches: int) -> Usage | None:
         cache_write=cache_write,
         cache_write_hour=an_hour,
         units=Units(searches=searched) if searched else None,
+        services=() if geo in (_ANYWHERE, _NOWHERE) else (geo,),
     )

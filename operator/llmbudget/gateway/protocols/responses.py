@@ -15,7 +15,7 @@ from llmbudget.decide.bounds import Demand, longest_form
 from llmbudget.decide.catalogue import Offer
 from llmbudget.decide.prices import Units, Usage
 from llmbudget.gateway.protocols import fields as read
-from llmbudget.gateway.protocols.chat import CHECKS, REASONS, is_openai, service_of
+from llmbudget.gateway.protocols.chat import CHECKS, REASONS, check_detail, service_of, with_service
 from llmbudget.gateway.protocols.fields import HOSTED, MEDIA, STORED, Fields, bad
 from llmbudget.gateway.protocols.operation import CallRequest, Operation
 from llmbudget.gateway.protocols.sse import TypedMeter, as_object, count, usage_part
@@ -29,7 +29,9 @@ _PLAIN: Final = frozenset(
 )
 _SCHEMAS: Final = frozenset({"tools", "tool_choice", "parallel_tool_calls", "text"})
 _READ: Final = frozenset({"model", "input", "stream", "stream_options", "max_output_tokens"})
-_APART: Final = _READ | _SCHEMAS | {"store", "service_tier", "include"}
+_HEAD: Final = ("include", "stream_options", "service_tier")
+"""Fields that are written anew as they are."""
+_APART: Final = _READ | _SCHEMAS | {"store", *_HEAD}
 _INCLUDES: Final = (
     *("reasoning.encrypted_content", "message.output_text.logprobs"),
     "web_search_call.action.sources",
@@ -82,7 +84,7 @@ def parse_response(body: bytes) -> CallRequest:
     schemas = read.inside({key: found[key] for key in found if key in _SCHEMAS})
     others = read.inside({key: found[key] for key in found if key not in _APART})
     written = b'"input":' + read.serialise(found["input"])
-    head = {key: found[key] for key in ("include", "stream_options") if key in found}
+    head: dict[str, object] = {key: found[key] for key in _HEAD if key in found}
     searches = _searches(found)
     opaque = "tools" if searches else _named(found, "previous_response_id") or media.opaque
     service = service_of(found)
@@ -98,7 +100,7 @@ def parse_response(body: bytes) -> CallRequest:
         service=service,
         rounds=searches + _MORE_ROUNDS if searches else 1,
         stored="store" if stores else _named(found, "previous_response_id"),
-        kinds=read.KINDS_READ if opaque else read.KINDS,
+        kinds=_kinds(media, opaque),
         units=Units(searches=searches) if searches else None,
     )
 
@@ -108,9 +110,8 @@ def parse_response(body: bytes) -> CallRequest:
             "max_output_tokens": most,
             "store": stores,
         }
-        if service is not None or is_openai(offer):
-            upstream["service_tier"] = service or "default"
-        return read.joined(upstream | {"stream": stream} | head, written, schemas, others)
+        upstream |= {"stream": stream} | with_service(offer, head)
+        return read.joined(upstream, written, schemas, others)
 
     asked = _Asked(searching=bool(searches), service=service)
     return CallRequest(
@@ -141,6 +142,14 @@ class _Media:
     """Where there is something that only the provider can measure."""
     file: str | None = None
     """Where there is a file."""
+    unknown: bool = False
+    """Whether there is a file that may be a sound."""
+
+
+def _kinds(media: _Media, opaque: str | None) -> frozenset[str]:
+    """Tell what tokens may be beside text."""
+    kinds = read.KINDS_READ if opaque else read.KINDS
+    return kinds | read.KINDS_HEARD if media.unknown else kinds
 
 
 def _check_input(value: object, media: _Media) -> int:
@@ -173,6 +182,7 @@ def _check_part(part: object, where: str, media: _Media) -> None:
     kind = part.get("type") if isinstance(part, dict) else None
     if isinstance(part, dict) and kind == "input_image":
         read.only(part, _IMAGE, where, _REASONS)
+        check_detail(part, where)
         media.images += 1
         media.bytes += read.image_bytes(part.get("image_url"), f"{where}.image_url")
         return
@@ -180,6 +190,7 @@ def _check_part(part: object, where: str, media: _Media) -> None:
         read.only(part, _FILE, where, _REASONS)
         media.file = media.opaque = f"{where}.input_file"
         media.bytes += read.file_bytes(part, where, "file_data", "file_url")
+        media.unknown = media.unknown or not read.is_pdf(part)
         return
     known = _PARTS.get(kind) if isinstance(kind, str) else None
     if not isinstance(part, dict) or known is None:

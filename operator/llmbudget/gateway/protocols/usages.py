@@ -51,16 +51,24 @@ def tokens_of(
 
 
 def served(usage: Usage | None, asked: str | None, told: object) -> Usage | None:
-    """Say which service tiers a usage may have been served in: the one that the answer tells, where
-    it is the usual one or the one that was asked for; otherwise nobody knows which of the two."""
-    if usage is None or asked is None:
-        return usage
-    known = {asked: (asked,), **dict.fromkeys(_USUAL, ("",))}
-    either = ("", asked)
-    return replace(usage, services=known.get(told, either) if isinstance(told, str) else either)
+    """Say which service tiers a usage may have been served in: the one that the answer tells,
+    whatever was asked for, since a provider's settings may choose another; where it tells none, the
+    usual one or the one that was asked for. None: what it tells is no tier."""
+    if usage is None:
+        return None
+    if told is None or told == _UNTOLD:
+        return usage if asked is None else replace(usage, services=("", asked))
+    if not isinstance(told, str):
+        return None
+    if told in _USUAL:
+        return usage if asked is None else replace(usage, services=("",))
+    return replace(usage, services=(told,))
 
 
-_USUAL: Final = ("default", "standard")
+_USUAL: Final = ("default", "standard", "on_demand")
+"""Names of the usual tier: OpenAI's, OpenRouter's, Groq's."""
+_UNTOLD: Final = "auto"
+"""What servers answer that repeat what they were asked for, or what they take an omission for."""
 _TEXT = MediaTokens()
 _INPUT = ("input_audio", "cached_audio", "input_image", "cached_image")
 

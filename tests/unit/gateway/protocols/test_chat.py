@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 
 import pytest
 from hypothesis import given
@@ -10,14 +11,16 @@ from hypothesis import strategies as st
 from tests.support.offers import offer
 
 from llmbudget.api.provider import Protocol
+from llmbudget.contract.config import Prices, RatesByLength
 from llmbudget.decide.bounds import Demand
 from llmbudget.decide.catalogue import Offer
-from llmbudget.decide.prices import Usage
+from llmbudget.decide.prices import Usage, cost
+from llmbudget.decide.prices import told as says_all
 from llmbudget.gateway.protocols import strict
 from llmbudget.gateway.protocols.chat import CHAT, parse_chat
 from llmbudget.gateway.protocols.errors import Refusal
 from llmbudget.gateway.protocols.models import models_body
-from llmbudget.gateway.protocols.responses import RESPONSES
+from llmbudget.gateway.protocols.responses import RESPONSES, parse_response
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -57,8 +60,9 @@ def test_an_omitted_limit_is_set() -> None:
     }
 
 
-def test_openai_gets_the_field_its_reasoning_models_take_and_the_standard_tier() -> None:
-    upstream = sent(body(), limit=5, host="api.openai.com")
+@pytest.mark.parametrize("host", ["api.openai.com", "eu.api.openai.com"])
+def test_openai_gets_the_field_its_reasoning_models_take_and_the_standard_tier(host: str) -> None:
+    upstream = sent(body(), limit=5, host=host)
     assert upstream["max_completion_tokens"] == 5
     assert "max_tokens" not in upstream
     assert upstream["service_tier"] == "default"
@@ -77,13 +81,42 @@ def test_a_service_tier_is_held_and_charged_for(host: str, service: str) -> None
         ("default", ("",)),
         (None, ("", service)),
         ("auto", ("", service)),
-        (7, ("", service)),
+        ("scale", ("scale",)),
     ):
         answer = {"usage": usage, "service_tier": told}
         assert request.usage_of(json.dumps(answer).encode(), 1000) == Usage(
             10, 20, services=services
         )
     assert parse_chat(body(service_tier="default")).demand.service is None
+
+
+def test_a_service_tier_that_nobody_asked_for_is_charged_as_the_answer_tells() -> None:
+    request = parse_chat(body())
+    one, two = Decimal(1), Decimal(2)
+    rates = {"cached_input": one, "cache_write": one, "reasoning": one}
+    dear = RatesByLength(input=two, output=two, **rates)
+    prices = Prices(input=one, output=one, **rates, services={"priority": dear})
+    for told, charged in (
+        *((usual, 30) for usual in (None, "auto", "default", "standard", "on_demand")),
+        *(("priority", 60), ("scale", None), (7, None)),
+    ):
+        counts = {"prompt_tokens": 10, "completion_tokens": 20}
+        answer = {"choices": [], "usage": counts, "service_tier": told}
+        meter = request.meter(1000)
+        meter.feed(b"data: " + json.dumps(answer).encode() + b"\n\n")
+        for usage in (request.usage_of(json.dumps(answer).encode(), 1000), meter.usage):
+            known = usage if usage is not None and says_all(usage, prices) else None
+            assert (None if known is None else cost(known, prices)) == charged
+
+
+@pytest.mark.parametrize("version", [None, "2025-10-01-preview", "2025-12-01", "preview"])
+def test_azure_is_told_to_serve_in_the_usual_tier(version: str | None) -> None:
+    found = offer(host="team-a.openai.azure.com")
+    azure = Offer(found.provider.model_copy(update={"api_version": version}), found.model)
+    for asked, service in ({}, "default"), ({"service_tier": "priority"}, "priority"):
+        assert json.loads(parse_chat(body(**asked)).write(azure, 77))["service_tier"] == service
+    response = parse_response(b'{"model": "m", "input": "x"}').write(azure, 77)
+    assert json.loads(response)["service_tier"] == "default"
 
 
 @pytest.mark.parametrize("version", [None, "2024-10-21"])
@@ -93,7 +126,8 @@ def test_azure_gets_its_paths_and_the_field_its_reasoning_models_take(version: s
     azure = Offer(provider, found.model)
     sent = json.loads(parse_chat(body()).write(azure, 77))
     assert sent["max_completion_tokens"] == 77
-    assert not {"max_tokens", "service_tier"} & set(sent)
+    assert "max_tokens" not in sent
+    assert ("service_tier" in sent) is (version is None), "earlier versions don't know it"
     query = "?api-version=2024-10-21"
     name = "upstream%2Fgpt-4o-mini"
     paths = [CHAT.path_at(azure), RESPONSES.path_at(azure)]
@@ -286,8 +320,16 @@ def test_a_file_counts_as_a_whole_context() -> None:
     messages = [{"role": "user", "content": [{"type": "text", "text": "x"}, file]}]
     demand = parse_chat(body(messages=messages)).demand
     assert demand.opaque == demand.file == "messages[0].content[1].file"
+    assert "input_audio" in demand.kinds, "nobody says that it is no sound"
     assert demand.prompt_bytes < 1000
     assert sent(body(messages=messages))["messages"] == messages
+
+
+def test_a_pdf_has_no_sound() -> None:
+    for kind, heard in (("application/pdf", False), ("audio/wav", True), ("text/plain", True)):
+        file = {"type": "file", "file": {"file_data": f"data:{kind};base64,AAAA"}}
+        messages = [{"role": "user", "content": [file]}]
+        assert ("input_audio" in parse_chat(body(messages=messages)).demand.kinds) is heard
 
 
 @pytest.mark.parametrize(

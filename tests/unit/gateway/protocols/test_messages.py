@@ -46,6 +46,8 @@ def test_a_request_is_read_and_written_anew() -> None:
 def test_anthropic_itself_is_told_the_standard_tier() -> None:
     assert sent(body(), host="api.anthropic.com")["service_tier"] == "standard_only"
     assert "service_tier" not in sent(body())
+    assert sent(body(service_tier="standard_only"))["service_tier"] == "standard_only"
+    assert "service_tier" not in sent(body())
 
 
 @pytest.mark.parametrize(
@@ -269,13 +271,30 @@ def test_searches_that_nobody_tells_of_are_counted_in_the_answer(told: dict[str,
         READ, units=Units(searches=2)
     )
     meter = MessageMeter(PLAUSIBLE)
+    begun = USAGE | {"output_tokens": 1, "server_tool_use": {"web_search_requests": 0}}
     meter.feed(
-        event("message_start", message={"usage": USAGE | {"output_tokens": 1}})
+        event("message_start", message={"usage": begun})
         + 2 * event("content_block_start", index=1, content_block=RESULT)
         + event("message_delta", usage={"output_tokens": 40} | told)
         + END
     )
     assert meter.usage == replace(READ, units=Units(searches=2))
+
+
+@pytest.mark.parametrize(
+    ("geo", "services"),
+    [(None, ()), ("global", ()), ("not_available", ()), ("us", ("us",)), (7, None)],
+)
+def test_where_a_model_ran_is_told(geo: object, services: tuple[str, ...] | None) -> None:
+    counts = USAGE | {"inference_geo": geo}
+    meter = MessageMeter(PLAUSIBLE)
+    meter.feed(
+        event("message_start", message={"usage": counts | {"output_tokens": 1}})
+        + event("message_delta", usage={"output_tokens": 40})
+        + END
+    )
+    plain = message_usage(json.dumps({"usage": counts}).encode(), PLAUSIBLE)
+    assert plain == meter.usage == (None if services is None else replace(READ, services=services))
 
 
 @pytest.mark.parametrize("told", [-1, 1.5, "2", PLAUSIBLE + 1])

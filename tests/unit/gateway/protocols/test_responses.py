@@ -36,7 +36,8 @@ def test_nothing_is_stored_unless_the_caller_asks() -> None:
         "input": "Hello",
     }
     assert sent(body(store=False))["store"] is False
-    assert sent(body(), host="api.openai.com")["service_tier"] == "default"
+    for host in ("api.openai.com", "eu.api.openai.com"):
+        assert sent(body(), host=host)["service_tier"] == "default"
 
 
 @pytest.mark.parametrize(
@@ -128,6 +129,18 @@ def test_a_file_counts_as_a_whole_context(source: dict[str, str]) -> None:
     demand = parse_response(body(input=[{"role": "user", "content": [file]}])).demand
     assert demand.opaque == demand.file == "input[0].content[0].input_file"
     assert demand.prompt_bytes < 1000
+    assert "input_audio" in demand.kinds, "nobody says that it is no sound"
+
+
+def test_images_are_read_at_details_whose_cost_is_bounded() -> None:
+    def asked(detail: object) -> bytes:
+        image = {"type": "input_image", "image_url": "https://images.example/a.png"}
+        return body(input=[{"role": "user", "content": [image | {"detail": detail}]}])
+
+    assert parse_response(asked("high")).demand.images == 1
+    for detail in ("original", {"x": 1}, 7):
+        with pytest.raises(Refusal, match="detail is refused: it must be low, high or auto"):
+            parse_response(asked(detail))
 
 
 SEARCHING = {"tools": [{"type": "web_search"}], "max_tool_calls": 3}
@@ -210,7 +223,8 @@ def test_a_service_tier_is_held_and_charged_for() -> None:
     request = parse_response(body(service_tier="flex"))
     assert request.demand.service == "flex"
     assert json.loads(request.write(offer(host="api.openai.com"), 50))["service_tier"] == "flex"
-    assert "service_tier" not in sent(body(service_tier="default"))
+    assert sent(body(service_tier="default"))["service_tier"] == "default"
+    assert "service_tier" not in sent(body())
     for told, services in (("flex", ("flex",)), ("default", ("",)), (None, ("", "flex"))):
         answer = {"usage": USAGE, "service_tier": told}
         wanted = replace(READ, services=services)
