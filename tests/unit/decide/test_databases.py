@@ -14,12 +14,11 @@ from llmbudget.decide.validity import findings
 from llmbudget.decide.world import SecretFacts, World
 from llmbudget.render.certificate import PLAIN_HTTP
 from llmbudget.render.children import children
+from llmbudget.render.gateway_config import gateway_config
 from llmbudget.render.network_policy import network_policy, region_policy
 
 SCENARIOS = Path(__file__).parents[2] / "golden" / "scenarios"
 POSTGRES = {"postgres": {"secretKeyRef": {"name": "ledger", "key": "uri"}}}
-
-
 EAST = {"name": "us-east", "postgres": {"secretKeyRef": {"name": "east", "key": "uri"}}}
 SLICES = {"ledger": {**POSTGRES, "mode": "Slices"}}
 
@@ -169,8 +168,12 @@ def test_only_the_pods_of_a_region_may_connect_to_its_database() -> None:
     assert region_policy(made, "eu-central") is None
 
 
+def rendered(made: World) -> tuple[Manifest, ...]:
+    return children(made, (), gateway_config(made, ()), {}, PLAIN_HTTP)
+
+
 def test_the_pods_of_a_region_mount_its_database_beside_the_authoritys() -> None:
-    built = children(regional(), (), {}, PLAIN_HTTP)
+    built = rendered(regional())
     pods = {
         each["metadata"]["name"]: each["spec"]["template"]["spec"]
         for each in built
@@ -189,7 +192,7 @@ def test_the_pods_of_a_region_mount_its_database_beside_the_authoritys() -> None
 
 def test_a_service_before_all_regions_prefers_the_near() -> None:
     distribution = {"regions": [EAST], "trafficManager": "global"}
-    built = children(regional(globalDistribution=distribution), (), {}, PLAIN_HTTP)
+    built = rendered(regional(globalDistribution=distribution))
     (service,) = (each for each in built if each["metadata"]["name"] == "team-a-global")
     assert service["kind"] == "Service"
     assert service["spec"]["trafficDistribution"] == "PreferClose"
