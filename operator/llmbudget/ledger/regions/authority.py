@@ -101,7 +101,7 @@ class AuthorityBook(Book):
         tree, and may block those above it there."""
         taken = super().configure(configs, time_zone=time_zone, generation=generation)
         if taken:
-            for found in self._rows.slices(None):
+            for found in self._slices_of(None):
                 path = self._names_above(found.account)
                 if path and path != found.path and self.accounts[found.account].active:
                     self._hold(found, -found.outstanding)
@@ -219,10 +219,11 @@ class AuthorityBook(Book):
         changed = self.changes.slices.get((holder, account, period))
         return changed or self._rows.slice(holder, account, period)
 
-    def _slices_of(self, holder: str) -> list[Slice]:
+    def _slices_of(self, holder: str | None) -> list[Slice]:
+        """List a holder's slices, as this transaction leaves them; None: those of all holders."""
         stored = {(s.holder, s.account, s.period): s for s in self._rows.slices(holder)}
-        merged = stored | {k: s for k, s in self.changes.slices.items() if k[0] == holder}
-        return list(merged.values())
+        changed = {k: s for k, s in self.changes.slices.items() if holder in (None, k[0])}
+        return list((stored | changed).values())
 
     def _store(self, changed: Slice) -> Slice:
         self.changes.slices[changed.holder, changed.account, changed.period] = changed
