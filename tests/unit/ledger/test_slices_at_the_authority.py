@@ -1,13 +1,21 @@
 """What the authority's book does with slices: moves, and operations that are committed together."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from tests.support.shared_ledger import SharedLedger
-from tests.unit.ledger.ledger_helpers import account
+from tests.unit.ledger.ledger_helpers import account, ask
 
+from llmbudget.api.money import Nano
+from llmbudget.decide.periods import months_before
+from llmbudget.ledger.interface import Entry, Outcome, Settlement
 from llmbudget.ledger.records import Holder
+from llmbudget.ledger.regions.authority import Told
 from llmbudget.ledger.regions.ledgers import AuthorityLedger
 
 ROOT, LEFT, RIGHT, TEAM = "llm/org", "llm/left", "llm/right", "llm/team"
@@ -59,3 +67,104 @@ async def test_an_account_that_moves_takes_along_what_is_granted_in_the_same_tra
     assert held(database) == dict.fromkeys((TEAM, RIGHT, ROOT), granted.total)
     again = await ledger.grant(US, TEAM, 10, 10)
     assert again.total == granted.total + again.size
+
+
+def row(ledger: AuthorityLedger, seq: int, **others: Any) -> Entry:
+    """A region's row of the current month."""
+    entry = Entry(
+        seq=seq,
+        id=f"r{seq}",
+        ts=datetime.now(UTC),
+        account=TEAM,
+        period=ledger.balance(ROOT).period.name,
+        provider="openrouter",
+        model="large",
+        tokens_in=1,
+        tokens_out=1,
+        cost=Nano(10),
+        held=Nano(10),
+        task_id=None,
+        agent=None,
+        status="ok",
+        outcome=Outcome.METERED,
+    )
+    return replace(entry, **others)
+
+
+UNSOUND = {
+    "more than the ledger counts": ({"cost": 2**62}, "cost must be"),
+    "more than the month counts": ({"cost": 2**62 - 1}, "beyond what the ledger counts"),
+    "money given": ({"cost": -1}, "cost must be"),
+    "a negative hold": ({"held": -1}, "held must be"),
+    "negative tokens": ({"tokens_out": -1}, "tokens_out must be"),
+    "an account of nobody": ({"account": "llm/none"}, "no account llm/none"),
+    "a month of long ago": ({"period": "0007-01"}, "'0007-01'"),
+    "a month to come": ({"period": "9999-12"}, "'9999-12'"),
+    "no month": ({"period": "2026-13"}, "'2026-13'"),
+    "a call under way": ({"id": "open"}, "under way"),
+    "a call that is booked": ({"id": "done"}, "booked already"),
+    "a dearer call of others": ({"id": "done", "cost": 99, "account": LEFT}, "booked already"),
+}
+
+
+@pytest.mark.parametrize("unsound", UNSOUND)
+async def test_a_row_that_no_call_can_have_left_is_passed_over(
+    database, ledger, caplog, unsound
+) -> None:
+    others, why = UNSOUND[unsound]
+    await tree(ledger, LEFT, 1)
+    await ledger.hold(ask("open", 10, TEAM))
+    await ledger.hold(ask("done", 10, TEAM))
+    await ledger.settle("done", Settlement(cost=Nano(10)))
+    await ledger.grant(US, TEAM, 10, 10)
+    rows = [row(ledger, 1), row(ledger, 2, **others), row(ledger, 3)]
+    with caplog.at_level(logging.ERROR):
+        # Others' calls in the same transaction are not refused with it.
+        answer, _ = await asyncio.gather(
+            ledger.hear(US, Told(0, rows, 3, {})), ledger.hold(ask("same", 10, TEAM))
+        )
+    assert answer.shipped_seq == 3
+    assert ledger.balance(ROOT).spent == 30
+    assert database.query("SELECT id FROM entries ORDER BY seq") == [("done",), ("r1",), ("r3",)]
+    (alarm,) = [each for each in caplog.records if each.levelno == logging.ERROR]
+    assert alarm.fields["region"] == "us"
+    assert alarm.fields["id"] == rows[1].id
+    assert why in alarm.fields["why"]
+    for id in ("open", "same"):
+        await ledger.release(id)
+
+
+async def test_what_is_told_twice_in_one_message_is_booked_once(database, ledger) -> None:
+    await tree(ledger, LEFT, 1)
+    await ledger.grant(US, TEAM, 10, 10)
+    rows = [row(ledger, 1, id="a"), row(ledger, 2, id="a")]
+    await ledger.hear(US, Told(0, rows, 2, {}))
+    assert ledger.balance(ROOT).spent == 10
+
+
+async def test_a_dearer_row_of_the_region_itself_is_booked(database, ledger) -> None:
+    await tree(ledger, LEFT, 1)
+    await ledger.grant(US, TEAM, 10, 10)
+    first = row(ledger, 1, id="a", outcome=Outcome.UNKNOWN)
+    for rows in ([first], [replace(first, seq=2, cost=Nano(25), outcome=Outcome.METERED)]):
+        await ledger.hear(US, Told(0, rows, rows[-1].seq, {}))
+    assert database.query("SELECT id, cost, outcome FROM entries") == [("a", 25, "metered")]
+    assert ledger.balance(ROOT).spent == 25
+
+
+async def test_a_row_of_long_ago_is_booked_where_a_slice_was_granted_then(
+    tmp_path, database
+) -> None:
+    now = datetime.now(UTC)
+    ledger = AuthorityLedger(database.file, ROOT, lambda _: now)
+    try:
+        await tree(ledger, LEFT, 1)
+        granted = await ledger.grant(US, TEAM, 10, 10)
+        late = row(ledger, 1), row(ledger, 2, account=LEFT)
+        now = now.replace(year=now.year + 1)
+        await ledger.tick()
+        assert ledger.balance(ROOT).period.name == months_before(granted.period, -12)
+        await ledger.hear(US, Told(0, late, 2, {}))
+        assert database.query("SELECT id, period FROM entries") == [("r1", granted.period)]
+    finally:
+        await ledger.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -231,6 +231,10 @@ class Rows:
             *(holder, account, period),
         )
         return slices_of(rows)[0] if rows else None
+
+    def used(self, ids: Collection[str], since: str) -> set[str]:
+        """List those ids that holds have, or entries of the periods from one on."""
+        return {row[0] for row in self._all(KNOWN, ids=list(ids), since=since)}
 
     def incarnation(self) -> str:
         """Read the id of these tables: tables that are made anew have another."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC
 from typing import Final, Protocol, cast
@@ -10,6 +12,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 from llmbudget.api.money import Nano
 from llmbudget.contract.config import AccountConfig
+from llmbudget.decide.periods import months_before
 from llmbudget.decide.slices import slice_size
 from llmbudget.ledger.book import Book
 from llmbudget.ledger.interface import (
@@ -25,6 +28,11 @@ from llmbudget.ledger.records import EntryRow, Figures, Holder, Slice, checked
 SLICE: Final = "slice"
 """Provider, in the row of what nobody knows to have been spent from a slice; its model is the
 region."""
+_MONTH: Final = re.compile("[0-9]{4}-(0[1-9]|1[0-2])")
+_LATE_MONTHS: Final = 2
+"""So many months ago a row may be of that no slice was granted for: one of a free call."""
+
+log = logging.getLogger(__name__)
 
 
 class LedgerWentBack(LedgerError):
@@ -88,6 +96,9 @@ class SliceShelf(Shelf, Protocol):
     def slice(self, holder: str, account: str, period: str) -> Slice | None:
         """Find a slice."""
 
+    def used(self, ids: Collection[str], since: str) -> set[str]:
+        """List those ids that holds have, or entries of the periods from one on."""
+
 
 class AuthorityBook(Book):
     """A book that also gives slices to regions."""
@@ -135,7 +146,9 @@ class AuthorityBook(Book):
         return Granted(account, self.period, found.granted, size)
 
     def hear(self, holder: Holder, told: Told) -> Answer:
-        """Book what a region tells, each thing once however often it is told.
+        """Book what a region tells, each thing once however often it is told. A row that no call
+        can have left is passed over, and the log says so: one region's database must not spoil the
+        budget for all.
 
         Raises:
             LedgerWentBack: its database comes from a backup.
@@ -144,12 +157,13 @@ class AuthorityBook(Book):
         if told.last_seq < known.shipped_seq:
             raise LedgerWentBack(holder.region)
         if told.after <= known.shipped_seq:
-            for row in told.rows:
-                if row.period > self.period:
+            rows = [row for row in told.rows if row.seq > known.shipped_seq]
+            used = self._used(rows)
+            for row in rows:
+                if row.period == months_before(self.period, -1):
                     break  # Its clock is ahead: as soon as the month is here, too.
-                if row.seq > known.shipped_seq:
-                    self._book(known.id, row)
-                    known = self._know_holder(replace(known, shipped_seq=row.seq))
+                self._book_checked(known, row, used)
+                known = self._know_holder(replace(known, shipped_seq=row.seq))
         for (account, period), total in told.returned.items():
             self._take_back(holder, account, period, checked(total, "returned"))
         return Answer(
@@ -235,21 +249,74 @@ class AuthorityBook(Book):
 
     # Bookings
 
-    def _book(self, holder: str, row: Entry) -> None:
-        """Book one row of a region: what its hold covers comes out of its slice."""
-        if row.cost > row.held and self._entry(row.id) is not None:
-            # Charged in full at first, and then found to be dearer.
-            self._settle_late(
-                row.id,
-                Settlement(row.cost, row.tokens_in, row.tokens_out, Status(row.status or "ok")),
-            )
+    def _used(self, rows: Sequence[Entry]) -> set[str]:
+        """List those rows' ids that the ledger has already."""
+        if not rows:
+            return set()
+        ids = {row.id for row in rows}
+        return self._rows.used(ids, min(row.period for row in rows)) | (ids & self.holds.keys())
+
+    def _book_checked(self, holder: Holder, row: Entry, used: set[str]) -> None:
+        found = self._slice(holder.id, row.account, row.period)
+        path = self._names_above(row.account) if found is None else found.path
+        try:
+            self._check_figures(row)
+            self._check_period(row, found)
+            if not path:
+                raise ValueError(f"there is no account {row.account}")
+            self._check_room(path, row.period, row.cost)
+            dearer = self._is_dearer(row, used)
+        except ValueError as error:
+            fields = {"region": holder.region, "id": row.id, "why": str(error)}
+            log.error("row of a region is not booked", extra={"fields": fields})
             return
+        if dearer:
+            status = Status(row.status or "ok")
+            settlement = Settlement(row.cost, row.tokens_in, row.tokens_out, status)
+            self._settle_late(row.id, settlement)
+        else:
+            self._book(row, found, path)
+
+    @staticmethod
+    def _check_figures(row: Entry) -> None:
+        checked(row.cost, "cost")
+        checked(row.held, "held")
+        checked(row.tokens_in, "tokens_in")
+        checked(row.tokens_out, "tokens_out")
+        Status(row.status or "ok")
+
+    def _check_period(self, row: Entry, found: Slice | None) -> None:
+        """Refuse what is of no month in which the region can have spent: it would be counted where
+        nobody looks, and have a partition made."""
+        month = _MONTH.fullmatch(row.period) and row.period <= self.period
+        late = row.period < months_before(self.period, _LATE_MONTHS)
+        if not month or (late and found is None):
+            raise ValueError(f"it is of {row.period!r}, and the month is {self.period}")
+
+    def _is_dearer(self, row: Entry, used: set[str]) -> bool:
+        """Tell whether a row is booked already, charged in full at first and then found to be
+        dearer.
+
+        Raises:
+            ValueError: its id is another call's.
+        """
+        changes = self.changes
+        booked = changes.entries.get(row.id) or changes.corrected.get(row.id)
+        if booked is None and row.id in used:
+            booked = self._entry(row.id)
+            if booked is None:
+                raise ValueError("its id is that of a call that is under way")
+        if booked is None:
+            return False
+        if row.cost <= row.held or _call(row) != _call(booked.entry):
+            raise ValueError("its id is booked already")
+        return True
+
+    def _book(self, row: Entry, found: Slice | None, path: tuple[str, ...]) -> None:
+        """Book one row of a region: what its hold covers comes out of its slice."""
         within = min(row.cost, row.held)
-        found = self._slice(holder, row.account, row.period)
         covered, drawn = 0, 0
-        path = self._names_above(row.account) or (row.account,)
         if found is not None:
-            path = found.path
             covered = min(within, found.outstanding + found.unknown)
             drawn = self._draw_unknown(found, covered, shipped=covered)
         self._last_seq += 1
@@ -328,3 +395,8 @@ class AuthorityBook(Book):
             status=Status.ERROR,
             outcome=Outcome.UNKNOWN,
         )
+
+
+def _call(entry: Entry) -> tuple[str, str, str, str]:
+    """Tell what stays of a call's row when it is told once more."""
+    return entry.account, entry.period, entry.provider, entry.model
