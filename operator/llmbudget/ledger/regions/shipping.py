@@ -177,10 +177,11 @@ class Shipping:
             self._forgotten = before
 
     async def _give_back(self, positions: list[Position], keep: bool) -> bool:
-        month = _month(self._region)
+        month, accounts = _month(self._region), self._authority.balances()
 
         def amount(position: Position) -> int:
-            if position.period < month or not keep:
+            # An account that was deleted is granted nothing, and needs nothing.
+            if position.period < month or position.account not in accounts or not keep:
                 return position.unused
             left = self._left(position.account)
             recent = self._recent.spent(position)
