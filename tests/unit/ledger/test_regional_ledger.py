@@ -233,6 +233,31 @@ async def test_what_an_idle_region_has_goes_to_who_needs_it(stage) -> None:
     assert spent == 15
 
 
+async def test_what_a_deleted_account_has_not_spent_goes_back_at_once(stage) -> None:
+    ledger = await stage.region("us")
+    await spend(ledger, "a", 10)
+    await ledger.hold(ask("b", 20, TEAM))
+    await ledger.configure((account(ROOT, CAP),), time_zone="UTC", generation=2)
+    await until(lambda: stage.sums() == {"spent": 10, "held": 20})
+    await ledger.settle("b", Settlement(cost=Nano(5)))
+    await until(lambda: stage.sums() == {"spent": 15, "held": 0})
+
+
+async def test_a_call_is_not_refused_with_a_bigger_one_that_asked_before(stage) -> None:
+    ledger, central = await stage.region("us"), await stage.central()
+    await central.hold(ask("c", CAP - 50, ROOT))
+    big = asyncio.create_task(ledger.hold(ask("big", 100, TEAM)))
+    while not ledger._asking._under_way or ledger._asking._short:
+        await asyncio.sleep(0)  # Until its question is under way.
+    small = [asyncio.create_task(ledger.hold(ask(f"s{n}", 10, TEAM))) for n in range(3)]
+    with pytest.raises(BudgetExceeded):
+        await big
+    await asyncio.gather(*small)
+    for hold_id in ("s0", "s1", "s2"):
+        await ledger.release(hold_id)
+    await central.release("c")
+
+
 async def test_the_last_gateway_of_a_region_gives_everything_back(stage) -> None:
     ledger = await stage.region("us")
     await spend(ledger, "a", 10)

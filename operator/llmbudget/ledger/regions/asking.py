@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from typing import Final
 
-from llmbudget.ledger.interface import LedgerError, LedgerUnavailable, OutOfReach
+from llmbudget.ledger.interface import BudgetExceeded, LedgerError, LedgerUnavailable, OutOfReach
 from llmbudget.ledger.records import Holder
 from llmbudget.ledger.regions.ledgers import AuthorityLedger, RegionLedger
 
@@ -36,14 +36,17 @@ class Asking:
             BudgetExceeded, AwaitingApproval, UnknownAccount: there is none.
             OutOfReach.
         """
-        task = self._under_way.get(account)
+        while (task := self._under_way.get(account)) is not None and account not in self._short:
+            # Asked already, for others: what is too much for them need not be for this one.
+            with contextlib.suppress(BudgetExceeded):
+                await asyncio.shield(task)
+                return
         if task is None:
             task = self._under_way[account] = asyncio.create_task(self._ask(account))
             self._short[account] = []
             # Whoever waits for it hears; where all have gone, nobody needs to.
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        if account in self._short:
-            self._short[account].append(short)
+        self._short[account].append(short)
         await asyncio.shield(task)
 
     def renew(self, account: str, left: int, amount: int) -> None:
