@@ -56,9 +56,10 @@ class Region:
         return dict(zip(names, rows[0] if rows else (0, 0, 0, 0), strict=True))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def server() -> Iterator[PostgresServer]:
-    """All databases. It flushes nothing to its disk, since no power is lost here."""
+    """All databases, until their ledgers were audited. It flushes nothing to its disk, since no
+    power is lost here."""
     made = PostgresServer(("fsync=off", "full_page_writes=off"))
     made.start()
     yield made

@@ -174,10 +174,15 @@ async def test_a_killed_gateway_keeps_its_envelopes(team: GatewayProcess) -> Non
     asked = {"cap_usd": "0.2"}
     envelope = (await ask(team, "POST", document=asked, idempotency_key="k")).json()
     paid = await post(team, body(), x_llmbudget_envelope=envelope["id"])
+    spent = paid.headers["x-llmbudget-cost-usd"]
+    async with asyncio.timeout(30):
+        # Answers leave before what they cost is written.
+        while (await ask(team, "GET", f"/{envelope['id']}")).json()["spent_usd"] != spent:
+            await asyncio.sleep(0.05)
     team.kill()
     team.start()
     await team.ready()
     again = (await ask(team, "POST", document=asked, idempotency_key="k")).json()
     assert again["id"] == envelope["id"]
-    assert again["spent_usd"] == paid.headers["x-llmbudget-cost-usd"]
+    assert again["spent_usd"] == spent
     assert (await ask(team, "DELETE", f"/{envelope['id']}")).json()["state"] == "closed"

@@ -36,14 +36,18 @@ CONSUMERS = {
     "smb": {"apps"},
     "enterprise": {"support"},
     "global": {"apps"},
+    "regions": {"apps"},
 }
 MORE_OUT = {
     **{name: {"ai-models": "8080, TCP"} for name in ("minimal", "tree")},
     "strict-network": {"ai-models": "8080, TCP"},
     "vault": {"vault": "8200, TCP"},
-    "global": {"global": "4318, TCP"},
+    "global": {"global": "4318, TCP", "databases": "5432, TCP"},
+    "enterprise": {"databases": "5432, TCP"},
+    "regions": {"databases": "5432, 6432, TCP"},
 }
-"""Providers inside the cluster, a Vault, a collector of traces: what the set's own fields name."""
+"""Providers inside the cluster, a Vault, databases, a collector of traces: what the set's own
+fields name."""
 NAMESPACES = sorted(
     {*ALWAYS_IN, *ALWAYS_OUT, STRANGER}.union(*CONSUMERS.values(), *MORE_OUT.values())
 )
