@@ -247,6 +247,12 @@ class Holder:
     """How often it was heard of."""
     lost: bool = False
     """It was silent for so long that what it held was charged."""
+    replaced: bool = False
+    """Tables were made in place of its own: it is given nothing more."""
+    went_back: bool = False
+    """Its database came from a backup: it is neither heard nor given anything more."""
+    shipped_id: str | None = None
+    """Of the last row that was booked; None: it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +310,8 @@ class Header:
     """In force until the period ends."""
     next_time_zone: str
     """In force from the next period."""
+    incarnation: str = ""
+    """Of the tables: those that are made anew have another."""
 
 
 @dataclass(slots=True)

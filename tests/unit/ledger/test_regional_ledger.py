@@ -67,6 +67,12 @@ class Stage:
         await made.configure(ACCOUNTS, time_zone="UTC", generation=1)
         return made
 
+    def drop(self, name: str) -> None:
+        """Drop a region's tables, as its owner would."""
+        schema = self.databases[name].name
+        self.server.execute(f"DROP SCHEMA {schema} CASCADE")
+        self.server.execute(f"CREATE SCHEMA {schema} AUTHORIZATION {schema}")
+
     def slice(self, name: str) -> dict[str, int]:
         """What the authority knows of a region's slices, all accounts together."""
         rows = self.authority.query(
@@ -311,13 +317,43 @@ async def test_tables_that_are_made_anew_are_another_holder(stage) -> None:
     ledger._follower.cancel()
     await ledger._authority.close()
     stage.opened.remove(ledger)
-    name = stage.databases["us"].name
-    stage.server.execute(f"DROP SCHEMA {name} CASCADE")
-    stage.server.execute(f"CREATE SCHEMA {name} AUTHORIZATION {name}")
+    stage.drop("us")
     again = await stage.region("us")
     assert stage.sums() == {"spent": granted, "held": 0}
     await spend(again, "b", 10)
     await until(lambda: ("b",) in stage.authority.query("SELECT id FROM entries"))
+
+
+async def test_gateways_that_stay_spend_nothing_of_what_the_old_tables_were_given(stage) -> None:
+    stays = await stage.region("us")
+    for number in range(10):
+        await spend(stays, f"a{number}", 400)
+    await until(lambda: stage.slice("us")["shipped"] == 4_000)
+    charged = stage.slice("us")["granted"]
+    stage.drop("us")
+    again = await stage.region("us")
+    assert stage.sums() == {"spent": charged, "held": 0}
+    await until(lambda: stays.problem is None)
+    spent = 0
+    for ledger in (stays, again):
+        with contextlib.suppress(BudgetExceeded, LedgerUnavailable):
+            while spent <= CAP:
+                await spend(ledger, f"b{spent}", 100)
+                spent += 100
+    assert CAP - charged - 200 < spent <= CAP - charged
+    await until(lambda: stage.sums()["spent"] == charged + spent)
+
+
+async def test_tables_that_were_dropped_are_made_by_gateways_that_run(stage) -> None:
+    ledger = await stage.region("us")
+    await spend(ledger, "a", 10)
+    await until(lambda: stage.slice("us")["shipped"] == 10)
+    charged = stage.slice("us")["granted"]
+    stage.drop("us")
+    await until(lambda: len(stage.authority.query("SELECT id FROM holders")) == 2)
+    await until(lambda: ledger.problem is None)
+    await spend(ledger, "b", 10)
+    await until(lambda: stage.sums()["spent"] == charged + 10)
 
 
 async def test_rows_from_a_backup_are_refused(stage) -> None:

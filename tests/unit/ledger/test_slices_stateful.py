@@ -27,7 +27,7 @@ from llmbudget.ledger.postgres.migrations import migrate
 from llmbudget.ledger.postgres.rows import Rows
 from llmbudget.ledger.postgres.store import Store
 from llmbudget.ledger.records import Holder
-from llmbudget.ledger.regions.authority import AuthorityBook, Told
+from llmbudget.ledger.regions.authority import AuthorityBook, TablesReplaced, Told
 from llmbudget.ledger.regions.local import RegionalBook
 
 ROOT, TEAM, APP = "llm/org", "llm/team", "app/app"
@@ -46,6 +46,8 @@ class Region:
     name: str
     engine: PostgresEngine
     store: Store
+    other: Store
+    """Of a gateway that stays when all is made anew."""
     holder: Holder
     shipped: int = 0
     """What it was told to be booked."""
@@ -88,7 +90,9 @@ class RegionsMachine(RuleBasedStateMachine):
         engine = self.engines[name]
         store = self.started(name, RegionalBook)
         (incarnation,) = engine.query("SELECT incarnation FROM ledger")[0]
-        self.regions[name] = Region(name, engine, store, Holder(incarnation, name))
+        stays = self.regions[name].other if name in self.regions else None
+        other = stays or self.started(name, RegionalBook)
+        self.regions[name] = Region(name, engine, store, other, Holder(incarnation, name))
         self.follow(self.regions[name])
 
     def follow(self, region):
@@ -114,11 +118,19 @@ class RegionsMachine(RuleBasedStateMachine):
                 self.deliver(region, region.under_way[-1])
             self.check_told(region)
         self.check_rows()
-        for store in (self.authority, *(each.store for each in self.regions.values())):
+        for store in self.stores():
             store.close()
         for engine in self.engines.values():
             found = engine.audited().findings
             assert not found, [str(each) for each in found]
+
+    def stores(self):
+        regions = self.regions.values()
+        return (
+            self.authority,
+            *(each.store for each in regions),
+            *(each.other for each in regions),
+        )
 
     def check_rows(self):
         """One row a call, each with the cost that the region knows; what went with a database is
@@ -341,9 +353,36 @@ class RegionsMachine(RuleBasedStateMachine):
         self.lost |= holds
         region.store.close()
         empty(region.engine)
+        old = region.holder
         self.make(region.name)
+        self.late_funds(region.other, old)
         self.ship(self.regions[region.name], rows=0)
         self.deliver(self.regions[region.name], self.regions[region.name].under_way[-1])
+
+    def late_funds(self, store, old):
+        """A gateway that has not heard of it yet can take nothing over into the new tables."""
+
+        def fund(book):
+            book.check(old)
+            raise AssertionError("these are not its tables")
+
+        with pytest.raises(TablesReplaced):
+            store.transact(fund)
+
+    @rule(region=REGIONS, name=ACCOUNTS, amount=AMOUNTS)
+    def replaced_holder_asks(self, region, name, amount):
+        """It is given nothing, whatever it was given before."""
+        rows = self.engines["authority"].query(
+            f"SELECT id FROM holders WHERE region = '{region}' AND replaced"
+        )
+        for (id,) in rows:
+            with pytest.raises(TablesReplaced):
+                self.authority.transact(
+                    lambda book, id=id: book.grant(Holder(id, region), name, amount, amount),
+                    [Subject(holder=id)],
+                )
+            held = self.engines["authority"].query(f"SELECT lost FROM holders WHERE id = '{id}'")
+            assert held == [(True,)]
 
     # What holds
 

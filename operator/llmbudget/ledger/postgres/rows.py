@@ -45,7 +45,7 @@ ENVELOPE: Final = (
 )
 TRANSFER: Final = "id, ts, kind, account, period, amount, source, granted_by, reason, expires"
 ACTION: Final = "id, account, period, percentage, action, spent, cap, fired_at, acknowledged"
-HOLDER: Final = "id, region, shipped_seq, beats, lost"
+HOLDER: Final = "id, region, shipped_seq, beats, lost, replaced, went_back, shipped_id"
 SLICE: Final = "holder, account, period, path, granted, shipped, returned, unknown"
 
 

@@ -52,7 +52,7 @@ _PAUSE_SECONDS: Final = (0.02, 0.5)
 
 _LOCK: Final = (
     "SELECT requires, name, epoch, version, rare_version, envelopes_version, last_seq, "
-    "generation, period, time_zone, next_time_zone FROM ledger FOR UPDATE"
+    "generation, period, time_zone, next_time_zone, incarnation FROM ledger FOR UPDATE"
 )
 _NOW: Final = "SELECT clock_timestamp(), (SELECT commits FROM owners WHERE epoch = %s)"
 _WRITE: Final = (
@@ -132,6 +132,8 @@ class Store:
         self._lost: set[str] = set()
         self._told: dict[str, bool] = {}
         self._partitions: set[str] = set()
+        self._incarnation: str | None = None
+        """Of the tables in which this process is an owner."""
         self._down = False
         self._migrated = False
 
@@ -156,6 +158,8 @@ class Store:
             except psycopg.Error as error:
                 again = passing(error, self._connection)
                 asked |= self._abandon()
+                if isinstance(error, psycopg.errors.UndefinedTable):
+                    self._migrated = False  # They were dropped: the next one makes them anew.
                 if not again and isinstance(error, psycopg.DataError | psycopg.IntegrityError):
                     raise
                 if not again or time.monotonic() >= deadline:
@@ -261,7 +265,7 @@ class Store:
         if found.commits is None:
             found = self._enlist(connection, found)
         same = book is not None and (
-            (found.header.epoch, found.header.period) == (book.header.epoch, book.header.period)
+            _identity(found.header) == _identity(book.header)
             and found.rare_version <= self._seen <= found.version
         )
         fresh: Sequence[ActionRow] | None = None
@@ -289,7 +293,7 @@ class Store:
                 f"{self._name} a schema of its own"
             )
         self._now = self._clock(mine[0])
-        generation, period, time_zone, next_time_zone = header
+        generation, period, time_zone, next_time_zone, incarnation = header
         return _Found(
             name,
             epoch,
@@ -297,8 +301,16 @@ class Store:
             rare_version,
             envelopes_version,
             last_seq,
-            Header(self.epoch, generation, period, time_zone or "UTC", next_time_zone or "UTC"),
-            mine[1],
+            Header(
+                epoch=self.epoch,
+                generation=generation,
+                period=period,
+                time_zone=time_zone or "UTC",
+                next_time_zone=next_time_zone or "UTC",
+                incarnation=incarnation,
+            ),
+            # In other tables this owner's number may be another's.
+            mine[1] if incarnation == self._incarnation else None,
         )
 
     def _enlist(self, connection: Connection, found: _Found) -> _Found:
@@ -408,6 +420,7 @@ class Store:
             )
             connection.execute("COMMIT")
         self.epoch, self._seen = header.epoch, version
+        self._incarnation = header.incarnation
         self._lost.clear()
 
     def _make_partitions(
@@ -449,3 +462,8 @@ class Store:
         self._partitions = set()
         self.close()
         return set() if book is None else set(book.changes.opened)
+
+
+def _identity(header: Header) -> tuple[str, int, str | None]:
+    """Tell what a book was read for: of the same, it only needs to catch up."""
+    return header.incarnation, header.epoch, header.period

@@ -153,9 +153,11 @@ _CURSORS: Final = (
 
 _HOLDERS: Final = (
     f"INSERT INTO holders ({HOLDER}) "
-    + _unnest("text text int8 int8 bool")
+    + _unnest("text text int8 int8 bool bool bool text")
     + " ON CONFLICT (id) DO UPDATE SET region = excluded.region, "
-    "shipped_seq = excluded.shipped_seq, beats = excluded.beats, lost = excluded.lost"
+    "shipped_seq = excluded.shipped_seq, beats = excluded.beats, lost = excluded.lost, "
+    "replaced = excluded.replaced, went_back = excluded.went_back, "
+    "shipped_id = excluded.shipped_id"
 )
 _SLICES: Final = (
     f"INSERT INTO slices ({SLICE}) SELECT holder, account, period, string_to_array(path, ' '), "

@@ -69,7 +69,7 @@ class Asking:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 granted = await self._authority.grant(self._holder, account, sum(short), min(short))
             key = (granted.account, granted.period)
-            await self._region.fund({key: granted.total}, granted.period)
+            await self._region.fund(self._holder, {key: granted.total}, granted.period)
             if granted.size > sum(short):
                 self._sizes[account] = granted.size
             else:

@@ -18,6 +18,7 @@ from llmbudget.ledger.book import Book
 from llmbudget.ledger.interface import (
     Entry,
     LedgerError,
+    LedgerUnavailable,
     Outcome,
     Settlement,
     Status,
@@ -43,6 +44,17 @@ class LedgerWentBack(LedgerError):
             f"the database of region {region} knows less than it has told the budget's ledger, as"
             " one that was restored from a backup does: drop its tables, and the gateways make them"
             " anew; what it had not shipped is charged as unknown"
+        )
+
+
+class TablesReplaced(LedgerUnavailable):
+    """The tables that a gateway spent from are no longer its region's."""
+
+    def __init__(self, region: str) -> None:
+        super().__init__(
+            f"the tables of region {region} were made anew: what the old ones held is charged as"
+            " unknown, and nothing more is given for them. Where the region went back to a database"
+            " that it had before, drop its tables there"
         )
 
 
@@ -130,8 +142,11 @@ class AuthorityBook(Book):
         Raises:
             UnknownAccount, AwaitingApproval.
             BudgetExceeded: there is not even room for the smallest.
+            TablesReplaced: the region has other tables.
         """
         known = self._heard(holder)
+        if known.replaced:
+            raise TablesReplaced(holder.region)
         path = self._path(account)
         self._refuse_unapproved(path)
         least = max(1, checked(least, "amount"))
@@ -200,13 +215,12 @@ class AuthorityBook(Book):
         self.period  # noqa: B018  # Nothing is done before the first configuration.
         known = self._holder(holder.id)
         if known is None:
-            self.write_off(
-                other.id
-                for other in self._rows.holders()
-                if other.region == holder.region and other.id != holder.id and not other.lost
-            )
+            others = [each for each in self._rows.holders() if each.region == holder.region]
+            self.write_off(other.id for other in others if not other.lost)
+            for other in others:
+                self._know_holder(replace(other, lost=True, replaced=True))
             known = Holder(holder.id, holder.region)
-        return self._know_holder(replace(known, beats=known.beats + 1, lost=False))
+        return self._know_holder(replace(known, beats=known.beats + 1, lost=known.replaced))
 
     def _holder(self, holder_id: str) -> Holder | None:
         changed = self.changes.holders.get(holder_id)

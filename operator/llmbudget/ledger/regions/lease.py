@@ -36,6 +36,10 @@ class Lease:
         """What was sent at an instant was answered."""
         self._sent = sent if self._sent is None else max(sent, self._sent)
 
+    def void(self) -> None:
+        """Nothing may be spent until something that is sent from now on is answered."""
+        self._sent = None
+
     @property
     def age(self) -> float | None:
         """Seconds since it was renewed; None: it never was."""

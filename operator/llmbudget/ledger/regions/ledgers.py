@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import ClassVar, cast
+from typing import ClassVar, TypeVar, cast
 
 from llmbudget.contract.config import AccountConfig
 from llmbudget.ledger.book import Book
-from llmbudget.ledger.operations import Subject
+from llmbudget.ledger.operations import NOTHING, Subject
 from llmbudget.ledger.postgres.engine import PostgresLedger
+from llmbudget.ledger.postgres.rows import Rows
 from llmbudget.ledger.records import Holder
-from llmbudget.ledger.regions.authority import Answer, AuthorityBook, Granted, Told
+from llmbudget.ledger.regions.authority import (
+    Answer,
+    AuthorityBook,
+    Granted,
+    TablesReplaced,
+    Told,
+)
 from llmbudget.ledger.regions.local import Position, RegionalBook, position_of
 
 Key = tuple[str, str]
 """Account and period."""
+Result = TypeVar("Result")
 
 
 class AuthorityLedger(PostgresLedger):
@@ -39,21 +48,27 @@ class RegionLedger(PostgresLedger):
     """A region's own ledger."""
 
     kind: ClassVar[type[AuthorityBook]] = RegionalBook
+    holder: Holder | None = None
+    """Whose tables these must be: all else is refused with TablesReplaced. None: anybody's."""
 
     async def follow(
         self, configs: Sequence[AccountConfig], *, time_zone: str, generation: int, period: str
-    ) -> None:
-        """See `RegionalBook.follow`."""
-        await self._submit(
-            lambda book: _regional(book).follow(
+    ) -> str:
+        """See `RegionalBook.follow`. Tells the id of the tables."""
+
+        def run(book: Book) -> str:
+            _regional(book).follow(
                 configs, time_zone=time_zone, generation=generation, period=period
             )
-        )
+            return book.header.incarnation
 
-    async def fund(self, granted: Mapping[Key, int], period: str) -> None:
-        """Take over what was granted in total, and the authority's month."""
+        return await self._submit(run)
+
+    async def fund(self, holder: Holder, granted: Mapping[Key, int], period: str) -> None:
+        """Take over what a holder was granted in total, and the authority's month."""
 
         def run(book: Book) -> None:
+            _regional(book).check(holder)
             _regional(book).reach(period)
             for key, total in granted.items():
                 _regional(book).fund(*key, total)
@@ -76,13 +91,33 @@ class RegionLedger(PostgresLedger):
         """Read the number of the newest row."""
         return await self._look(lambda rows: rows.last_seq())
 
-    async def incarnation(self) -> str:
-        """Read the id of the tables."""
-        return await self._look(lambda rows: rows.incarnation())
-
     async def alone(self) -> bool:
         """Tell whether there is no other owner."""
         return set(await self._look(lambda rows: rows.owners())) <= {self._store.epoch}
+
+    def _submit(
+        self, run: Callable[[Book], Result], *, durable: bool = True, about: Subject = NOTHING
+    ) -> asyncio.Future[Result]:
+        holder = self.holder
+
+        def check_and_run(book: Book) -> Result:
+            if holder is not None:
+                _regional(book).check(holder)
+            return run(book)
+
+        return super()._submit(check_and_run, durable=durable, about=about)
+
+    async def _look(self, read: Callable[[Rows], Result]) -> Result:
+        holder = self.holder
+
+        def read_and_check(rows: Rows) -> Result:
+            found = read(rows)
+            # Afterwards: what was read before is then of the same tables.
+            if holder is not None and rows.incarnation() != holder.id:
+                raise TablesReplaced(holder.region)
+            return found
+
+        return await super()._look(read_and_check)
 
 
 def _regional(book: Book) -> RegionalBook:

@@ -15,8 +15,8 @@ from llmbudget.api.budget import OnExceeded
 from llmbudget.contract.config import AccountConfig
 from llmbudget.ledger.interface import Entry, Settlement
 from llmbudget.ledger.months import _Closing
-from llmbudget.ledger.records import Account, Figures
-from llmbudget.ledger.regions.authority import AuthorityBook
+from llmbudget.ledger.records import Account, Figures, Holder
+from llmbudget.ledger.regions.authority import AuthorityBook, TablesReplaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,15 @@ class RegionalBook(AuthorityBook):
         return replace(super()._closing(name), cap=None, unused=0)
 
     # Slices
+
+    def check(self, holder: Holder) -> None:
+        """See that these are still the tables of a holder.
+
+        Raises:
+            TablesReplaced.
+        """
+        if self.header.incarnation != holder.id:
+            raise TablesReplaced(holder.region)
 
     def fund(self, account: str, period: str, granted: int) -> None:
         """Take over what was granted in total."""

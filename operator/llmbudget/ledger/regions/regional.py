@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,7 @@ from llmbudget.ledger.interface import (
     EnvelopeRequest,
     Hold,
     HoldRequest,
+    LedgerError,
     LedgerUnavailable,
     Settlement,
     Status,
@@ -28,12 +30,15 @@ from llmbudget.ledger.postgres.owners import LEASE_SECONDS
 from llmbudget.ledger.records import Holder
 from llmbudget.ledger.regions import IN_REGION
 from llmbudget.ledger.regions.asking import Asking
+from llmbudget.ledger.regions.authority import TablesReplaced
 from llmbudget.ledger.regions.lease import REGION_SECONDS, Lease
 from llmbudget.ledger.regions.ledgers import AuthorityLedger, RegionLedger
-from llmbudget.ledger.regions.shipping import Shipping
+from llmbudget.ledger.regions.shipping import PAUSE_SECONDS, Shipping
 
 _TRIES: Final = 8
 """How often a call asks anew where others were given, or took, what it asked for."""
+
+log = logging.getLogger(__name__)
 
 
 class RegionalLedger:
@@ -65,6 +70,8 @@ class RegionalLedger:
         self._asking: Asking | None = None
         self._shipping: Shipping | None = None
         self._follower: asyncio.Task[None] | None = None
+        self._accounts: Sequence[AccountConfig] = ()
+        self._time_zone, self._generation = "UTC", 0
         self._central: set[str] = set()
         """Holds that were taken at the authority."""
 
@@ -93,25 +100,49 @@ class RegionalLedger:
     ) -> None:
         """See `Ledger.configure`."""
         await self._authority.configure(accounts, time_zone=time_zone, generation=generation)
-        period = max(balance.period.name for balance in self._authority.balances().values())
-        await self._region.follow(
-            accounts, time_zone=time_zone, generation=generation, period=period
-        )
+        self._accounts, self._time_zone, self._generation = accounts, time_zone, generation
         paths: dict[str, tuple[str, ...]] = {}
         for each in accounts:
             paths[each.name] = (each.name, *(paths[each.parent] if each.parent else ()))
         self._paths = paths
-        await self._begin()
+        if self._follower is None:
+            self._region.holder = None
+            await self._begin(await self._follow())
+            self._follower = asyncio.create_task(self._ship())
+        else:
+            await self._follow()
 
-    async def _begin(self) -> None:
-        if self._shipping is not None:
-            return
-        holder = Holder(await self._region.incarnation(), self.name)
+    async def _follow(self) -> str:
+        """Bring the configuration to the region's tables; tell their id."""
+        period = max(balance.period.name for balance in self._authority.balances().values())
+        return await self._region.follow(
+            self._accounts, time_zone=self._time_zone, generation=self._generation, period=period
+        )
+
+    async def _begin(self, tables: str) -> None:
+        holder = self._region.holder = Holder(tables, self.name)
         shipping = Shipping(self._authority, self._region, holder, self._lease, self._left)
         await shipping.tell(False)
         self._asking = Asking(self._authority, self._region, holder)
         self._shipping = shipping
-        self._follower = asyncio.create_task(shipping.follow())
+
+    async def _ship(self) -> None:
+        """Ship until cancelled; begin anew where the region's tables were made anew."""
+        while True:
+            try:
+                if self._asking is None:
+                    await self._begin(await self._follow())
+                if self._shipping is not None:
+                    await self._shipping.follow()
+            except TablesReplaced as error:
+                log.warning("region", extra={"fields": {"why": str(error)}})
+                self._asking = self._shipping = self._region.holder = None
+                self._lease.void()
+            except Exception as error:
+                # The edge of the task, as in `Shipping.follow`.
+                if not isinstance(error, LedgerError):
+                    log.exception("region")
+                await asyncio.sleep(PAUSE_SECONDS)
 
     # Calls
 
@@ -129,8 +160,8 @@ class RegionalLedger:
             except BaseException:
                 self._central.discard(request.id)
                 raise
-        asking = self._leave(request.account)
         for _ in range(_TRIES):
+            asking = self._leave(request.account)
             try:
                 hold = await self._region.hold(request)
             except BudgetExceeded as full:

@@ -18,7 +18,7 @@ from llmbudget.decide.slices import to_give_back
 from llmbudget.ledger.interface import Entry, LedgerError
 from llmbudget.ledger.postgres.engine import PostgresLedger
 from llmbudget.ledger.records import Holder, Slice
-from llmbudget.ledger.regions.authority import Told
+from llmbudget.ledger.regions.authority import TablesReplaced, Told
 from llmbudget.ledger.regions.lease import Lease
 from llmbudget.ledger.regions.ledgers import AuthorityLedger, Key, RegionLedger
 from llmbudget.ledger.regions.local import Position
@@ -84,10 +84,16 @@ class Shipping:
         """Why the authority could not be told last time."""
 
     async def follow(self) -> None:
-        """Go on until cancelled."""
+        """Go on until cancelled.
+
+        Raises:
+            TablesReplaced: there is another holder now.
+        """
         while True:
             try:
                 again = await self.tell(await self._region.leads())
+            except TablesReplaced:
+                raise
             except Exception as error:
                 # The edge of the task: without it nothing would be shipped any more.
                 known = isinstance(error, LedgerError)
@@ -134,7 +140,7 @@ class Shipping:
         granted = {key: each.granted for key, each in answer.slices.items()}
         known = {(each.account, each.period): each.granted for each in positions}
         if any(total > known.get(key, 0) for key, total in granted.items()):
-            await self._region.fund(granted, answer.period)
+            await self._region.fund(self._holder, granted, answer.period)
         return first or len(rows) == BATCH
 
     async def finish(self) -> None:
@@ -153,7 +159,7 @@ class Shipping:
         """Go on to the month that the authority has reached."""
         reached = _month(self._authority)
         if reached > _month(self._region):
-            await self._region.fund({}, reached)
+            await self._region.fund(self._holder, {}, reached)
 
     async def _news(self, ship: bool) -> tuple[list[Entry], list[Position]]:
         rows: list[Entry] = []

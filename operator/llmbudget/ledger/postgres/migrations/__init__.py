@@ -19,7 +19,7 @@ from alembic.script import ScriptDirectory
 from llmbudget.ledger.interface import LedgerUnavailable
 from llmbudget.ledger.postgres.connection import Connection, Database
 
-SCHEMA: Final = 50
+SCHEMA: Final = 60
 """Number of the newest revision here."""
 _LOCK: Final = 0x6C6C6D62_75646765
 """Gateways that start at once take turns."""
