@@ -12,6 +12,7 @@ from tests.support.shared_ledger import SharedLedger
 from tests.unit.ledger.ledger_helpers import account, ask
 
 from llmbudget.api.money import Nano
+from llmbudget.contract.config import BorrowingConfig
 from llmbudget.decide.periods import months_before
 from llmbudget.ledger.interface import Entry, Outcome, Settlement
 from llmbudget.ledger.records import Holder
@@ -67,6 +68,68 @@ async def test_an_account_that_moves_takes_along_what_is_granted_in_the_same_tra
     assert held(database) == dict.fromkeys((TEAM, RIGHT, ROOT), granted.total)
     again = await ledger.grant(US, TEAM, 10, 10)
     assert again.total == granted.total + again.size
+
+
+async def borrowing(ledger: AuthorityLedger, generation: int, limit: int | None) -> None:
+    """Have the left one borrow of the right one, or let them share nothing from now on."""
+    terms = [None if limit is None else BorrowingConfig(limit_nano=each) for each in (limit, 0)]
+    await ledger.configure(
+        (
+            account(ROOT, None),
+            account(LEFT, 10, ROOT, borrowing=terms[0]),
+            account(RIGHT, 100, ROOT, borrowing=terms[1]),
+        ),
+        time_zone="UTC",
+        generation=generation,
+    )
+
+
+async def test_what_a_region_gives_back_is_not_lent_by_former_terms_any_more(
+    database, ledger
+) -> None:
+    await borrowing(ledger, 1, 50)
+    granted = await ledger.grant(US, LEFT, 60, 60)
+    await borrowing(ledger, 2, None)
+    assert ledger.balance(LEFT).borrowed == 50
+    await ledger.hear(US, Told(0, [], 0, {(LEFT, granted.period): 20}))
+    assert (ledger.balance(LEFT).borrowed, ledger.balance(RIGHT).lent) == (30, 30)
+    assert ledger.balance(LEFT).remaining == 0
+
+
+async def write_off(ledger: AuthorityLedger) -> None:
+    await ledger._submit(lambda book: book.write_off([US.id]))
+
+
+async def test_what_is_charged_as_unknown_stays_borrowed(database, ledger) -> None:
+    await borrowing(ledger, 1, 50)
+    await ledger.grant(US, LEFT, 60, 60)
+    await borrowing(ledger, 2, None)
+    await write_off(ledger)
+    assert (ledger.balance(LEFT).borrowed, ledger.balance(LEFT).spent) == (50, 60)
+
+
+async def test_what_nobody_knows_is_charged_to_who_was_above_it_then(database, ledger) -> None:
+    spent = (
+        "SELECT account, spent + overage FROM account_periods WHERE account IN "
+        f"('{LEFT}', '{RIGHT}') ORDER BY 1"
+    )
+    await tree(ledger, LEFT, 1)
+    first = await ledger.grant(US, TEAM, 10, 10)
+    await write_off(ledger)
+    await tree(ledger, RIGHT, 2)
+    second = await ledger.grant(US, TEAM, 10, 10)
+    await write_off(ledger)
+    rows = "SELECT path[2], cost, held FROM entries WHERE provider = 'slice' ORDER BY seq"
+    assert database.query(rows) == [
+        (LEFT, first.size, first.size),
+        (RIGHT, second.size, second.size),
+    ]
+    assert database.query(spent) == [(LEFT, first.size), (RIGHT, second.size)]
+    # What comes back is taken from the newest first, and from who was charged.
+    back = {(TEAM, first.period): second.size + 10}
+    await ledger.hear(US, Told(0, [], 0, back))
+    assert [cost for _, cost, _ in database.query(rows)] == [first.size - 10, 0]
+    assert database.query(spent) == [(LEFT, first.size - 10), (RIGHT, 0)]
 
 
 def row(ledger: AuthorityLedger, seq: int, **others: Any) -> Entry:

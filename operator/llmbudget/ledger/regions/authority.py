@@ -127,10 +127,10 @@ class AuthorityBook(Book):
             for found in self._slices_of(None):
                 path = self._names_above(found.account)
                 if path and path != found.path and self.accounts[found.account].active:
-                    self._hold(found, -found.outstanding)
-                    moved = replace(found, path=path)
+                    moved = self._store(replace(found, path=path))
+                    # In this order: who is above it here and there is without it at no time.
                     self._hold(moved, found.outstanding)
-                    self._store(moved)
+                    self._hold(found, -found.outstanding)
         return taken
 
     # What regions ask
@@ -196,9 +196,10 @@ class AuthorityBook(Book):
                 lost = found.outstanding
                 if lost > 0:
                     self._store(replace(found, unknown=found.unknown + lost))
-                    self._hold(found, -lost)
-                    path = self._change_unknown(found, lost)
-                    self._charge(path, found.period, spent=lost, overage=0, held=0, lent=0)
+                    self._note_unknown(found, lost)
+                    self._charge(
+                        found.path, found.period, spent=lost, overage=0, held=-lost, lent=0
+                    )
             known = self._holder(holder)
             if known is not None:
                 self._know_holder(replace(known, lost=True))
@@ -260,6 +261,8 @@ class AuthorityBook(Book):
     def _hold(self, found: Slice, amount: int) -> None:
         for name in found.path:
             self._changing(name, found.period).held += amount
+        if amount < 0:
+            self._cut_loans(found.path)
 
     # Bookings
 
@@ -372,23 +375,44 @@ class AuthorityBook(Book):
             )
         )
         if drawn:
-            path = self._change_unknown(found, -drawn)
-            self._charge(path, found.period, spent=-drawn, overage=0, held=0, lent=0)
+            self._uncharge_unknown(found, drawn)
         return drawn
 
-    def _change_unknown(self, found: Slice, amount: int) -> tuple[str, ...]:
-        """Change the row of what nobody knows; tell whom it is charged to."""
-        id = uuid5(NAMESPACE_URL, f"slice {found.holder} {found.account} {found.period}").hex
-        row = self._entry(id)
+    def _unknown_rows(self, found: Slice) -> list[EntryRow]:
+        """List the rows of what nobody knows: one for each path that it was charged to, since the
+        account may have moved meanwhile."""
+        rows: list[EntryRow] = []
+        while (row := self._entry(_unknown_id(found, len(rows)))) is not None:
+            rows.append(row)
+        return rows
+
+    def _note_unknown(self, found: Slice, amount: int) -> None:
+        """Add to the row of what nobody knows and is charged where the account is now."""
+        rows = self._unknown_rows(found)
+        row = next((each for each in rows if each.path == found.path), None)
         if row is None:
             self._last_seq += 1
-            entry = self._unknown_row(id, found)
-            row = EntryRow(replace(entry, cost=Nano(0), held=Nano(0)), found.path)
-            self.changes.entries[id] = row
-        cost = Nano(max(0, row.entry.cost + amount))
+            row = EntryRow(self._unknown_row(_unknown_id(found, len(rows)), found), found.path)
+            self.changes.entries[row.entry.id] = row
+        self._change_unknown(row, amount)
+
+    def _uncharge_unknown(self, found: Slice, amount: int) -> None:
+        """Take something from the rows of what nobody knows, and from whom it was charged to."""
+        left = amount
+        for row in reversed(self._unknown_rows(found)):
+            part = min(left, row.entry.cost)
+            if part:
+                self._change_unknown(row, -part)
+                self._charge(row.path, found.period, spent=-part, overage=0, held=0, lent=0)
+                left -= part
+        if left:
+            # Its row was forgotten with its month.
+            self._charge(found.path, found.period, spent=-left, overage=0, held=0, lent=0)
+
+    def _change_unknown(self, row: EntryRow, amount: int) -> None:
+        id, cost = row.entry.id, Nano(row.entry.cost + amount)
         rows = self.changes.entries if id in self.changes.entries else self.changes.corrected
         rows[id] = replace(row, entry=replace(row.entry, cost=cost, held=cost))
-        return row.path
 
     def _unknown_row(self, id: str, found: Slice) -> Entry:
         holder = self._holder(found.holder)
@@ -414,3 +438,9 @@ class AuthorityBook(Book):
 def _call(entry: Entry) -> tuple[str, str, str, str]:
     """Tell what stays of a call's row when it is told once more."""
     return entry.account, entry.period, entry.provider, entry.model
+
+
+def _unknown_id(found: Slice, number: int) -> str:
+    """Name one of the rows of what nobody knows to have been spent from a slice."""
+    name = f"slice {found.holder} {found.account} {found.period}"
+    return uuid5(NAMESPACE_URL, f"{name} {number}" if number else name).hex
