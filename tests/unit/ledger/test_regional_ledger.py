@@ -271,6 +271,15 @@ async def test_the_last_gateway_of_a_region_gives_everything_back(stage) -> None
     assert stage.sums() == {"spent": 10, "held": 0}
 
 
+async def test_of_gateways_that_end_at_once_the_last_gives_everything_back(stage) -> None:
+    for turn in range(3):
+        gateways = [await stage.region("us") for _ in range(3)]
+        await spend(gateways[0], f"a{turn}", 10)
+        await asyncio.gather(*(each.close() for each in gateways))
+        assert stage.sums() == {"spent": 10 * (turn + 1), "held": 0}
+        assert stage.databases["us"].query("SELECT count(*) FROM owners") == [(0,)]
+
+
 async def test_one_of_two_gateways_leaves_the_slice_to_the_other(stage) -> None:
     first, second = await stage.region("us"), await stage.region("us")
     await spend(first, "a", 10)

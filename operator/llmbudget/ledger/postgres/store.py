@@ -190,14 +190,19 @@ class Store:
             return True
         return book.due(self._clock(row[1]))
 
-    def leave(self) -> None:
-        """Give up, before `close`: what is still held is charged, since nobody will settle it."""
+    def leave(self) -> bool:
+        """Give up, before `close`: what is still held is charged, since nobody will settle it.
+        Tells whether this was the last owner: of several that leave at once, just one is."""
         with contextlib.suppress(LedgerUnavailable, psycopg.Error):
             if not self.epoch:
-                return
+                return False
             self.transact(lambda book: book.sweep(list(book.holds.values())))
             if self._connection is not None:
-                self._connection.execute("DELETE FROM owners WHERE epoch = %s", (self.epoch,))
+                with self._connection.transaction():
+                    self._connection.execute(_LOCK)
+                    self._connection.execute("DELETE FROM owners WHERE epoch = %s", (self.epoch,))
+                    return not Rows(self._connection).owners()
+        return False
 
     def close(self) -> None:
         """Let go of the connection."""

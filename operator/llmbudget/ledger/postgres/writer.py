@@ -54,6 +54,8 @@ class Writer(Thread):
         """Groups so far."""
         self.problem: str | None = "the database was not asked yet"
         """Why the last transaction could not be made; None: it was."""
+        self.was_last = False
+        """Whether it left no other owner behind when it ended."""
         self._store = store
         self._loop = loop
         self._publish = publish
@@ -77,7 +79,7 @@ class Writer(Thread):
                 self._commit(group)
             elif going:
                 self._look()
-        self._store.leave()
+        self.was_last = self._store.leave()
         self._store.close()
 
     def _look(self) -> None:

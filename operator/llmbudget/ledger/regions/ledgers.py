@@ -91,9 +91,10 @@ class RegionLedger(PostgresLedger):
         """Read the number of the newest row."""
         return await self._look(lambda rows: rows.last_seq())
 
-    async def alone(self) -> bool:
-        """Tell whether there is no other owner."""
-        return set(await self._look(lambda rows: rows.owners())) <= {self._store.epoch}
+    @property
+    def was_last(self) -> bool:
+        """Whether there was no other owner any more when this one was closed."""
+        return self._writer.was_last
 
     def _submit(
         self, run: Callable[[Book], Result], *, durable: bool = True, about: Subject = NOTHING

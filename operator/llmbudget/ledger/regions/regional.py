@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -62,9 +63,10 @@ class RegionalLedger:
         self._authority = AuthorityLedger(
             authority, budget, lease_seconds=lease_seconds, region_seconds=region_seconds
         )
-        self._region = RegionLedger(
-            region, f"{budget}{IN_REGION}{name}", lease_seconds=lease_seconds
+        self._open = partial(
+            RegionLedger, region, f"{budget}{IN_REGION}{name}", lease_seconds=lease_seconds
         )
+        self._region = self._open()
         self._lease = Lease(region_seconds)
         self._paths: dict[str, tuple[str, ...]] = {}
         self._asking: Asking | None = None
@@ -295,13 +297,19 @@ class RegionalLedger:
         await self._authority.acknowledge(action_id)
 
     async def close(self) -> None:
-        """See `Ledger.close`. What the region does not need is given back before."""
+        """See `Ledger.close`. What the region does not need is given back: all of it by the last
+        of its gateways, which only knows that it is when it is none any more."""
         follower, self._follower = self._follower, None
         if follower is not None:
             follower.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await follower
-        if self._shipping is not None:
-            await self._shipping.finish()
+        shipping = self._shipping
+        told = shipping is not None and await shipping.finish()
         await self._region.close()
+        if shipping is not None and told and self._region.was_last:
+            region = self._open()
+            region.holder = self._region.holder
+            await shipping.give_all_back(region)
+            await region.close()
         await self._authority.close()

@@ -143,17 +143,26 @@ class Shipping:
             await self._region.fund(self._holder, granted, answer.period)
         return first or len(rows) == BATCH
 
-    async def finish(self) -> None:
-        """Tell what is left to tell before this gateway ends; the region's last one gives all
-        back."""
+    async def finish(self) -> bool:
+        """Tell what is left to tell before this gateway ends; tell whether it could be told."""
+        return await self._finish(keep=True)
+
+    async def give_all_back(self, region: RegionLedger) -> None:
+        """Let go of all that is unused, where the region's last gateway has ended; `region` was
+        opened anew for it."""
+        self._region = region
+        await self._finish(keep=False)
+
+    async def _finish(self, *, keep: bool) -> bool:
         try:
             async with asyncio.timeout(_FINISH_SECONDS):
-                while await self.tell(True):
+                await self._region.tick()
+                while await self.tell(True, keep=keep):
                     pass
-                if await self._region.alone():
-                    await self.tell(True, keep=False)
         except (LedgerError, TimeoutError) as error:
             log.warning("slices stay out", extra={"fields": {"why": str(error)}})
+            return False
+        return True
 
     async def _turn(self) -> None:
         """Go on to the month that the authority has reached."""
