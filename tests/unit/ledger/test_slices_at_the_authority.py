@@ -106,6 +106,10 @@ async def test_what_is_charged_as_unknown_stays_borrowed(database, ledger) -> No
     await borrowing(ledger, 2, None)
     await write_off(ledger)
     assert (ledger.balance(LEFT).borrowed, ledger.balance(LEFT).spent) == (50, 60)
+    late = row(ledger, 1, account=LEFT, cost=Nano(60), held=Nano(60))
+    await ledger.hear(US, Told(0, [late], 1, {}))
+    assert (ledger.balance(LEFT).borrowed, ledger.balance(LEFT).spent) == (50, 60)
+    assert ledger.balance(LEFT).held == 0
 
 
 async def test_what_nobody_knows_is_charged_to_who_was_above_it_then(database, ledger) -> None:

@@ -332,10 +332,12 @@ class AuthorityBook(Book):
     def _book(self, row: Entry, found: Slice | None, path: tuple[str, ...]) -> None:
         """Book one row of a region: what its hold covers comes out of its slice."""
         within = min(row.cost, row.held)
-        covered, drawn = 0, 0
+        covered = 0
         if found is not None:
             covered = min(within, found.outstanding + found.unknown)
-            drawn = self._draw_unknown(found, covered, shipped=covered)
+            # Held before it is taken from what is charged: no loan may look given back meanwhile.
+            self._hold(found, min(covered, found.unknown))
+            self._draw_unknown(found, covered, shipped=covered)
         self._last_seq += 1
         entry = replace(
             row, seq=self._last_seq, held=row.held if covered == within else Nano(covered)
@@ -346,7 +348,7 @@ class AuthorityBook(Book):
             row.period,
             spent=covered,
             overage=row.cost - covered,
-            held=drawn - covered,
+            held=-covered,
             lent=0,
         )
 
