@@ -23,6 +23,7 @@ from llmbudget.ledger.interface import (
     Settlement,
 )
 from llmbudget.ledger.postgres import PostgresLedger
+from llmbudget.ledger.regions.authority import LedgerWentBack, Told
 from llmbudget.ledger.regions.regional import RegionalLedger
 
 ROOT, TEAM = "llm/org", "llm/team"
@@ -365,21 +366,83 @@ async def test_tables_that_were_dropped_are_made_by_gateways_that_run(stage) -> 
     await until(lambda: stage.sums()["spent"] == charged + 10)
 
 
-async def test_rows_from_a_backup_are_refused(stage) -> None:
-    ledger = await stage.region("us")
-    for id in ("a", "b"):
-        await spend(ledger, id, 10)
+async def refused(stage: Stage, ledger: RegionalLedger, statement: str, why: str) -> None:
+    """Change a region's database: nothing may be spent then."""
+    await spend(ledger, "a", 10)
+    await spend(ledger, "b", 10)
     await until(lambda: stage.slice("us")["shipped"] == 20)
-    stage.databases["us"].query("UPDATE ledger SET last_seq = 1")
-    await until(lambda: ledger._shipping.problem is None)
+    await until(lambda: ledger._shipping._shipped == 2)
+    stage.databases["us"].query(statement)
+    await until(lambda: why in (ledger.problem or ""))
+    assert "region us spends nothing: " in ledger.problem
+    with pytest.raises(LedgerUnavailable, match=why):
+        await ledger.hold(ask("c", 1, TEAM))
 
-    def refused() -> bool:
-        ledger._lease._sent = ledger._lease.now() - 500  # So that it tells again now.
-        return "restored from a backup" in (ledger._shipping.problem or "")
 
-    await until(refused)
-    stage.databases["us"].query("UPDATE ledger SET last_seq = 2")
-    await until(lambda: ledger._shipping.problem is None)
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE ledger SET last_seq = 1",
+        "UPDATE entries SET id = 'of a call after the backup' WHERE seq = 2",
+    ],
+    ids=["rows are missing", "others are in their place"],
+)
+async def test_a_database_from_a_backup_is_given_nothing_more(stage, statement) -> None:
+    ledger = await stage.region("us")
+    await refused(stage, ledger, statement, "restored from a backup")
+    marked = "SELECT went_back, beats FROM holders"
+    await until(lambda: stage.authority.query(marked)[0][0])
+    ((_, beats),) = stage.authority.query(marked)
+    with pytest.raises(LedgerWentBack):
+        await ledger._authority.grant(ledger._region.holder, TEAM, 10, 10)
+    with pytest.raises(LedgerWentBack):
+        await ledger._authority.hear(ledger._region.holder, Told(2, [], 2, {}))
+    assert stage.authority.query(marked) == [(True, beats)]
+    # As the message says: its tables are dropped.
+    stage.drop("us")
+    await until(lambda: ledger.problem is None)
+    await spend(ledger, "d", 10)
+
+
+async def test_what_was_given_back_before_a_backup_came_is_not_spent(stage) -> None:
+    ledger = await stage.region("us")
+    await spend(ledger, "first", 10)
+    keys = [(each.account, each.period) for each in await ledger._region.positions("")]
+    await ledger._region.give_back(keys, lambda position: position.unused // 2)
+    await until(lambda: stage.slice("us")["returned"] > 0)
+    await until(lambda: ledger._shipping._known[keys[0]].returned > 0)
+    stage.databases["us"].query("UPDATE account_periods SET returned = 0")
+    await until(lambda: "restored from a backup" in (ledger.problem or ""))
+    stage.drop("us")
+    await until(lambda: ledger.problem is None)
+
+
+async def test_a_region_that_has_more_than_it_was_given_spends_nothing(stage) -> None:
+    ledger = await stage.region("us")
+    await spend(ledger, "first", 10)
+    await until(lambda: stage.slice("us")["shipped"] == 10)
+    stage.databases["us"].query(
+        "UPDATE account_periods SET granted = 1000000, version = (SELECT version + 1 FROM ledger);"
+        " UPDATE ledger SET version = version + 1, rare_version = version + 1"
+    )
+    await spend(ledger, "told", 10)
+    await until(lambda: "was given 1000000 nano-USD" in (ledger.problem or ""))
+    assert f"gave it {stage.slice('us')['granted']}:" in ledger.problem
+    with pytest.raises(LedgerUnavailable, match="until they agree"):
+        await ledger.hold(ask("c", 1, TEAM))
+    stage.drop("us")
+    await until(lambda: ledger.problem is None)
+
+
+async def test_a_message_that_comes_late_alarms_nobody(stage) -> None:
+    ledger = await stage.region("us")
+    await spend(ledger, "a", 10)
+    await until(lambda: stage.slice("us")["shipped"] == 10)
+    late = await ledger._authority.hear(ledger._region.holder, Told(0, [], 0, {}))
+    assert (late.shipped_seq, late.shipped_id) == (1, "a")
+    await spend(ledger, "b", 10)
+    await until(lambda: stage.slice("us")["shipped"] == 20)
+    assert ledger.problem is None
 
 
 async def test_the_month_turns_when_the_authoritys_does(stage) -> None:

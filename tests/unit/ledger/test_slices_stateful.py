@@ -291,15 +291,7 @@ class RegionsMachine(RuleBasedStateMachine):
         region = self.regions[region]
         if region.under_way:
             told = region.under_way[index % len(region.under_way)]
-            newest = max(each.last_seq for each in region.under_way)
-            if told.last_seq < newest or any(
-                total < self.known_returned(region, key) for key, total in told.returned.items()
-            ):
-                return  # One that is outrun belongs to a connection that is gone.
             self.deliver(region, told, heard)
-
-    def known_returned(self, region, key):
-        return next((row[4] for row in self.slices(region) if (row[0], row[1]) == key), 0)
 
     def deliver(self, region, told, heard=True):
         answer = self.authority.transact(

@@ -11,8 +11,8 @@ has first written down as no longer its own, so what goes to others was never sp
     spent and held in the region <= granted - returned there <= what is charged and held for it here
 
 Bottom up: `authority` and `local` are the two sides' books, `ledgers` are these in PostgreSQL,
-`asking` gets slices when calls need them, `shipping` brings rows and rests to the authority,
-`regional` is the ledger that a region's gateways use.
+`evidence` compares them, `asking` gets slices when calls need them, `shipping` brings rows and
+rests to the authority, `regional` is the ledger that a region's gateways use.
 """
 
 from typing import Final

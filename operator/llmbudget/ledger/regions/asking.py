@@ -8,6 +8,8 @@ from typing import Final
 
 from llmbudget.ledger.interface import BudgetExceeded, LedgerError, LedgerUnavailable, OutOfReach
 from llmbudget.ledger.records import Holder
+from llmbudget.ledger.regions.authority import LedgerWentBack
+from llmbudget.ledger.regions.lease import Lease
 from llmbudget.ledger.regions.ledgers import AuthorityLedger, RegionLedger
 
 PATIENCE_SECONDS: Final = 5.0
@@ -19,7 +21,10 @@ _LOW: Final = 4
 class Asking:
     """Asks the authority on behalf of one gateway's calls."""
 
-    def __init__(self, authority: AuthorityLedger, region: RegionLedger, holder: Holder) -> None:
+    def __init__(
+        self, authority: AuthorityLedger, region: RegionLedger, holder: Holder, lease: Lease
+    ) -> None:
+        self._lease = lease
         self._authority = authority
         self._region = region
         self._holder = holder
@@ -77,6 +82,8 @@ class Asking:
                 self._sizes.pop(account, None)
         except LedgerError as error:
             self._sizes.pop(account, None)
+            if isinstance(error, LedgerWentBack):
+                self._lease.void(str(error))
             if isinstance(error, LedgerUnavailable):
                 raise OutOfReach(self._holder.region, str(error)) from error
             raise

@@ -17,7 +17,6 @@ from llmbudget.decide.slices import slice_size
 from llmbudget.ledger.book import Book
 from llmbudget.ledger.interface import (
     Entry,
-    LedgerError,
     LedgerUnavailable,
     Outcome,
     Settlement,
@@ -36,7 +35,7 @@ _LATE_MONTHS: Final = 2
 log = logging.getLogger(__name__)
 
 
-class LedgerWentBack(LedgerError):
+class LedgerWentBack(LedgerUnavailable):
     """A region's database knows less than it told before: it comes from a backup."""
 
     def __init__(self, region: str) -> None:
@@ -88,6 +87,8 @@ class Answer:
     """What the authority answers."""
 
     shipped_seq: int
+    shipped_id: str | None
+    """Of the row with that number."""
     period: str
     regions: int
     """How many hold slices."""
@@ -143,6 +144,7 @@ class AuthorityBook(Book):
             UnknownAccount, AwaitingApproval.
             BudgetExceeded: there is not even room for the smallest.
             TablesReplaced: the region has other tables.
+            LedgerWentBack: its database comes from a backup.
         """
         known = self._heard(holder)
         if known.replaced:
@@ -169,8 +171,6 @@ class AuthorityBook(Book):
             LedgerWentBack: its database comes from a backup.
         """
         known = self._heard(holder)
-        if told.last_seq < known.shipped_seq:
-            raise LedgerWentBack(holder.region)
         if told.after <= known.shipped_seq:
             rows = [row for row in told.rows if row.seq > known.shipped_seq]
             used = self._used(rows)
@@ -178,15 +178,23 @@ class AuthorityBook(Book):
                 if row.period == months_before(self.period, -1):
                     break  # Its clock is ahead: as soon as the month is here, too.
                 self._book_checked(known, row, used)
-                known = self._know_holder(replace(known, shipped_seq=row.seq))
+                known = self._know_holder(replace(known, shipped_seq=row.seq, shipped_id=row.id))
         for (account, period), total in told.returned.items():
-            self._take_back(holder, account, period, checked(total, "returned"))
+            self._take_back(known, account, period, checked(total, "returned"))
         return Answer(
             shipped_seq=known.shipped_seq,
+            shipped_id=known.shipped_id,
             period=self.period,
             regions=self._regions(),
             slices={(s.account, s.period): s for s in self._slices_of(known.id)},
         )
+
+    def distrust(self, holder: Holder) -> None:
+        """Hear and give nothing more to a holder whose database comes from a backup, as its
+        gateways found."""
+        known = self._holder(holder.id)
+        if known is not None and not known.went_back:
+            self._know_holder(replace(known, went_back=True))
 
     def write_off(self, holders: Iterable[str]) -> None:
         """Charge what silent regions hold: nobody knows what became of it. Rows that come late are
@@ -212,7 +220,11 @@ class AuthorityBook(Book):
 
     def _heard(self, holder: Holder) -> Holder:
         """Take down that a holder lives. Another one of the same region is gone: its tables were
-        made anew."""
+        made anew.
+
+        Raises:
+            LedgerWentBack: it is silent for all that it may say.
+        """
         self.period  # noqa: B018  # Nothing is done before the first configuration.
         known = self._holder(holder.id)
         if known is None:
@@ -221,6 +233,8 @@ class AuthorityBook(Book):
             for other in others:
                 self._know_holder(replace(other, lost=True, replaced=True))
             known = Holder(holder.id, holder.region)
+        if known.went_back:
+            raise LedgerWentBack(holder.region)
         return self._know_holder(replace(known, beats=known.beats + 1, lost=known.replaced))
 
     def _holder(self, holder_id: str) -> Holder | None:
@@ -354,10 +368,8 @@ class AuthorityBook(Book):
 
     def _take_back(self, holder: Holder, account: str, period: str, total: int) -> None:
         found = self._slice(holder.id, account, period)
-        if found is None or total == found.returned:
+        if found is None or total <= found.returned:
             return
-        if total < found.returned:
-            raise LedgerWentBack(holder.region)
         amount = min(total - found.returned, found.outstanding + found.unknown)
         drawn = self._draw_unknown(found, amount, returned=amount)
         self._hold(found, drawn - amount)

@@ -27,6 +27,8 @@ class Lease:
         self._seconds = seconds * _MARGIN
         self._clock = clock
         self._sent: float | None = None
+        self.why: str | None = None
+        """It was made void; None: it was not, or was renewed since."""
 
     def now(self) -> float:
         """Tell the instant at which something is about to be sent."""
@@ -35,10 +37,11 @@ class Lease:
     def renewed(self, sent: float) -> None:
         """What was sent at an instant was answered."""
         self._sent = sent if self._sent is None else max(sent, self._sent)
+        self.why = None
 
-    def void(self) -> None:
+    def void(self, why: str) -> None:
         """Nothing may be spent until something that is sent from now on is answered."""
-        self._sent = None
+        self._sent, self.why = None, why
 
     @property
     def age(self) -> float | None:

@@ -19,6 +19,7 @@ from llmbudget.ledger.regions.authority import (
     TablesReplaced,
     Told,
 )
+from llmbudget.ledger.regions.evidence import Stand
 from llmbudget.ledger.regions.local import Position, RegionalBook, position_of
 
 Key = tuple[str, str]
@@ -42,6 +43,10 @@ class AuthorityLedger(PostgresLedger):
             lambda book: cast(AuthorityBook, book).hear(holder, told),
             about=Subject(holder=holder.id),
         )
+
+    async def distrust(self, holder: Holder) -> None:
+        """See `AuthorityBook.distrust`."""
+        await self._submit(lambda book: cast(AuthorityBook, book).distrust(holder))
 
 
 class RegionLedger(PostgresLedger):
@@ -87,9 +92,15 @@ class RegionLedger(PostgresLedger):
         found = await self._look(lambda rows: rows.funded(since))
         return [position_of(*each) for each in found]
 
-    async def last_seq(self) -> int:
-        """Read the number of the newest row."""
-        return await self._look(lambda rows: rows.last_seq())
+    async def stand(self, booked_seq: int, since: str) -> Stand:
+        """Read where all stands, and the row of one number; see `positions`."""
+
+        def read(rows: Rows) -> Stand:
+            booked = [row.id for row in rows.entries(booked_seq - 1, 1) if row.seq == booked_seq]
+            positions = [position_of(*each) for each in rows.funded(since)]
+            return Stand(rows.last_seq(), booked[0] if booked else None, positions)
+
+        return await self._look(read)
 
     @property
     def was_last(self) -> bool:

@@ -82,11 +82,13 @@ class RegionalLedger:
         """See `Ledger.problem`."""
         if self._region.problem is not None:
             return self._region.problem
-        if self._shipping is None:
+        if self._shipping is None and self._follower is None:
             return self._authority.problem
-        return None if self._lease.valid else self._out_of_lease()
+        return None if self._asking and self._lease.valid else self._out_of_lease()
 
     def _out_of_lease(self) -> str:
+        if self._lease.why is not None:
+            return f"region {self.name} spends nothing: {self._lease.why}"
         why = (self._shipping.problem if self._shipping else None) or self._authority.problem
         age = self._lease.age
         since = "never" if age is None else f"not for {age:.0f} s"
@@ -125,7 +127,7 @@ class RegionalLedger:
         holder = self._region.holder = Holder(tables, self.name)
         shipping = Shipping(self._authority, self._region, holder, self._lease, self._left)
         await shipping.tell(False)
-        self._asking = Asking(self._authority, self._region, holder)
+        self._asking = Asking(self._authority, self._region, holder, self._lease)
         self._shipping = shipping
 
     async def _ship(self) -> None:
@@ -139,7 +141,7 @@ class RegionalLedger:
             except TablesReplaced as error:
                 log.warning("region", extra={"fields": {"why": str(error)}})
                 self._asking = self._shipping = self._region.holder = None
-                self._lease.void()
+                self._lease.void(str(error))
             except Exception as error:
                 # The edge of the task, as in `Shipping.follow`.
                 if not isinstance(error, LedgerError):

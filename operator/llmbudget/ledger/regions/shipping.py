@@ -18,7 +18,13 @@ from llmbudget.decide.slices import to_give_back
 from llmbudget.ledger.interface import Entry, LedgerError
 from llmbudget.ledger.postgres.engine import PostgresLedger
 from llmbudget.ledger.records import Holder, Slice
-from llmbudget.ledger.regions.authority import TablesReplaced, Told
+from llmbudget.ledger.regions.authority import Answer, LedgerWentBack, TablesReplaced, Told
+from llmbudget.ledger.regions.evidence import (
+    SlicesDisagree,
+    Stand,
+    refuse_excess,
+    refuse_gone_back,
+)
 from llmbudget.ledger.regions.lease import Lease
 from llmbudget.ledger.regions.ledgers import AuthorityLedger, Key, RegionLedger
 from llmbudget.ledger.regions.local import Position
@@ -71,6 +77,8 @@ class Shipping:
         self._recent = Recent()
         self._shipped: int | None = None
         """The last row that is booked; None: not known yet."""
+        self._answer: Answer | None = None
+        """The last one."""
         self._known: dict[Key, Slice] = {}
         """As the authority said last."""
         self._regions = 1
@@ -113,8 +121,20 @@ class Shipping:
         that this region lives, and without `keep` nothing is kept back of its slices.
 
         Raises:
+            LedgerWentBack, SlicesDisagree: nothing may be spent until what they say is mended.
             LedgerError.
         """
+        try:
+            return await self._tell(ship, keep)
+        except SlicesDisagree as error:
+            self._lease.void(str(error))
+            raise
+        except LedgerWentBack as error:
+            self._lease.void(str(error))
+            await self._authority.distrust(self._holder)
+            raise
+
+    async def _tell(self, ship: bool, keep: bool) -> bool:
         if ship:
             await self._turn()
         rows, positions = await self._news(ship)
@@ -134,9 +154,11 @@ class Shipping:
         sent = self._lease.now()
         first, after = self._shipped is None, self._shipped or 0
         answer = await self._authority.hear(self._holder, Told(after, rows, self._newest, returned))
+        self._answer, self._known = answer, dict(answer.slices)
+        self._shipped, self._regions = answer.shipped_seq, answer.regions
+        await self._stand()
+        refuse_excess(self._holder.region, answer, positions)
         self._lease.renewed(sent)
-        self._shipped, self._known = answer.shipped_seq, dict(answer.slices)
-        self._regions = answer.regions
         granted = {key: each.granted for key, each in answer.slices.items()}
         known = {(each.account, each.period): each.granted for each in positions}
         if any(total > known.get(key, 0) for key, total in granted.items()):
@@ -172,10 +194,18 @@ class Shipping:
 
     async def _news(self, ship: bool) -> tuple[list[Entry], list[Position]]:
         rows: list[Entry] = []
-        self._newest = await self._region.last_seq()
+        stand = await self._stand()
+        self._newest = stand.last_seq
         if ship and self._shipped is not None and self._shipped < self._newest:
             rows = list(await self._region.entries(self._shipped, BATCH))
-        return rows, await self._region.positions(self._since()) if ship else []
+        return rows, list(stand.positions)
+
+    async def _stand(self) -> Stand:
+        """Read where the region's database stands; see that it knows what was answered last."""
+        stand = await self._region.stand(self._shipped or 0, self._since())
+        if self._answer is not None:
+            refuse_gone_back(self._holder.region, self._answer, stand)
+        return stand
 
     def _since(self) -> str:
         """Find the first period that the authority may not know all of."""
