@@ -434,6 +434,18 @@ async def test_a_region_that_has_more_than_it_was_given_spends_nothing(stage) ->
     await until(lambda: ledger.problem is None)
 
 
+async def test_others_ship_where_the_gateway_that_leads_is_cut_off_alone(stage) -> None:
+    leads = await stage.region("us")
+    other = RegionalLedger(stage.authority.file, stage.databases["us"].file, ROOT, "us")
+    stage.opened.append(other)
+    await other.configure(ACCOUNTS, time_zone="UTC", generation=1)
+    assert await leads._region.leads()
+    stage.links["us"].part()
+    await spend(other, "a", 10)
+    await until(lambda: stage.slice("us")["shipped"] == 10)
+    stage.links["us"].heal()
+
+
 async def test_a_message_that_comes_late_alarms_nobody(stage) -> None:
     ledger = await stage.region("us")
     await spend(ledger, "a", 10)

@@ -44,6 +44,11 @@ class AuthorityLedger(PostgresLedger):
             about=Subject(holder=holder.id),
         )
 
+    async def booked(self, holder: Holder) -> int:
+        """Read the number of a holder's last row that is booked."""
+        found = await self._look(lambda rows: rows.holders())
+        return next((each.shipped_seq for each in found if each.id == holder.id), 0)
+
     async def distrust(self, holder: Holder) -> None:
         """See `AuthorityBook.distrust`."""
         await self._submit(lambda book: cast(AuthorityBook, book).distrust(holder))

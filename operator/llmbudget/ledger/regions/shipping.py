@@ -1,12 +1,14 @@
 """Bringing a region's rows to the authority, and giving back what it does not need.
 
 Any gateway of the region may do it at any time, two at once among them: rows are booked by their
-numbers, and rests are told as totals. So that they don't all do it, the longest-living one does.
+numbers, and rests are told as totals. So that they don't all do it, the longest-living one does,
+and the others only where rows wait for too long.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -36,6 +38,8 @@ PAUSE_SECONDS: Final = 0.5
 WINDOW_SECONDS: Final = 10.0
 """The recent past, of which a region keeps as much again."""
 _FINISH_SECONDS: Final = 3.0
+_LATE_SECONDS: Final = 5.0
+"""A row that is not booked by then is shipped by any gateway: who should may be cut off."""
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +88,8 @@ class Shipping:
         self._regions = 1
         self._newest = 0
         """The region's last row."""
+        self._waits = 0, time.monotonic()
+        """A row that another gateway should ship, and since when."""
         self._largest = 0
         """Bound of the largest call among the rows that were shipped last."""
         self._forgotten = ""
@@ -99,7 +105,7 @@ class Shipping:
         """
         while True:
             try:
-                again = await self.tell(await self._region.leads())
+                again = await self.tell(await self._region.leads() or await self._late())
             except TablesReplaced:
                 raise
             except Exception as error:
@@ -164,6 +170,17 @@ class Shipping:
         if any(total > known.get(key, 0) for key, total in granted.items()):
             await self._region.fund(self._holder, granted, answer.period)
         return first or len(rows) == BATCH
+
+    async def _late(self) -> bool:
+        """Tell whether rows wait for so long that whoever should ship them can't."""
+        row, since = self._waits
+        if time.monotonic() - since < _LATE_SECONDS:
+            return False
+        with contextlib.suppress(LedgerError):
+            if await self._authority.booked(self._holder) < row:
+                return True
+        self._waits = self._newest, time.monotonic()
+        return False
 
     async def finish(self) -> bool:
         """Tell what is left to tell before this gateway ends; tell whether it could be told."""
