@@ -433,13 +433,17 @@ async def until_connects(port: int, seconds: float = 20) -> None:
 
 
 async def events(gateway: GatewayProcess, token: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-    """Follow the gateway's event stream."""
+    """Follow the gateway's event stream.
+
+    Raises:
+        httpx.HTTPStatusError: it is not ready to tell.
+    """
     headers = {"authorization": f"Bearer {token}"}
     async with (
         httpx.AsyncClient(trust_env=False, timeout=20, verify=gateway.trust) as client,
         client.stream("GET", f"{gateway.url}/ledger/v1/balances", headers=headers) as answer,
     ):
-        assert answer.status_code == 200, await answer.aread()
+        answer.raise_for_status()
         name = ""
         async for line in answer.aiter_lines():
             if line.startswith("event:"):

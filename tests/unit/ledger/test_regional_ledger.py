@@ -410,6 +410,7 @@ async def test_what_was_given_back_before_a_backup_came_is_not_spent(stage) -> N
     keys = [(each.account, each.period) for each in await ledger._region.positions("")]
     await ledger._region.give_back(keys, lambda position: position.unused // 2)
     await until(lambda: stage.slice("us")["returned"] > 0)
+    await until(lambda: keys[0] in ledger._shipping._known)
     await until(lambda: ledger._shipping._known[keys[0]].returned > 0)
     stage.databases["us"].query("UPDATE account_periods SET returned = 0")
     await until(lambda: "restored from a backup" in (ledger.problem or ""))
