@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from llmbudget.api.budget import Action
 from llmbudget.api.money import Nano
 from llmbudget.contract.config import Threshold
+from llmbudget.ledger.columns import Row
 from llmbudget.ledger.interface import ActionRow, Entry, Envelope, Outcome
 from llmbudget.ledger.postgres.connection import Connection
 from llmbudget.ledger.records import (
@@ -25,8 +26,6 @@ from llmbudget.ledger.records import (
     loan_of,
     top_ups_of,
 )
-
-Row = tuple[Any, ...]
 
 FIGURES: Final = (
     "account, period, spent, overage, debit, held, carried, closed, closing_cap, lent, rolled, "

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple
+from datetime import datetime
 from typing import Final
 
-from llmbudget.ledger.interface import ActionRow, Entry, Envelope
+from llmbudget.ledger.columns import (
+    Row,
+    account_row,
+    action_row,
+    entry_row,
+    envelope_row,
+    figures_row,
+    hold_row,
+    key_row,
+    transfer_row,
+)
+from llmbudget.ledger.interface import Entry
 from llmbudget.ledger.postgres.connection import Connection
 from llmbudget.ledger.postgres.rows import (
     ACTION,
@@ -18,20 +29,8 @@ from llmbudget.ledger.postgres.rows import (
     HOLDER,
     SLICE,
     TRANSFER,
-    Row,
 )
-from llmbudget.ledger.records import (
-    Account,
-    Changes,
-    EntryRow,
-    Figures,
-    KeyRow,
-    OpenHold,
-    Slice,
-    Transfer,
-    loan_text,
-    top_ups_text,
-)
+from llmbudget.ledger.records import Changes, Slice
 
 
 def write(connection: Connection, changes: Changes, version: int) -> None:
@@ -50,16 +49,19 @@ def _batches(changes: Changes, version: int) -> Iterator[tuple[str, Sequence[Row
     Entries and holds go first: their keys stop a transaction that resolves what another owner
     resolved before, or opens what is there.
     """
-    yield _ENTRIES, [_entry_row(row) for row in changes.entries.values()]
-    yield _OPENED, [_hold_row(hold) for hold in changes.opened.values()]
+    yield _ENTRIES, [entry_row(row, _same) for row in changes.entries.values()]
+    yield _OPENED, [hold_row(hold) for hold in changes.opened.values()]
     yield "DELETE FROM holds WHERE id = ANY(%s)", [(hold_id,) for hold_id in changes.closed]
-    yield _ACCOUNTS, [_account_row(account) for account in changes.accounts.values()]
+    yield _ACCOUNTS, [account_row(account) for account in changes.accounts.values()]
     yield (
         _SUMS,
-        [_figures_row(*key, figures, version) for key, figures in changes.figures.items()],
+        [
+            (*figures_row(*key, figures), figures.granted, figures.returned, version)
+            for key, figures in changes.figures.items()
+        ],
     )
-    yield _ENVELOPES, [_envelope_row(each, version) for each in changes.envelopes.values()]
-    yield _TRANSFERS, [_transfer_row(transfer) for transfer in changes.transfers.values()]
+    yield _ENVELOPES, [(*envelope_row(each, _same), version) for each in changes.envelopes.values()]
+    yield _TRANSFERS, [transfer_row(transfer, _same) for transfer in changes.transfers.values()]
     yield _CORRECTED, [_corrected_row(row.entry) for row in changes.corrected.values()]
     yield "DELETE FROM entries WHERE seq = ANY(%s)", [(seq,) for seq in changes.forgotten]
     yield (
@@ -67,11 +69,15 @@ def _batches(changes: Changes, version: int) -> Iterator[tuple[str, Sequence[Row
         "(SELECT * FROM unnest(%s::text[], %s::text[]))",
         changes.freed,
     )
-    yield _KEYS, [_key_row(key) for key in changes.keys.values()]
-    yield _ACTIONS, [_action_row(action) for action in changes.actions.values()]
+    yield _KEYS, [key_row(key) for key in changes.keys.values()]
+    yield _ACTIONS, [action_row(action, _same) for action in changes.actions.values()]
     yield _HOLDERS, [astuple(holder) for holder in changes.holders.values()]
     yield _SLICES, [_slice_row(each) for each in changes.slices.values()]
     yield _CURSORS, list(changes.cursors.items())
+
+
+def _same(at: datetime) -> datetime:
+    return at
 
 
 def _unnest(types: str) -> str:
@@ -170,84 +176,6 @@ _SLICES: Final = (
 )
 
 
-def _account_row(account: Account) -> Row:
-    thresholds = [[found.percentage, found.action] for found in account.thresholds]
-    return (
-        account.name,
-        account.parent,
-        account.cap,
-        account.blocks,
-        json.dumps(thresholds),
-        account.steps,
-        account.approved_period,
-        account.active,
-        account.revision,
-        account.rollover,
-        account.borrows,
-        account.lends,
-        top_ups_text(account.top_ups),
-        loan_text(account.loan),
-    )
-
-
-def _figures_row(account: str, period: str, figures: Figures, version: int) -> Row:
-    return (
-        account,
-        period,
-        figures.spent,
-        figures.overage,
-        figures.debit,
-        figures.held,
-        figures.carried,
-        figures.closed,
-        figures.closing_cap,
-        figures.lent,
-        figures.rolled,
-        figures.granted,
-        figures.returned,
-        version,
-    )
-
-
-def _hold_row(hold: OpenHold) -> Row:
-    return (
-        hold.id,
-        " ".join(hold.path),
-        hold.period,
-        hold.amount,
-        hold.provider,
-        hold.model,
-        hold.agent,
-        hold.task_id,
-        hold.epoch,
-        hold.consumer,
-        hold.idempotency_key,
-        hold.envelope,
-    )
-
-
-def _entry_row(row: EntryRow) -> Row:
-    entry = row.entry
-    return (
-        entry.seq,
-        entry.id,
-        entry.ts,
-        " ".join(row.path),
-        entry.period,
-        entry.provider,
-        entry.model,
-        entry.tokens_in,
-        entry.tokens_out,
-        entry.cost,
-        entry.held,
-        entry.task_id,
-        entry.agent,
-        None if entry.status is None else str(entry.status),
-        entry.outcome.value,
-        entry.envelope,
-    )
-
-
 def _corrected_row(entry: Entry) -> Row:
     return (
         entry.period,
@@ -262,40 +190,6 @@ def _corrected_row(entry: Entry) -> Row:
     )
 
 
-def _envelope_row(envelope: Envelope, version: int) -> Row:
-    return (
-        envelope.id,
-        envelope.account,
-        " ".join(envelope.path),
-        envelope.period,
-        envelope.cap,
-        envelope.consumer,
-        " ".join(envelope.users),
-        envelope.task_id,
-        envelope.opened,
-        envelope.expires,
-        envelope.closed,
-        envelope.spent,
-        envelope.held,
-        version,
-    )
-
-
-def _transfer_row(transfer: Transfer) -> Row:
-    return (
-        transfer.id,
-        transfer.ts,
-        transfer.kind.value,
-        transfer.account,
-        transfer.period,
-        transfer.amount,
-        transfer.source,
-        transfer.by,
-        transfer.reason,
-        transfer.expires,
-    )
-
-
 def _slice_row(each: Slice) -> Row:
     return (
         each.holder,
@@ -306,22 +200,4 @@ def _slice_row(each: Slice) -> Row:
         each.shipped,
         each.returned,
         each.unknown,
-    )
-
-
-def _key_row(key: KeyRow) -> Row:
-    return (key.consumer, key.key, key.entry, key.fingerprint, key.period)
-
-
-def _action_row(action: ActionRow) -> Row:
-    return (
-        action.id,
-        action.account,
-        action.period,
-        action.percentage,
-        action.action.value,
-        action.spent,
-        action.cap,
-        action.fired_at,
-        action.acknowledged,
     )

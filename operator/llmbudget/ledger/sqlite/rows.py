@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 import apsw
 
 from llmbudget.api.budget import Action
 from llmbudget.api.money import Nano
 from llmbudget.contract.config import Threshold
+from llmbudget.ledger.columns import Row
 from llmbudget.ledger.interface import ActionRow, Entry, Envelope, Outcome
 from llmbudget.ledger.records import (
     Account,
@@ -26,8 +27,6 @@ from llmbudget.ledger.records import (
     loan_of,
     top_ups_of,
 )
-
-Row = tuple[Any, ...]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
