@@ -67,8 +67,7 @@ def _keys(world: World, found: tuple[Finding, ...]) -> list[tuple[Manifest, Mani
     for provider in callable_providers(world, found):
         ref = provider.spec.credentials.secret_key_ref if provider.spec else None
         if ref is not None:
-            items = [{"key": ref.key, "path": provider.name}]
-            sources.append({"secret": {"name": ref.name, "optional": True, "items": items}})
+            sources.append(_files("secret", ref.name, (ref.key, provider.name)))
     return [_projected("keys", sources, KEYS_DIRECTORY)] if sources else []
 
 
@@ -80,11 +79,8 @@ def _vault_logins(world: World, found: tuple[Finding, ...]) -> list[tuple[Manife
         if vault is None:
             continue
         if vault.app_role_secret_ref is not None:
-            name = vault.app_role_secret_ref.name
-            items = [
-                {"key": key, "path": f"{provider.name}/{key}"} for key in ("role_id", "secret_id")
-            ]
-            sources.append({"secret": {"name": name, "optional": True, "items": items}})
+            logins = [(key, f"{provider.name}/{key}") for key in ("role_id", "secret_id")]
+            sources.append(_files("secret", vault.app_role_secret_ref.name, *logins))
         else:
             token = {
                 # Of no use anywhere else, the API server included.
@@ -95,8 +91,8 @@ def _vault_logins(world: World, found: tuple[Finding, ...]) -> list[tuple[Manife
             sources.append({"serviceAccountToken": token})
         if vault.ca_bundle is not None:
             ref = vault.ca_bundle.config_map_key_ref
-            items = [{"key": ref.key, "path": f"{provider.name}/{VAULT_CA_FILE}"}]
-            sources.append({"configMap": {"name": ref.name, "optional": True, "items": items}})
+            file = f"{provider.name}/{VAULT_CA_FILE}"
+            sources.append(_files("configMap", ref.name, (ref.key, file)))
     return [_projected("vault", sources, VAULT_DIRECTORY)] if sources else []
 
 
@@ -105,8 +101,7 @@ def _ca_bundles(world: World, found: tuple[Finding, ...]) -> list[tuple[Manifest
     for provider in callable_providers(world, found):
         if provider.spec is not None and provider.spec.ca_bundle is not None:
             ref = provider.spec.ca_bundle.config_map_key_ref
-            items = [{"key": ref.key, "path": f"{provider.name}.pem"}]
-            sources.append({"configMap": {"name": ref.name, "optional": True, "items": items}})
+            sources.append(_files("configMap", ref.name, (ref.key, f"{provider.name}.pem")))
     return [_projected("ca", sources, CA_DIRECTORY)] if sources else []
 
 
@@ -122,9 +117,7 @@ def _ledger(world: World) -> list[tuple[Manifest, Manifest]]:
 def _database(name: str, postgres: PostgresRef, path: str) -> tuple[Manifest, Manifest]:
     ref = postgres.secret_key_ref
     directory, _, file = path.rpartition("/")
-    # Optional: a gateway that lacks it says so, and one that is made anew needs no restart.
-    items = [{"key": ref.key, "path": file}, {"key": CA_KEY, "path": CA_KEY}]
-    source = {"secret": {"name": ref.name, "optional": True, "items": items}}
+    source = _files("secret", ref.name, (ref.key, file), (CA_KEY, CA_KEY))
     return _projected(name, [source], directory)
 
 
@@ -138,14 +131,20 @@ def _others(world: World) -> list[tuple[Manifest, Manifest]]:
         ref = None if told is None else told.api_key_secret_ref
         if ref is not None:
             directory, _, file = path.rpartition("/")
-            items = [{"key": ref.key, "path": file}]
-            source = {"secret": {"name": ref.name, "optional": True, "items": items}}
+            source = _files("secret", ref.name, (ref.key, file))
             pairs.append(_projected(name, [source], directory))
     if not spec.deployment.tls.plain_http:
         name = spec.deployment.tls.secret_name or serving_secret(world.root)
         secret = {"secretName": name, "defaultMode": _READ_ONLY_MODE}
         pairs.append(({"name": "tls", "secret": secret}, _mount("tls", TLS_DIRECTORY)))
     return pairs
+
+
+def _files(kind: str, name: str, *files: tuple[str, str]) -> Manifest:
+    """Take (key, path) out of a Secret or ConfigMap. Optional: a gateway that lacks it says so, and
+    one that is made anew needs no restart."""
+    items = [{"key": key, "path": path} for key, path in files]
+    return {kind: {"name": name, "optional": True, "items": items}}
 
 
 def _projected(name: str, sources: list[Manifest], path: str) -> tuple[Manifest, Manifest]:
