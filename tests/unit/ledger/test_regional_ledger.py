@@ -396,7 +396,7 @@ async def test_a_database_from_a_backup_is_given_nothing_more(stage, statement) 
     with pytest.raises(LedgerWentBack):
         await ledger._authority.grant(ledger._region.holder, TEAM, 10, 10)
     with pytest.raises(LedgerWentBack):
-        await ledger._authority.hear(ledger._region.holder, Told(2, [], 2, {}))
+        await ledger._authority.hear(ledger._region.holder, Told(2, [], {}))
     assert stage.authority.query(marked) == [(True, beats)]
     # As the message says: its tables are dropped.
     stage.drop("us")
@@ -451,7 +451,7 @@ async def test_a_message_that_comes_late_alarms_nobody(stage) -> None:
     ledger = await stage.region("us")
     await spend(ledger, "a", 10)
     await until(lambda: stage.slice("us")["shipped"] == 10)
-    late = await ledger._authority.hear(ledger._region.holder, Told(0, [], 0, {}))
+    late = await ledger._authority.hear(ledger._region.holder, Told(0, [], {}))
     assert (late.shipped_seq, late.shipped_id) == (1, "a")
     await spend(ledger, "b", 10)
     await until(lambda: stage.slice("us")["shipped"] == 20)

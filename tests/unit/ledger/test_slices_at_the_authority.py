@@ -70,6 +70,16 @@ async def test_an_account_that_moves_takes_along_what_is_granted_in_the_same_tra
     assert again.total == granted.total + again.size
 
 
+async def test_the_tables_that_came_before_are_replaced_also_in_the_same_transaction(
+    database, ledger
+) -> None:
+    await tree(ledger, LEFT, 1)
+    old, new = Holder("old", "us"), Holder("new", "us")
+    await asyncio.gather(ledger.grant(old, TEAM, 10, 10), ledger.grant(new, TEAM, 10, 10))
+    states = database.query("SELECT id, lost, replaced FROM holders ORDER BY id")
+    assert states == [("new", False, False), ("old", True, True)]
+
+
 async def borrowing(ledger: AuthorityLedger, generation: int, limit: int | None) -> None:
     """Have the left one borrow of the right one, or let them share nothing from now on."""
     terms = [None if limit is None else BorrowingConfig(limit_nano=each) for each in (limit, 0)]
@@ -91,7 +101,7 @@ async def test_what_a_region_gives_back_is_not_lent_by_former_terms_any_more(
     granted = await ledger.grant(US, LEFT, 60, 60)
     await borrowing(ledger, 2, None)
     assert ledger.balance(LEFT).borrowed == 50
-    await ledger.hear(US, Told(0, [], 0, {(LEFT, granted.period): 20}))
+    await ledger.hear(US, Told(0, [], {(LEFT, granted.period): 20}))
     assert (ledger.balance(LEFT).borrowed, ledger.balance(RIGHT).lent) == (30, 30)
     assert ledger.balance(LEFT).remaining == 0
 
@@ -107,7 +117,7 @@ async def test_what_is_charged_as_unknown_stays_borrowed(database, ledger) -> No
     await write_off(ledger)
     assert (ledger.balance(LEFT).borrowed, ledger.balance(LEFT).spent) == (50, 60)
     late = row(ledger, 1, account=LEFT, cost=Nano(60), held=Nano(60))
-    await ledger.hear(US, Told(0, [late], 1, {}))
+    await ledger.hear(US, Told(0, [late], {}))
     assert (ledger.balance(LEFT).borrowed, ledger.balance(LEFT).spent) == (50, 60)
     assert ledger.balance(LEFT).held == 0
 
@@ -131,7 +141,7 @@ async def test_what_nobody_knows_is_charged_to_who_was_above_it_then(database, l
     assert database.query(spent) == [(LEFT, first.size), (RIGHT, second.size)]
     # What comes back is taken from the newest first, and from who was charged.
     back = {(TEAM, first.period): second.size + 10}
-    await ledger.hear(US, Told(0, [], 0, back))
+    await ledger.hear(US, Told(0, [], back))
     assert [cost for _, cost, _ in database.query(rows)] == [first.size - 10, 0]
     assert database.query(spent) == [(LEFT, first.size - 10), (RIGHT, 0)]
 
@@ -188,7 +198,7 @@ async def test_a_row_that_no_call_can_have_left_is_passed_over(
     with caplog.at_level(logging.ERROR):
         # Others' calls in the same transaction are not refused with it.
         answer, _ = await asyncio.gather(
-            ledger.hear(US, Told(0, rows, 3, {})), ledger.hold(ask("same", 10, TEAM))
+            ledger.hear(US, Told(0, rows, {})), ledger.hold(ask("same", 10, TEAM))
         )
     assert answer.shipped_seq == 3
     assert ledger.balance(ROOT).spent == 30
@@ -205,7 +215,7 @@ async def test_what_is_told_twice_in_one_message_is_booked_once(database, ledger
     await tree(ledger, LEFT, 1)
     await ledger.grant(US, TEAM, 10, 10)
     rows = [row(ledger, 1, id="a"), row(ledger, 2, id="a")]
-    await ledger.hear(US, Told(0, rows, 2, {}))
+    await ledger.hear(US, Told(0, rows, {}))
     assert ledger.balance(ROOT).spent == 10
 
 
@@ -214,7 +224,7 @@ async def test_a_dearer_row_of_the_region_itself_is_booked(database, ledger) -> 
     await ledger.grant(US, TEAM, 10, 10)
     first = row(ledger, 1, id="a", outcome=Outcome.UNKNOWN)
     for rows in ([first], [replace(first, seq=2, cost=Nano(25), outcome=Outcome.METERED)]):
-        await ledger.hear(US, Told(0, rows, rows[-1].seq, {}))
+        await ledger.hear(US, Told(0, rows, {}))
     assert database.query("SELECT id, cost, outcome FROM entries") == [("a", 25, "metered")]
     assert ledger.balance(ROOT).spent == 25
 
@@ -231,7 +241,7 @@ async def test_a_row_of_long_ago_is_booked_where_a_slice_was_granted_then(
         now = now.replace(year=now.year + 1)
         await ledger.tick()
         assert ledger.balance(ROOT).period.name == months_before(granted.period, -12)
-        await ledger.hear(US, Told(0, late, 2, {}))
+        await ledger.hear(US, Told(0, late, {}))
         assert database.query("SELECT id, period FROM entries") == [("r1", granted.period)]
     finally:
         await ledger.close()

@@ -281,9 +281,8 @@ class RegionsMachine(RuleBasedStateMachine):
         with Database(region.engine.file).connect() as connection:
             reader = Rows(connection)
             found = reader.entries(region.shipped, rows)
-            last_seq = reader.last_seq()
             returned = {(a, p): figures.returned for a, p, figures in reader.funded("")}
-        region.under_way.append(Told(region.shipped, found, last_seq, returned))
+        region.under_way.append(Told(region.shipped, found, returned))
 
     @rule(region=REGIONS, index=st.integers(0, 100), heard=st.booleans())
     def arrive(self, region, index, heard):

@@ -76,8 +76,6 @@ class Told:
     """The last row of its own that it knows to be booked."""
     rows: Sequence[Entry]
     """Those that follow, in order, none left out."""
-    last_seq: int
-    """Its newest row."""
     returned: Mapping[tuple[str, str], int]
     """What it gave back in total, by account and period."""
 
@@ -228,7 +226,7 @@ class AuthorityBook(Book):
         self.period  # noqa: B018  # Nothing is done before the first configuration.
         known = self._holder(holder.id)
         if known is None:
-            others = [each for each in self._rows.holders() if each.region == holder.region]
+            others = [each for each in self._holders().values() if each.region == holder.region]
             self.write_off(other.id for other in others if not other.lost)
             for other in others:
                 self._know_holder(replace(other, lost=True, replaced=True))
@@ -238,17 +236,18 @@ class AuthorityBook(Book):
         return self._know_holder(replace(known, beats=known.beats + 1, lost=known.replaced))
 
     def _holder(self, holder_id: str) -> Holder | None:
-        changed = self.changes.holders.get(holder_id)
-        found = (each for each in self._rows.holders() if each.id == holder_id)
-        return changed or next(found, None)
+        return self._holders().get(holder_id)
+
+    def _holders(self) -> dict[str, Holder]:
+        """List all holders, as this transaction leaves them."""
+        return {each.id: each for each in self._rows.holders()} | self.changes.holders
 
     def _know_holder(self, holder: Holder) -> Holder:
         self.changes.holders[holder.id] = holder
         return holder
 
     def _regions(self) -> int:
-        holders = {each.id: each for each in self._rows.holders()} | self.changes.holders
-        return sum(not each.lost for each in holders.values())
+        return sum(not each.lost for each in self._holders().values())
 
     # Slices
 

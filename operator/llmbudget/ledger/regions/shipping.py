@@ -159,7 +159,7 @@ class Shipping:
             return False
         sent = self._lease.now()
         first, after = self._shipped is None, self._shipped or 0
-        answer = await self._authority.hear(self._holder, Told(after, rows, self._newest, returned))
+        answer = await self._authority.hear(self._holder, Told(after, rows, returned))
         self._answer, self._known = answer, dict(answer.slices)
         self._shipped, self._regions = answer.shipped_seq, answer.regions
         await self._stand()
