@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from tests.support.gateway_process import Simulator
 from tests.support.operator_stage import start_operator
 from tests.support.postgres_server import PostgresServer
 
@@ -99,6 +100,15 @@ def kubectl(kubeconfig: Path) -> Kubectl:
         return result.stdout
 
     return run
+
+
+@pytest.fixture
+async def simulator(tmp_path: Path) -> AsyncIterator[Simulator]:
+    """A provider, which keeps its own bill."""
+    process = Simulator(tmp_path)
+    await process.ready()
+    yield process
+    process.stop()
 
 
 @pytest.fixture

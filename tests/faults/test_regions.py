@@ -67,15 +67,6 @@ def server() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
-async def simulator(tmp_path: Path) -> AsyncIterator[Simulator]:
-    """The provider, which keeps its own bill."""
-    made = Simulator(tmp_path)
-    await made.ready()
-    yield made
-    made.stop()
-
-
-@pytest.fixture
 def authority(server: PostgresServer, tmp_path: Path) -> SharedLedger:
     return SharedLedger(server, tmp_path)
 

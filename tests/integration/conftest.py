@@ -1,4 +1,4 @@
-"""A gateway process and a provider simulator, without an operator."""
+"""A gateway process, without an operator."""
 
 from __future__ import annotations
 
@@ -19,14 +19,6 @@ from tests.support.gateway_process import (
 from tests.support.watched import watched
 
 from llmbudget.clients.cluster import Cluster
-
-
-@pytest.fixture
-async def simulator(tmp_path: Path) -> AsyncIterator[Simulator]:
-    process = Simulator(tmp_path)
-    await process.ready()
-    yield process
-    process.stop()
 
 
 @pytest.fixture

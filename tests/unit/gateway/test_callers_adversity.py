@@ -215,7 +215,8 @@ async def test_reading_goes_on_after_an_answer_that_was_read_late(serve: Serve) 
     assert asked == [b"hello", b"again", b""]
 
 
-async def test_a_stream_that_was_begun_before_the_end_is_the_last(serve: Serve) -> None:
+@pytest.mark.parametrize("end", ["the server stops", "what comes is no request"])
+async def test_a_stream_that_was_begun_before_the_end_is_the_last(serve: Serve, end: str) -> None:
     go_on = asyncio.Event()
 
     async def stream(exchange: Incoming) -> None:
@@ -226,24 +227,10 @@ async def test_a_stream_that_was_begun_before_the_end_is_the_last(serve: Serve) 
     async with serve(stream) as running, running.connected() as (reader, writer):
         writer.write(PLAIN)
         await reader.readuntil(b"begun")
-        running.server.stop()
-        await asyncio.sleep(0.05)
-        go_on.set()
-        assert (await read_all(reader)).endswith(b"0\r\n\r\n")
-
-
-async def test_what_is_no_request_ends_a_stream_that_goes_on(serve: Serve) -> None:
-    go_on = asyncio.Event()
-
-    async def stream(exchange: Incoming) -> None:
-        transport = exchange.response_stream(200, [])
-        await transport.send_bytes(b"begun")
-        await go_on.wait()
-
-    async with serve(stream) as running, running.connected() as (reader, writer):
-        writer.write(PLAIN)
-        await reader.readuntil(b"begun")
-        writer.write(b"\x00garbage")
+        if end == "the server stops":
+            running.server.stop()
+        else:
+            writer.write(b"\x00garbage")
         await asyncio.sleep(0.05)
         go_on.set()
         assert (await read_all(reader)).endswith(b"0\r\n\r\n")
