@@ -286,7 +286,7 @@ async def test_caller_that_is_gone_holds_nothing(ledger):
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    while ledger.balance("llm/org").held or await ledger.entry("1") is None:
+    while await ledger.entry("1") is None or ledger.balance("llm/org").held:
         await ledger.tick()
     assert ledger.balance("llm/org").remaining == 100
 
