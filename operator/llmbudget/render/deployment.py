@@ -121,6 +121,8 @@ def _spread(world: World, region: str | None, key: str) -> Manifest:
         "topologyKey": key,
         "whenUnsatisfiable": "ScheduleAnyway",
         "labelSelector": {"matchLabels": pod_labels(world, region)},
+        # Counted among the pods of one version: those that a rollout replaces are about to go.
+        "matchLabelKeys": ["pod-template-hash"],
     }
 
 
