@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.conftest import Kubectl
+from tests.conftest import Kubectl, KubectlError
 from tests.e2e.cluster.machine import Machine
 from tests.e2e.tenant import PROVIDER, Tenant, namespace_of
 
@@ -86,8 +86,20 @@ def installed(kubectl: Kubectl) -> Iterator[None]:
     )
     yield
     # Each test has deleted its namespace and not waited.
-    namespaces = [namespace_of(test) for test in tests]
-    kubectl("wait", "--for=delete", "--timeout=50s", "namespace", *namespaces)
+    for test in tests:
+        _wait_until_gone(kubectl, namespace_of(test))
+
+
+def _wait_until_gone(kubectl: Kubectl, namespace: str) -> None:
+    """Wait for a namespace's end: while pods are ending, that is tried but now and then."""
+    for tries_left in (3, 2, 1, 0):
+        try:
+            kubectl("wait", "--for=delete", "--timeout=50s", "namespace", namespace)
+        except KubectlError:
+            if not tries_left:
+                raise
+        else:
+            return
 
 
 @pytest.fixture
