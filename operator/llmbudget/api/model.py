@@ -29,6 +29,8 @@ class Model(BaseModel):
         extra="forbid",
         frozen=True,
         use_attribute_docstrings=True,
+        # At first use: the gateway loads these for their enumerations alone.
+        defer_build=True,
     )
 
 

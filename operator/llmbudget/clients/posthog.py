@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from posthog import Posthog
-
 from llmbudget.telemetry.logs import silence
 
 EVENT: Final = "llm_usage"
@@ -34,6 +32,9 @@ class PostHogSender:
     """Sends batches with one project key."""
 
     def __init__(self, key: str, host: str) -> None:
+        # Only now: its packages take memory and time that a gateway without it does without.
+        from posthog import Posthog
+
         # It logs what PostHog answers, which may repeat the key.
         silence("posthog")
         self._failures: list[Exception] = []
