@@ -4,7 +4,9 @@
 
 A provider writes events that carry the time; callers read them directly, through nginx as a plain
 relay, and through this gateway with everything on. The lag of a chunk is the time from its writing
-to its reading; what a peer adds is its lag less the lag without it, in the same run.
+to its reading; what a peer adds is its lag less the lag without it, in the same run. Chunks that
+are read while all streams are open are counted apart from those read while streams are opened,
+fifty at a time, or end likewise: fifty calls at once take their share of the same core.
 """
 
 from __future__ import annotations
@@ -43,7 +45,10 @@ _MEGABYTE: Final = 1024
 class Lags:
     """What one turn of a peer measured, in milliseconds."""
 
-    chunks: list[float] = field(default_factory=list)
+    steady: list[float] = field(default_factory=list)
+    """While all streams are open."""
+    changing: list[float] = field(default_factory=list)
+    """While streams are opened, or end."""
     first: list[float] = field(default_factory=list)
     """From sending a request to reading its first chunk."""
     ended: int = 0
@@ -52,6 +57,7 @@ class Lags:
     """Resident megabytes of the peer while the streams are open."""
     cpu: float = 0.0
     """Share of a core that the peer took."""
+    all_open: bool = False
 
 
 class Caller(asyncio.Protocol):
@@ -76,8 +82,9 @@ class Caller(asyncio.Protocol):
         now = time.monotonic_ns()
         text = self._tail + data
         end = 0
+        lags = self._lags.steady if self._lags.all_open else self._lags.changing
         for found in _TIME.finditer(text):
-            self._lags.chunks.append((now - int(found[1])) / 1e6)
+            lags.append((now - int(found[1])) / 1e6)
             end = found.end()
             if self._sent:
                 self._lags.first.append((now - self._sent) / 1e6)
@@ -85,6 +92,7 @@ class Caller(asyncio.Protocol):
         self._tail = text[max(end, len(text) - 32) :]
         if text.endswith(b"0\r\n\r\n"):
             self._lags.ended += 1
+            self._lags.all_open = False
             self._transport.close()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -127,6 +135,7 @@ async def turn(peer: Peer, streams: int) -> Lags:
         )
         open_streams += [caller for _, caller in made]
         await asyncio.sleep(0.1)
+    lags.all_open = True
     lags.memory = memory(peer.pids)
     await asyncio.gather(*(caller.over for caller in open_streams))
     lags.cpu = (_cpu(peer.pids) - before) / (loop.time() - began)
@@ -194,23 +203,23 @@ def table(peers: list[Peer], streams: int, rate: float, rest: float) -> list[str
     direct = peers[0]
     lines = [
         f"{streams} streams at {rate:g} chunks/s each (lags in ms)",
-        f"  {'':<12}{'lag p50':>9}{'p99':>8}{'first p50':>11}{'added p99':>11}{'added first':>13}"
-        f"{'core':>7}{'MB':>7}",
+        f"  {'':<12}{'lag p50':>9}{'p99':>8}{'changing p99':>14}{'first p50':>11}"
+        f"{'added p99':>11}{'added first':>13}{'core':>7}{'MB':>7}",
     ]
     for peer in peers:
         del peer.turns[0]  # the warm-up
-        added = _added(peer, direct, "chunks", 99)
+        added = _added(peer, direct, "steady", 99)
         first = _added(peer, direct, "first", 50)
         cpu = statistics.median(lags.cpu for lags in peer.turns)
         memory = max(lags.memory for lags in peer.turns)
         lines.append(
-            f"  {peer.name:<12}{_over(peer, 'chunks', 50):>9.2f}{_over(peer, 'chunks', 99):>8.2f}"
-            f"{_over(peer, 'first', 50):>11.2f}{added:>11.2f}{first:>13.2f}"
-            + (f"{cpu:>7.2f}{memory:>7.0f}" if peer.pids else "")
+            f"  {peer.name:<12}{_over(peer, 'steady', 50):>9.2f}{_over(peer, 'steady', 99):>8.2f}"
+            f"{_over(peer, 'changing', 99):>14.2f}{_over(peer, 'first', 50):>11.2f}"
+            f"{added:>11.2f}{first:>13.2f}" + (f"{cpu:>7.2f}{memory:>7.0f}" if peer.pids else "")
         )
     ours = peers[-1]
     targets = (
-        Target("lag added, p99", _added(ours, direct, "chunks", 99), 20, unit="ms"),
+        Target("lag added, p99", _added(ours, direct, "steady", 99), 20, unit="ms"),
         Target("first byte added, median", _added(ours, direct, "first", 50), 2, unit="ms"),
         Target("memory at rest", rest, 150, unit="MB"),
         Target("memory with the streams", max(t.memory for t in ours.turns), 250, unit="MB"),
