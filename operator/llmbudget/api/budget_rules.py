@@ -43,7 +43,7 @@ _REGIONS: Final = (
 
 def spec_rules() -> JsonDict:
     """All rules of the spec, as a schema extra."""
-    return rules(*_IMMUTABLE, *_needs_postgres(), *_child_rules(), *_ROOT, *_PARTS)
+    return rules(*_IMMUTABLE, *_needs_postgres(), *_child_rules(), *_ROOT, *_SLICED, *_PARTS)
 
 
 def _needs_postgres() -> tuple[tuple[str, str], ...]:
@@ -107,6 +107,39 @@ _ROOT: Final = (
     (
         f"{_CHILD} || !has(self.budget) || !has(self.budget.borrowing)",
         "a root budget has no siblings to borrow from: remove budget.borrowing",
+    ),
+)
+
+_DATABASES: Final = (
+    "has(self.globalDistribution) && has(self.globalDistribution.regions)"
+    " && self.globalDistribution.regions.exists(region, has(region.postgres))"
+)
+_SLICES: Final = "has(self.ledger.mode) && self.ledger.mode == 'Slices'"
+
+_SLICED: Final = (
+    (
+        f"!has(self.ledger) || !({_SLICES}) || ({_DATABASES})",
+        "slices are for regions that have a database of their own, and there is none: set"
+        " globalDistribution.regions[].postgres or remove ledger.mode",
+    ),
+    (
+        f"!({_DATABASES}) || (has(self.ledger) && {_SLICES})",
+        "nothing is counted in a region's database without slices: set ledger.mode to Slices or"
+        " remove globalDistribution.regions[].postgres",
+    ),
+    (
+        "!has(self.ledger) || !has(self.ledger.postgres) || !has(self.globalDistribution)"
+        " || !has(self.globalDistribution.regions)"
+        " || self.globalDistribution.regions.all(region, !has(region.postgres)"
+        " || region.postgres.secretKeyRef != self.ledger.postgres.secretKeyRef)",
+        "a region names the ledger's own database: give it one, or a schema and a role, of its own",
+    ),
+    (
+        "!has(self.globalDistribution) || !has(self.globalDistribution.serviceAnnotations)"
+        " || has(self.globalDistribution.trafficManager)"
+        " || (has(self.profile) && self.profile == 'global')",
+        "serviceAnnotations are for the traffic manager's Service: set"
+        " globalDistribution.trafficManager or remove serviceAnnotations",
     ),
 )
 

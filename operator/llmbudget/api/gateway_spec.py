@@ -10,6 +10,7 @@ from pydantic import Field
 
 from llmbudget.api.model import (
     SET,
+    AnnotationName,
     Fraction,
     LabelName,
     Model,
@@ -195,6 +196,23 @@ class Region(Model):
 class GlobalDistribution(Model):
     """Gateways in several regions."""
 
+    model_config = {
+        "json_schema_extra": rules(
+            (
+                "!has(self.trafficManager) || !self.trafficManager.startsWith('gateway')",
+                "trafficManager begins as the gateway's own Services do, BUDGET-gateway-REGION:"
+                " choose another word, such as global-load-balancer",
+            ),
+            (
+                "!has(self.regions) || self.regions.all(one, !has(one.postgres)"
+                " || self.regions.exists_one(other, has(other.postgres)"
+                " && other.postgres.secretKeyRef == one.postgres.secretKeyRef))",
+                "two regions name the same key of the same Secret: give each a database, or a"
+                " schema and a role, of its own",
+            ),
+        )
+    }
+
     regions: Annotated[
         list[Region],
         Field(max_length=16, json_schema_extra=keyed_by("name")),
@@ -203,6 +221,11 @@ class GlobalDistribution(Model):
     traffic_manager: LabelName | None = None
     """Ending of the name of a Service, BUDGET-TRAFFICMANAGER, that has the gateways of all regions
     and prefers those that are near."""
+    service_annotations: Annotated[
+        dict[AnnotationName, Annotated[str, Field(max_length=1024)]], Field(max_length=16)
+    ] = {}
+    """Annotations of that Service, for whoever carries calls between regions or clusters: Cilium's
+    service.cilium.io/global and service.cilium.io/affinity, say."""
 
 
 class SqliteLedger(Model):

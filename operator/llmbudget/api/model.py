@@ -7,6 +7,7 @@ resolves the effective value from what the user wrote, the profile, and then the
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Annotated, Final
 
@@ -18,6 +19,7 @@ from llmbudget.api.money import CAP_PATTERN, PRICE_PATTERN, parse_usd
 
 DNS_LABEL: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 DNS_SUBDOMAIN: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+_OWN_NAME: Final = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 
 
 class Model(BaseModel):
@@ -61,6 +63,13 @@ def _rfc_3339(instant: str) -> str:
     return instant
 
 
+def _qualified_name(name: str) -> str:
+    prefix, slash, own = name.rpartition("/")
+    if not re.fullmatch(_OWN_NAME, own) or (slash and not re.fullmatch(DNS_SUBDOMAIN, prefix)):
+        raise ValueError("must be NAME or PREFIX/NAME, such as service.cilium.io/global")
+    return name
+
+
 Usd = Annotated[str, Field(pattern=CAP_PATTERN, max_length=20)]
 UsdAboveZero = Annotated[Usd, AfterValidator(_above_zero)]
 """Its field's model has a rule in CEL that says the same."""
@@ -83,6 +92,8 @@ Quantity = Annotated[
 ObjectName = Annotated[str, Field(pattern=DNS_SUBDOMAIN, min_length=1, max_length=253)]
 LabelName = Annotated[str, Field(pattern=DNS_LABEL, min_length=1, max_length=63)]
 DataKey = Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", min_length=1, max_length=253)]
+AnnotationName = Annotated[str, Field(max_length=317), AfterValidator(_qualified_name)]
+"""A key of a map, of whose keys the CRD can ask nothing: the operator does."""
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", min_length=1, max_length=128)]
 ModelName = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9][-A-Za-z0-9._:/@+]*$", min_length=1, max_length=128)

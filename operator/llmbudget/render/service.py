@@ -34,10 +34,11 @@ def traffic_service(world: World) -> Manifest | None:
     name = traffic_manager(world.root)
     if name is None:
         return None
+    annotations = world.root.spec.global_distribution.service_annotations
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": metadata(world, name),
+        "metadata": metadata(world, name) | ({"annotations": annotations} if annotations else {}),
         "spec": {
             "selector": selector(world.root),
             "ports": [_port(port_name(world))],

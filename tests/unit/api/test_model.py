@@ -49,6 +49,30 @@ def test_what_the_api_server_refuses_is_refused_here_too(fields: dict[str, Any])
         BudgetSpec.model_validate(fields)
 
 
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [
+        ("team", True),
+        ("service.cilium.io/global", True),
+        ("cloud.example/Load_Balancer.type", True),
+        ("", False),
+        ("/global", False),
+        ("service.cilium.io/", False),
+        ("Service.Cilium.io/global", False),
+        ("a/b/c", False),
+        ("global\n", False),
+        ("x" * 64, False),
+    ],
+)
+def test_names_of_annotations(name: str, taken: bool) -> None:
+    distribution = {"serviceAnnotations": {name: "true"}}
+    if taken:
+        BudgetSpec.model_validate({"globalDistribution": distribution})
+        return
+    with pytest.raises(ValidationError):
+        BudgetSpec.model_validate({"globalDistribution": distribution})
+
+
 def test_names() -> None:
     assert account_name("llm-platform", "team-a") == "llm-platform/team-a"
     assert operator_audience("llm-platform/team-a") == "llmbudget:llm-platform/team-a"
