@@ -1,5 +1,5 @@
-"""Run seeds, on all cores: `python -m tests.simulation 1-2000`; one that breaks a promise is run
-again with what happened: `python -m tests.simulation 17 --trace`."""
+"""Run seeds, on all cores: `python -m tests.simulation 1-2000`, or `--regions`; one that breaks a
+promise is run again with what happened: `python -m tests.simulation 17 --trace`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
+from tests.simulation.regions import RegionsWorld
 from tests.simulation.world import Report, World
 
 BATCH = 50
@@ -36,23 +37,41 @@ def run(seed: int, *, trace: bool = False) -> Report:
                 print(*world.trace, sep="\n")
 
 
+def run_regions(seed: int, *, trace: bool = False) -> Report:
+    """Run one seed with regions.
+
+    Raises:
+        Broken: a promise does not hold.
+    """
+    world = RegionsWorld(seed)
+    try:
+        return world.run()
+    finally:
+        if trace:
+            print(*world.trace, sep="\n")
+
+
 def main() -> int:
     """Run the seeds; exit 1 where one breaks a promise."""
     # What a killed block would await at its end is made and never awaited.
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("seeds", help="one seed, or FIRST-LAST")
+    parser.add_argument("--regions", action="store_true", help="run regions with slices")
     parser.add_argument("--trace", action="store_true", help="print what happened")
     options = parser.parse_args()
     first, _, last = options.seeds.partition("-")
     seeds = range(int(first), int(last or first) + 1)
     if len(seeds) == 1:
-        print(_summary([run(seeds[0], trace=options.trace)]))
+        one = run_regions if options.regions else run
+        print(_summary([one(seeds[0], trace=options.trace)]))
         return 0
     batches = [seeds[at : at + BATCH] for at in range(0, len(seeds), BATCH)]
     began, done, reports = time.monotonic(), 0, []
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for future in as_completed([pool.submit(_batch, batch) for batch in batches]):
+        for future in as_completed(
+            [pool.submit(_batch, batch, options.regions) for batch in batches]
+        ):
             ran, broken = future.result()
             if broken is not None:
                 print(broken)
@@ -65,22 +84,23 @@ def main() -> int:
     return 0
 
 
-def _batch(seeds: Sequence[int]) -> tuple[list[Report], str | None]:
+def _batch(seeds: Sequence[int], regions: bool) -> tuple[list[Report], str | None]:
     """Run seeds one after the other; tell what the first that breaks a promise said."""
     logging.disable()  # a settle that is delayed is what a run is about
     reports = []
     for seed in seeds:
         try:
-            reports.append(run(seed))
+            reports.append(run_regions(seed) if regions else run(seed))
         except Exception:
             again = f"Seed {seed} breaks a promise: python -m tests.simulation {seed} --trace"
+            again += " --regions" if regions else ""
             return reports, f"{traceback.format_exc()}\n{again}"
     return reports, None
 
 
 def _summary(reports: Sequence[Report]) -> str:
     events: Counter[str] = sum((report.events for report in reports), Counter())
-    answers: Counter[int] = sum((report.statuses for report in reports), Counter())
+    answers: Counter[str] = sum((report.answers for report in reports), Counter())
     billed, charged = sum(r.billed for r in reports), sum(r.charged for r in reports)
     return "\n".join(
         [

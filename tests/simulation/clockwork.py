@@ -24,7 +24,7 @@ class Process:
 
     name: str
     alive: bool = True
-    tasks: list[asyncio.Task[Any]] = field(default_factory=list)
+    tasks: list[asyncio.Task[Any]] = field(default_factory=list, repr=False)
 
 
 _MOST_TURNS: Final = 100_000

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from tests.simulation.clockwork import Clockwork, Process
 
@@ -98,7 +98,7 @@ class Database:
             try:
                 for operation in operations:
                     opened = set(book.changes.opened)
-                    _run(operation, book)
+                    run_operation(operation, book)
                     # Now, since the next operation may lower the cap.
                     _check_cap(book, book.changes.opened.keys() - opened)
             except Broken as broken:
@@ -128,7 +128,8 @@ class Database:
             return run(book)
 
 
-def _run(operation: Operation, book: Book) -> None:
+def run_operation(operation: Operation, book: Book) -> None:
+    """Run an operation, and see that no refusal is a wrong one."""
     operation.result = operation.error = None
     try:
         operation.result = operation.run(book)
@@ -152,40 +153,63 @@ def _check_cap(book: Book, granted: set[str]) -> None:
                 raise Broken(f"I1: {name} has {figures.total} + {figures.held} of {cap}")
 
 
-class SimulatedLedger(Operations):
-    """A gateway's ledger: groups of operations on their way to the database and back."""
+class Server(Protocol):
+    """A database as one of its owners sees it."""
+
+    down: bool
+
+    def transact(self, operations: list[Operation]) -> Committed | None:
+        """Run a group of the owner's operations; tell what they changed."""
+
+    def interrupted(self) -> None:
+        """The owner's connection was lost."""
+
+
+class Courier:
+    """Brings groups of one owner's operations to the database, and what became of them back."""
 
     def __init__(
-        self, database: Database, process: Process, loop: Clockwork, chance: random.Random
+        self,
+        server: Server,
+        loop: Clockwork,
+        chance: random.Random,
+        publish: Callable[[Committed], None],
     ) -> None:
-        self._database = database
-        self._process = process
+        self._server = server
         self._loop = loop
         self._chance = chance
-        self._epoch = database.enlist()
-        super().__init__(Feed(self._epoch))
-        self._queue: asyncio.Queue[Operation] = asyncio.Queue()
+        self._publish = publish
+        self._queue: asyncio.Queue[Operation | None] = asyncio.Queue()
         self._lost: set[str] = set()
         self.cut = False
-        """Whether nothing gets from this gateway to the database."""
-        loop.start(process, self._write())
+        """Whether nothing gets from here to the database."""
+        self.slowest = 0.02
+        """The longest way there or back, in seconds."""
+        self.was_last = False
+        """Whether it left no other owner behind when it ended."""
+        self.problem: str | None = "the database was not asked yet"
+        """Why it could not be reached last time; None: it was."""
 
-    def _submit(
-        self, run: Callable[[Book], Result], *, durable: bool = True, about: Subject = NOTHING
-    ) -> asyncio.Future[Result]:
-        future: asyncio.Future[Result] = self._loop.create_future()
-        self._queue.put_nowait(Operation(run, about, future))
-        return future
+    def submit(self, operation: Operation) -> None:
+        """Queue an operation; its future is resolved when it is known what became of it."""
+        self._queue.put_nowait(operation)
 
-    async def _write(self) -> None:
-        while True:
-            group: list[Operation] = []
+    def stop(self) -> None:
+        """Let `run` return when everything that is queued now is committed."""
+        self._queue.put_nowait(None)
+
+    async def run(self) -> None:
+        """Commit group after group until told to stop."""
+        going = True
+        while going:
+            group: list[Operation | None] = []
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_SECONDS):
                     group.append(await self._queue.get())
             while not self._queue.empty():
                 group.append(self._queue.get_nowait())
-            await self._commit(group)
+            going = None not in group
+            await self._commit([each for each in group if each is not None])
 
     async def _commit(self, group: list[Operation]) -> None:
         """Bring a group to the database until it is known what became of it."""
@@ -195,20 +219,22 @@ class SimulatedLedger(Operations):
         while True:
             try:
                 if not committed:
-                    await self._travel()
+                    await self.travel()
                     self._give_back_lost()
-                    news = self._transact(group)
+                    news = self._server.transact(group)
                     committed = True
                 # From here on the count of its commits says that the group was one of them.
-                await self._travel()
+                await self.travel()
                 break
             except ConnectionLost:
+                self._server.interrupted()
                 if self._loop.now >= deadline:
                     self._tell_unavailable(group)
                     return
                 await asyncio.sleep(_PAUSE_SECONDS)
+        self.problem = None
         if news is not None:
-            self._feed.take(news)
+            self._publish(news)
         for operation in group:
             if operation.future.done():
                 continue
@@ -216,11 +242,6 @@ class SimulatedLedger(Operations):
                 operation.future.set_exception(operation.error)
             else:
                 operation.future.set_result(operation.result)
-
-    def _transact(self, group: list[Operation]) -> Committed:
-        if not self._database.knows(self._epoch):
-            self._epoch = self._database.enlist()
-        return self._database.transact(self._epoch, group)
 
     def _give_back_lost(self) -> None:
         """Whoever asked for these holds was told no and has sent nothing."""
@@ -232,19 +253,67 @@ class SimulatedLedger(Operations):
 
         if lost:
             future: asyncio.Future[None] = self._loop.create_future()
-            self._transact([Operation(release, NOTHING, future)])
+            self._server.transact([Operation(release, NOTHING, future)])
 
     def _tell_unavailable(self, group: list[Operation]) -> None:
         self._lost |= {o.about.id for o in group if o.about.new and o.about.id is not None}
+        self.problem = "the database is away"
         for operation in group:
             if not operation.future.done():
                 operation.future.set_exception(LedgerUnavailable("the database is away"))
 
-    async def _travel(self) -> None:
-        await asyncio.sleep(self._chance.uniform(0.0005, 0.02))
-        if self.cut or self._database.down or self._chance.random() < 0.02:
+    async def travel(self) -> None:
+        """Go to the database, or back.
+
+        Raises:
+            ConnectionLost: it was in vain.
+        """
+        await asyncio.sleep(self._chance.uniform(self.slowest / 40, self.slowest))
+        if self.cut or self._server.down or self._chance.random() < 0.02:
             await asyncio.sleep(self._chance.uniform(0.0, 1.0))
             raise ConnectionLost
+
+
+class Owner:
+    """One owner of the database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.epoch = database.enlist()
+
+    @property
+    def down(self) -> bool:
+        """Whether nobody reaches the database."""
+        return self._database.down
+
+    def transact(self, operations: list[Operation]) -> Committed:
+        """Run a group of operations."""
+        if not self._database.knows(self.epoch):
+            self.epoch = self._database.enlist()
+        return self._database.transact(self.epoch, operations)
+
+    def interrupted(self) -> None:
+        """The database itself sees who is still."""
+
+
+class SimulatedLedger(Operations):
+    """A gateway's ledger in the database."""
+
+    def __init__(
+        self, database: Database, process: Process, loop: Clockwork, chance: random.Random
+    ) -> None:
+        owner = Owner(database)
+        super().__init__(Feed(owner.epoch))
+        self._loop = loop
+        self.courier = Courier(owner, loop, chance, self._feed.take)
+        loop.start(process, self.courier.run())
+
+    def _submit(
+        self, run: Callable[[Book], Result], *, durable: bool = True, about: Subject = NOTHING
+    ) -> asyncio.Future[Result]:
+        future: asyncio.Future[Result] = self._loop.create_future()
+        self.courier.submit(Operation(run, about, future))
+        return future
 
     async def _read(self, read: Callable[[Reading], Result]) -> Result:
         raise NotImplementedError("no call reads rows")

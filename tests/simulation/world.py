@@ -262,7 +262,7 @@ class Gateway:
 class Report:
     """What a run came to."""
 
-    statuses: Counter[int]
+    answers: Counter[str]
     events: Counter[str]
     billed: int
     """By the providers, nano-USD."""
@@ -323,7 +323,7 @@ class World:
             one.result()
         self.database.down = False
         for gateway in self._gateways:
-            gateway.ledger.cut = False
+            gateway.ledger.courier.cut = False
         await asyncio.sleep(SETTLING)
 
     def _new_gateway(self) -> Gateway:
@@ -361,9 +361,9 @@ class World:
 
     async def _cut(self) -> None:
         gateway = self.chance.choice(self._gateways)
-        gateway.ledger.cut = True
+        gateway.ledger.courier.cut = True
         await asyncio.sleep(self.chance.choice((1.0, 8.0, 30.0)))
-        gateway.ledger.cut = False
+        gateway.ledger.courier.cut = False
 
     async def _outage(self) -> None:
         self.database.down = True
@@ -447,7 +447,11 @@ class World:
         for entry in entries:
             self.note(f"{entry.task_id}: {entry.outcome} {entry.cost}")
         return Report(
-            self.statuses, self.events, sum(self.bill.costs.values()), charged, tuple(self.trace)
+            Counter({str(status): n for status, n in self.statuses.items()}),
+            self.events,
+            sum(self.bill.costs.values()),
+            charged,
+            tuple(self.trace),
         )
 
     def _settled(self) -> list[Entry]:

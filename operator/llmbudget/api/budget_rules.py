@@ -131,7 +131,8 @@ _SLICED: Final = (
         "!has(self.ledger) || !has(self.ledger.postgres) || !has(self.globalDistribution)"
         " || !has(self.globalDistribution.regions)"
         " || self.globalDistribution.regions.all(region, !has(region.postgres)"
-        " || region.postgres.secretKeyRef != self.ledger.postgres.secretKeyRef)",
+        " || region.postgres.secretKeyRef.name != self.ledger.postgres.secretKeyRef.name"
+        " || region.postgres.secretKeyRef.key != self.ledger.postgres.secretKeyRef.key)",
         "a region names the ledger's own database: give it one, or a schema and a role, of its own",
     ),
     (

@@ -124,7 +124,7 @@ async def _opened(settings: Settings, clock: TrustedClock) -> AsyncIterator[Ledg
 
         assert settings.postgres is not None
         assert settings.region is not None
-        ledger = RegionalLedger(
+        ledger = RegionalLedger.in_postgres(
             settings.postgres, settings.region_postgres, settings.budget, settings.region
         )
     elif settings.postgres is not None:

@@ -157,6 +157,18 @@ def test_who_was_not_watched_all_the_while_is_not_dead():
     assert watch.dead({1: 5, 2: 8}, mine=1) == [2], "connections that flap keep nobody alive"
 
 
+def test_owners_of_tables_that_were_made_anew_are_others():
+    now = [0.0]
+    watch = Watch(10, lambda: now[0])
+    watch.dead({1: 5}, tables="old")
+    now[0] = 9
+    assert watch.dead({1: 5}, tables="old") == []
+    now[0] = 12
+    assert watch.dead({1: 5}, tables="new") == [], "its number and count say nothing"
+    now[0] = 22
+    assert watch.dead({1: 5}, tables="new") == [1]
+
+
 @pytest.fixture
 def proxy(postgres, engine):
     made = CuttingProxy(postgres.port)

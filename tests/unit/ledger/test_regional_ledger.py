@@ -54,7 +54,7 @@ class Stage:
                 user=self.authority.name, schema=self.authority.name, port=self.links[name].port
             )
         )
-        made = RegionalLedger(
+        made = RegionalLedger.in_postgres(
             link, self.databases[name].file, ROOT, name, region_seconds=region_seconds
         )
         self.opened.append(made)
@@ -250,6 +250,18 @@ async def test_what_a_deleted_account_has_not_spent_goes_back_at_once(stage) -> 
     await until(lambda: stage.sums() == {"spent": 15, "held": 0})
 
 
+async def test_a_call_of_an_account_that_is_deleted_meanwhile_is_refused(stage) -> None:
+    ledger, central = await stage.region("us"), await stage.central()
+    await central.hold(ask("c", CAP - 50, ROOT))
+    big = asyncio.create_task(ledger.hold(ask("big", 100, TEAM)))
+    while not ledger._asking._under_way or ledger._asking._short:
+        await asyncio.sleep(0)
+    ledger._paths = {ROOT: (ROOT,)}  # As the next configuration says.
+    with pytest.raises(BudgetExceeded):
+        await big
+    await central.release("c")
+
+
 async def test_a_call_is_not_refused_with_a_bigger_one_that_asked_before(stage) -> None:
     ledger, central = await stage.region("us"), await stage.central()
     await central.hold(ask("c", CAP - 50, ROOT))
@@ -437,7 +449,7 @@ async def test_a_region_that_has_more_than_it_was_given_spends_nothing(stage) ->
 
 async def test_others_ship_where_the_gateway_that_leads_is_cut_off_alone(stage) -> None:
     leads = await stage.region("us")
-    other = RegionalLedger(stage.authority.file, stage.databases["us"].file, ROOT, "us")
+    other = RegionalLedger.in_postgres(stage.authority.file, stage.databases["us"].file, ROOT, "us")
     stage.opened.append(other)
     await other.configure(ACCOUNTS, time_zone="UTC", generation=1)
     assert await leads._region.leads()

@@ -27,10 +27,16 @@ class Watch(Generic[Name]):
         self._lease_seconds = lease_seconds
         self._clock = clock
         self._looked_at: float | None = None
+        self._tables = ""
         self._seen: dict[Name, tuple[int, float]] = {}
 
-    def dead(self, owners: Mapping[Name, int], mine: Name | None = None) -> list[Name]:
-        """Take down how far each owner has come; list those that stood still for too long."""
+    def dead(
+        self, owners: Mapping[Name, int], mine: Name | None = None, tables: str = ""
+    ) -> list[Name]:
+        """Take down how far each owner has come; list those that stood still for too long. In other
+        tables than the last time, an owner is another one, whatever its number."""
+        if tables != self._tables:
+            self._tables, self._seen = tables, {}
         now = self._clock()
         passed = 0.0 if self._looked_at is None else now - self._looked_at
         self._looked_at = now

@@ -388,7 +388,7 @@ class Store:
     def _look_after(self, connection: Connection, book: AuthorityBook) -> None:
         """Charge the holds of owners that are gone, and the slices of regions that are silent."""
         rows = Rows(connection)
-        dead = self._watch.dead(rows.owners(), book.header.epoch)
+        dead = self._watch.dead(rows.owners(), book.header.epoch, book.header.incarnation)
         if dead:
             connection.execute("DELETE FROM owners WHERE epoch = ANY(%s)", (dead,))
         orphans = rows.ownerless()

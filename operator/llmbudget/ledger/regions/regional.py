@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from llmbudget.api.money import Nano
 from llmbudget.contract.config import AccountConfig
@@ -43,31 +43,22 @@ log = logging.getLogger(__name__)
 
 
 class RegionalLedger:
-    """A `Ledger` that spends from slices; it belongs to the event loop that made it.
-
-    `authority` and `region` are files with connection strings. Like a `PostgresLedger` it is one at
-    once, whether or not the databases can be used.
-    """
+    """A `Ledger` that spends from slices; it belongs to the event loop that made it. Like a
+    `PostgresLedger` it is one at once, whether or not the databases can be used."""
 
     def __init__(
         self,
-        authority: Path,
-        region: Path,
-        budget: str,
+        authority: AuthorityLedger,
+        open_region: Callable[[], RegionLedger],
         name: str,
-        lease_seconds: float = LEASE_SECONDS,
-        region_seconds: float = REGION_SECONDS,
+        lease: Lease,
     ) -> None:
         self.name = name
         """Of the region."""
-        self._authority = AuthorityLedger(
-            authority, budget, lease_seconds=lease_seconds, region_seconds=region_seconds
-        )
-        self._open = partial(
-            RegionLedger, region, f"{budget}{IN_REGION}{name}", lease_seconds=lease_seconds
-        )
+        self._authority = authority
+        self._open = open_region
         self._region = self._open()
-        self._lease = Lease(region_seconds)
+        self._lease = lease
         self._paths: dict[str, tuple[str, ...]] = {}
         self._asking: Asking | None = None
         self._shipping: Shipping | None = None
@@ -76,6 +67,25 @@ class RegionalLedger:
         self._time_zone, self._generation = "UTC", 0
         self._central: set[str] = set()
         """Holds that were taken at the authority."""
+
+    @classmethod
+    def in_postgres(
+        cls,
+        authority: Path,
+        region: Path,
+        budget: str,
+        name: str,
+        lease_seconds: float = LEASE_SECONDS,
+        region_seconds: float = REGION_SECONDS,
+    ) -> Self:
+        """Make one for two databases; `authority` and `region` are files with connection strings."""
+        asked = AuthorityLedger(
+            authority, budget, lease_seconds=lease_seconds, region_seconds=region_seconds
+        )
+        open_region = partial(
+            RegionLedger, region, f"{budget}{IN_REGION}{name}", lease_seconds=lease_seconds
+        )
+        return cls(asked, open_region, name, Lease(region_seconds))
 
     @property
     def problem(self) -> str | None:
@@ -198,9 +208,7 @@ class RegionalLedger:
 
     def _refused(self, request: HoldRequest, refused: BudgetExceeded) -> BudgetExceeded:
         """Say of a call what the authority said of what it lacked."""
-        lefts = [
-            self._authority.balance(name).beside_holds for name in self._paths[request.account]
-        ]
+        lefts = [balance.beside_holds for balance in self._on_path(request.account)]
         known = [left for left in lefts if left is not None]
         beside = min(known) if known else None
         return BudgetExceeded(
@@ -213,12 +221,14 @@ class RegionalLedger:
         )
 
     def _left(self, account: str) -> int | None:
-        balances = self._authority.balances()
-        lefts = [
-            balances[name].remaining for name in self._paths.get(account, ()) if name in balances
-        ]
+        lefts = [balance.remaining for balance in self._on_path(account)]
         known = [left for left in lefts if left is not None]
         return min(known) if known else None
+
+    def _on_path(self, account: str) -> list[Balance]:
+        """List where the accounts of a path stand: those that are still configured."""
+        balances = self._authority.balances()
+        return [balances[name] for name in self._paths.get(account, ()) if name in balances]
 
     async def settle(self, hold_id: str, settlement: Settlement) -> Entry:
         """See `Ledger.settle`."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -47,7 +46,7 @@ log = logging.getLogger(__name__)
 class Recent:
     """How much was spent in the recent past."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._seen: dict[Key, deque[tuple[float, int]]] = {}
 
@@ -78,7 +77,7 @@ class Shipping:
         self._lease = lease
         self._left = left
         """Tells what is left at the authority on an account's path."""
-        self._recent = Recent()
+        self._recent = Recent(lease.now)
         self._shipped: int | None = None
         """The last row that is booked; None: not known yet."""
         self._answer: Answer | None = None
@@ -88,7 +87,7 @@ class Shipping:
         self._regions = 1
         self._newest = 0
         """The region's last row."""
-        self._waits = 0, time.monotonic()
+        self._waits = 0, lease.now()
         """A row that another gateway should ship, and since when."""
         self._largest = 0
         """Bound of the largest call among the rows that were shipped last."""
@@ -174,12 +173,12 @@ class Shipping:
     async def _late(self) -> bool:
         """Tell whether rows wait for so long that whoever should ship them can't."""
         row, since = self._waits
-        if time.monotonic() - since < _LATE_SECONDS:
+        if self._lease.now() - since < _LATE_SECONDS:
             return False
         with contextlib.suppress(LedgerError):
             if await self._authority.booked(self._holder) < row:
                 return True
-        self._waits = self._newest, time.monotonic()
+        self._waits = self._newest, self._lease.now()
         return False
 
     async def finish(self) -> bool:
