@@ -1,4 +1,4 @@
-"""PostgreSQL as the ledgers of regions use it, with its rows in memory and over a network that fails.
+"""PostgreSQL as the ledgers of regions use it: its rows in memory, over a network that fails.
 
 Real are the books of both sides, the watch over owners and regions, and all that speaks to them
 (`ledger.regions`). Simulated is the engine below (`postgres.store`, `postgres.writer`).

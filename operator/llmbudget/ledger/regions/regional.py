@@ -78,7 +78,7 @@ class RegionalLedger:
         lease_seconds: float = LEASE_SECONDS,
         region_seconds: float = REGION_SECONDS,
     ) -> Self:
-        """Make one for two databases; `authority` and `region` are files with connection strings."""
+        """Make one for two databases: `authority` and `region` are files with their URIs."""
         asked = AuthorityLedger(
             authority, budget, lease_seconds=lease_seconds, region_seconds=region_seconds
         )
