@@ -25,7 +25,8 @@ import click
 import uvloop
 
 from llmbudget.local.bill import Bill, Prices
-from llmbudget.local.dialects import DIALECTS, FREE, WORDS, Call, Dialect
+from llmbudget.local.dialects import DIALECTS, FREE
+from llmbudget.local.dialects.dialect import WORDS, Call, Dialect
 from llmbudget.local.http1 import Answer, Request, port_of, serve
 
 FREE_MODES: Final = ("redirect", "echo")
