@@ -13,7 +13,7 @@ import pytest
 import yaml
 from tests.support.worlds import read, serving_of, world_of
 
-from llmbudget.decide.validity import findings
+from llmbudget.decide.validity.chain import findings
 from llmbudget.render.children import children
 from llmbudget.render.gateway_config import gateway_config
 

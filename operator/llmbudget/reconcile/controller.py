@@ -22,7 +22,8 @@ from llmbudget.clients.cluster import ApiError, Cluster
 from llmbudget.clients.kinds import BUDGETS, CLUSTER_ROLE_BINDINGS, PROVIDERS
 from llmbudget.contract.config import GatewayConfig
 from llmbudget.contract.events import ActionEvent
-from llmbudget.decide.validity import Finding, findings
+from llmbudget.decide.validity.chain import findings
+from llmbudget.decide.validity.finding import Finding
 from llmbudget.decide.world import Installation, World
 from llmbudget.reconcile.actions import Actions
 from llmbudget.reconcile.apply import Occupied, OwnerGone, apply_children

@@ -14,7 +14,8 @@ from llmbudget.clients.cluster import Cluster
 from llmbudget.clients.kinds import SECRETS
 from llmbudget.contract.config import CONFIG_KEY
 from llmbudget.decide.databases import databases
-from llmbudget.decide.validity import Finding, callable_providers
+from llmbudget.decide.validity.chain import callable_providers
+from llmbudget.decide.validity.finding import Finding
 from llmbudget.decide.world import Budget, Installation, Provider, SecretFacts, World
 from llmbudget.reconcile.live import Live
 from llmbudget.reconcile.store import Store

@@ -17,7 +17,8 @@ from llmbudget.contract.events import ActionEvent, BalanceEvent
 from llmbudget.decide.catalogue import Catalogue, catalogues
 from llmbudget.decide.prices import resolve_prices
 from llmbudget.decide.tree import Rejection
-from llmbudget.decide.validity import Finding, about
+from llmbudget.decide.validity.chain import about
+from llmbudget.decide.validity.finding import Finding
 from llmbudget.decide.world import Budget, Provider, World
 from llmbudget.reconcile.streams import GatewayState
 from llmbudget.reconcile.targets import TargetReport

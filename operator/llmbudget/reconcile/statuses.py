@@ -12,7 +12,7 @@ from llmbudget.api.conditions import Reason
 from llmbudget.api.meta import FINALIZER, account_name
 from llmbudget.clients.cluster import ApiError, Cluster
 from llmbudget.clients.kinds import BUDGETS
-from llmbudget.decide.validity import used_providers
+from llmbudget.decide.validity.finding import used_providers
 from llmbudget.decide.world import Budget, World
 from llmbudget.reconcile.apply import OwnerGone
 from llmbudget.reconcile.recorder import Recorder

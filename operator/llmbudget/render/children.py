@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from llmbudget.api.gateway_spec import SecretDelivery
 from llmbudget.contract.config import GatewayConfig
-from llmbudget.decide.validity import Finding
+from llmbudget.decide.validity.finding import Finding
 from llmbudget.decide.world import World
 from llmbudget.render.certificate import Serving, bundle, certificate
 from llmbudget.render.claim import claim

@@ -19,7 +19,8 @@ from llmbudget.contract.config import (
     VAULT_DIRECTORY,
 )
 from llmbudget.decide.databases import region_database
-from llmbudget.decide.validity import Finding, datadog_of
+from llmbudget.decide.validity.consent import datadog_of
+from llmbudget.decide.validity.finding import Finding
 from llmbudget.decide.world import World
 from llmbudget.render.names import Manifest, gateway, key_secret, labels, metadata, selector
 from llmbudget.render.volumes import volumes

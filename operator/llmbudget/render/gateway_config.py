@@ -32,7 +32,9 @@ from llmbudget.contract.config import (
 from llmbudget.decide.ladder import default_ladder
 from llmbudget.decide.media import audio_seconds, image_tokens, media_output_tokens
 from llmbudget.decide.prices import resolve_prices
-from llmbudget.decide.validity import Finding, callable_providers, datadog_of, posthog_of
+from llmbudget.decide.validity.chain import callable_providers
+from llmbudget.decide.validity.consent import datadog_of, posthog_of
+from llmbudget.decide.validity.finding import Finding
 from llmbudget.decide.world import Budget, Provider, World
 
 _HTTPS: Final = 443

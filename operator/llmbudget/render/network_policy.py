@@ -14,7 +14,9 @@ from urllib.parse import urlsplit
 from llmbudget.api.gateway_spec import Egress, PostgresRef
 from llmbudget.contract.config import GATEWAY_PORT
 from llmbudget.decide.databases import ledger_hosts, region_database
-from llmbudget.decide.validity import Finding, callable_providers, private_urls
+from llmbudget.decide.validity.chain import callable_providers
+from llmbudget.decide.validity.finding import Finding
+from llmbudget.decide.validity.providers import private_urls
 from llmbudget.decide.world import World
 from llmbudget.render.deployment import pod_labels
 from llmbudget.render.names import Manifest, gateway, metadata, selector

@@ -19,7 +19,9 @@ from llmbudget.contract.config import (
     VAULT_DIRECTORY,
 )
 from llmbudget.decide.databases import region_database
-from llmbudget.decide.validity import Finding, callable_providers, datadog_of, posthog_of
+from llmbudget.decide.validity.chain import callable_providers
+from llmbudget.decide.validity.consent import datadog_of, posthog_of
+from llmbudget.decide.validity.finding import Finding
 from llmbudget.decide.world import World
 from llmbudget.render.names import Manifest, ledger_claim, serving_secret
 

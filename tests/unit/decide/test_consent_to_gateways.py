@@ -9,7 +9,8 @@ import pytest
 from tests.support.worlds import Manifest, read, serving_of, world_of
 
 from llmbudget.api.conditions import Reason
-from llmbudget.decide.validity import datadog_of, findings, posthog_of
+from llmbudget.decide.validity.chain import findings
+from llmbudget.decide.validity.consent import datadog_of, posthog_of
 from llmbudget.decide.world import World
 from llmbudget.render.children import children
 from llmbudget.render.gateway_config import gateway_config

@@ -10,7 +10,7 @@ from tests.support.worlds import Manifest, read, world_of
 
 from llmbudget.api.conditions import Reason
 from llmbudget.decide.databases import DatabaseHost, database_hosts, ledger_hosts
-from llmbudget.decide.validity import findings
+from llmbudget.decide.validity.chain import findings
 from llmbudget.decide.world import SecretFacts, World
 from llmbudget.render.certificate import PLAIN_HTTP
 from llmbudget.render.children import children

@@ -11,7 +11,8 @@ import pytest
 from tests.support.worlds import INSTALLATION, Manifest, read, world_of
 
 from llmbudget.api.conditions import Reason
-from llmbudget.decide.validity import about, callable_providers, findings, used_providers
+from llmbudget.decide.validity.chain import about, callable_providers, findings
+from llmbudget.decide.validity.finding import used_providers
 from llmbudget.decide.world import World
 from llmbudget.render.certificate import PLAIN_HTTP
 from llmbudget.render.children import children

@@ -9,7 +9,7 @@ from typing import Any
 from tests.support.worlds import read, world_of
 
 from llmbudget.contract.events import BalanceEvent
-from llmbudget.decide.validity import findings
+from llmbudget.decide.validity.chain import findings
 from llmbudget.reconcile.status import Manifest, Situation, budget_status
 from llmbudget.reconcile.streams import GatewayState
 from llmbudget.reconcile.targets import TargetReport

@@ -10,7 +10,7 @@ from tests.support.worlds import Manifest, read, serving_of, world_of
 from tests.unit.reconcile.api_server import ApiServer
 
 from llmbudget.clients.cluster import ApiError
-from llmbudget.decide.validity import findings
+from llmbudget.decide.validity.chain import findings
 from llmbudget.decide.world import Budget
 from llmbudget.reconcile.apply import Occupied, OwnerGone, agrees, apply_children
 from llmbudget.reconcile.live import Live

@@ -21,7 +21,7 @@ from tests.unit.reconcile.status_helpers import (
 from llmbudget.api.budget_status import ChangedTarget
 from llmbudget.api.conditions import Reason
 from llmbudget.decide.tree import Rejection
-from llmbudget.decide.validity import Finding
+from llmbudget.decide.validity.finding import Finding
 from llmbudget.reconcile.status import (
     provider_status,
     rejected_status,
