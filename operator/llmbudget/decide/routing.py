@@ -19,6 +19,7 @@ from llmbudget.api.provider import Protocol
 from llmbudget.contract.config import Unit
 from llmbudget.decide.bounds import Demand, expected_cost, fits
 from llmbudget.decide.catalogue import Catalogue, Offer
+from llmbudget.decide.media import searches_by_itself
 
 AUTO: Final = "auto"
 _STRATEGIES: Final = frozenset(Strategy)
@@ -228,6 +229,8 @@ def _missing(
     if any(offer.provider.protocol is protocol for offer in named):
         by = " or ".join(sorted(units))
         message = f"Model {wanted} has no price by the {by}: set its cost in the LLMProvider."
+        if any(searches_by_itself(offer.name, offer.model.upstream_name) for offer in named):
+            message = f"Model {wanted} searches the web by itself, and nobody knows how often."
         return NoRoute(Reason.UNPRICED, message, choices)
     others = sorted({offer.provider.protocol for offer in named})
     why = f"is offered in the protocol {others[0]} only" if others else "is not offered"

@@ -208,6 +208,13 @@ def test_an_unpriced_model_is_never_called() -> None:
     assert chosen(catalogue, "auto") == ["a/old"]
 
 
+def test_whoever_calls_a_model_that_searches_by_itself_is_told_why_it_has_no_price() -> None:
+    catalogue = build([provider("a", model("perplexity/sonar", None))], account())["llm/root"]
+    with pytest.raises(NoRoute, match="searches the web by itself") as refused:
+        chosen(catalogue, "perplexity/sonar")
+    assert refused.value.reason is Reason.UNPRICED
+
+
 def test_a_priced_offer_of_a_name_is_used_where_another_has_no_price() -> None:
     providers = [provider("a", model("m", None)), provider("b", model("m", 2))]
     assert chosen(build(providers, account())["llm/root"], "m") == ["b/m"]

@@ -55,6 +55,12 @@ _INPUT_AUDIO: Final = frozenset({"data", "format"})
 _MODALITIES: Final = (["text"], ["text", "audio"], ["audio", "text"])
 _SERVICES: Final = tuple(tier.value for tier in ServiceTier)
 _USUAL_SERVICE: Final[Fields] = {"service_tier": "default"}
+_AZURE_HOSTS: Final = tuple(
+    f".{service}.azure.{cloud}"
+    for service in ("openai", "cognitiveservices", "services.ai")
+    for cloud in ("com", "us", "cn")
+)
+"""Ends of the names of Azure's resources that serve OpenAI's models, in each of its clouds."""
 _AZURE_SERVICES: Final = "2025-10-01"
 """The first version of Azure's older API that knows service tiers, as its page "Priority
 processing" documents; earlier ones refuse fields that they don't know."""
@@ -166,7 +172,7 @@ def _is_openai(offer: Offer) -> bool:
 def _is_azure(offer: Offer) -> bool:
     """Tell whether a provider is Azure OpenAI, by either of its APIs."""
     host = urlsplit(offer.provider.endpoint).hostname or ""
-    return offer.provider.api_version is not None or host.endswith(".openai.azure.com")
+    return offer.provider.api_version is not None or host.endswith(_AZURE_HOSTS)
 
 
 def output_limit(fields: Fields) -> tuple[str, int | None]:

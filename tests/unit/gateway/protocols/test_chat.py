@@ -119,6 +119,21 @@ def test_azure_is_told_to_serve_in_the_usual_tier(version: str | None) -> None:
     assert json.loads(response)["service_tier"] == "default"
 
 
+@pytest.mark.parametrize(
+    ("host", "azure"),
+    [
+        ("team-a.openai.azure.us", True),
+        ("team-a.cognitiveservices.azure.com", True),
+        ("team-a.services.ai.azure.com", True),
+        ("openai.azure.com.example", False),
+        ("team-a.blob.azure.com", False),
+    ],
+)
+def test_azure_is_known_by_each_of_its_hosts(host: str, azure: bool) -> None:
+    sent = json.loads(parse_chat(body()).write(offer(host=host), 77))
+    assert ("max_completion_tokens" in sent, "service_tier" in sent) == (azure, azure)
+
+
 @pytest.mark.parametrize("version", [None, "2024-10-21"])
 def test_azure_gets_its_paths_and_the_field_its_reasoning_models_take(version: str | None) -> None:
     found = offer(host="team-a.openai.azure.com")
