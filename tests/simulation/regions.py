@@ -41,10 +41,11 @@ from llmbudget.ledger.interface import (
     UnknownHold,
 )
 from llmbudget.ledger.records import OpenHold, Slice
-from llmbudget.ledger.regions.authority import SLICE, AuthorityBook
+from llmbudget.ledger.regions.authority import AuthorityBook
 from llmbudget.ledger.regions.lease import Lease
 from llmbudget.ledger.regions.local import RegionalBook
 from llmbudget.ledger.regions.regional import RegionalLedger
+from llmbudget.ledger.regions.slices import SLICE
 
 SECONDS: Final = 90.0
 """How long a run lasts before everything is left to settle."""

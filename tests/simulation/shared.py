@@ -36,8 +36,9 @@ from llmbudget.ledger.postgres.engine import PostgresLedger
 from llmbudget.ledger.postgres.owners import Watch
 from llmbudget.ledger.postgres.rows import Rows
 from llmbudget.ledger.records import Holder
-from llmbudget.ledger.regions.authority import Answer, AuthorityBook, Told
+from llmbudget.ledger.regions.authority import AuthorityBook
 from llmbudget.ledger.regions.ledgers import AuthorityLedger, RegionLedger
+from llmbudget.ledger.regions.messages import Answer, Told
 
 Result = TypeVar("Result")
 

@@ -26,7 +26,7 @@ from llmbudget.ledger.interface import LedgerUnavailable
 from llmbudget.ledger.postgres.connection import Connection, Database
 from llmbudget.ledger.records import Figures
 from llmbudget.ledger.regions import IN_REGION
-from llmbudget.ledger.regions.authority import SLICE
+from llmbudget.ledger.regions.slices import SLICE
 from llmbudget.ledger.sqlite.schema import FILE_NAME, VERSION, connect_reading
 
 Row = tuple[Any, ...]

@@ -23,7 +23,7 @@ from llmbudget.ledger.interface import (
     Settlement,
 )
 from llmbudget.ledger.postgres import PostgresLedger
-from llmbudget.ledger.regions.authority import LedgerWentBack, Told
+from llmbudget.ledger.regions.messages import LedgerWentBack, Told
 from llmbudget.ledger.regions.regional import RegionalLedger
 
 ROOT, TEAM = "llm/org", "llm/team"

@@ -16,8 +16,8 @@ from llmbudget.contract.config import BorrowingConfig
 from llmbudget.decide.periods import months_before
 from llmbudget.ledger.interface import Entry, Outcome, Settlement
 from llmbudget.ledger.records import Holder
-from llmbudget.ledger.regions.authority import Told
 from llmbudget.ledger.regions.ledgers import AuthorityLedger
+from llmbudget.ledger.regions.messages import Told
 
 ROOT, LEFT, RIGHT, TEAM = "llm/org", "llm/left", "llm/right", "llm/team"
 CAP = 16_000

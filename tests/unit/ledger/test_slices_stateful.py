@@ -27,8 +27,9 @@ from llmbudget.ledger.postgres.migrations import migrate
 from llmbudget.ledger.postgres.rows import Rows
 from llmbudget.ledger.postgres.store import Store
 from llmbudget.ledger.records import Holder
-from llmbudget.ledger.regions.authority import AuthorityBook, TablesReplaced, Told
+from llmbudget.ledger.regions.authority import AuthorityBook
 from llmbudget.ledger.regions.local import RegionalBook
+from llmbudget.ledger.regions.messages import TablesReplaced, Told
 
 ROOT, TEAM, APP = "llm/org", "llm/team", "app/app"
 PATHS = {ROOT: (ROOT,), TEAM: (TEAM, ROOT), APP: (APP, TEAM, ROOT)}

@@ -10,7 +10,8 @@ has first written down as no longer its own, so what goes to others was never sp
 
     spent and held in the region <= granted - returned there <= what is charged and held for it here
 
-Bottom up: `authority` and `local` are the two sides' books, `ledgers` are these in PostgreSQL,
+Bottom up: `messages` is what they say to each other, `slices` what is known of each holder,
+`authority` and `local` are the two sides' books, `ledgers` are these in PostgreSQL,
 `evidence` compares them, `asking` gets slices when calls need them, `shipping` brings rows and
 rests to the authority, `regional` is the ledger that a region's gateways use.
 """

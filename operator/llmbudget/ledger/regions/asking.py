@@ -8,9 +8,9 @@ from typing import Final
 
 from llmbudget.ledger.interface import BudgetExceeded, LedgerError, LedgerUnavailable, OutOfReach
 from llmbudget.ledger.records import Holder
-from llmbudget.ledger.regions.authority import LedgerWentBack
 from llmbudget.ledger.regions.lease import Lease
 from llmbudget.ledger.regions.ledgers import AuthorityLedger, RegionLedger
+from llmbudget.ledger.regions.messages import LedgerWentBack
 
 PATIENCE_SECONDS: Final = 5.0
 """How long a call waits for the authority's answer."""

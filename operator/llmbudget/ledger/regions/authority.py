@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC
-from typing import Final, Protocol, cast
-from uuid import NAMESPACE_URL, uuid5
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Final
 
 from llmbudget.api.money import Nano
 from llmbudget.contract.config import AccountConfig
 from llmbudget.decide.periods import months_before
 from llmbudget.decide.slices import slice_size
-from llmbudget.ledger.book import Book
 from llmbudget.ledger.interface import (
     Entry,
-    LedgerUnavailable,
-    Outcome,
     Settlement,
     Status,
 )
-from llmbudget.ledger.pages import Shelf
-from llmbudget.ledger.records import EntryRow, Figures, Holder, Slice, checked
+from llmbudget.ledger.records import EntryRow, Holder, Slice, checked
+from llmbudget.ledger.regions.messages import Answer, Granted, LedgerWentBack, TablesReplaced, Told
+from llmbudget.ledger.regions.slices import Slices
 
-SLICE: Final = "slice"
-"""Provider, in the row of what nobody knows to have been spent from a slice; its model is the
-region."""
 _MONTH: Final = re.compile("[0-9]{4}-(0[1-9]|1[0-2])")
 _LATE_MONTHS: Final = 2
 """So many months ago a row may be of that no slice was granted for: one of a free call."""
@@ -35,83 +28,7 @@ _LATE_MONTHS: Final = 2
 log = logging.getLogger(__name__)
 
 
-class LedgerWentBack(LedgerUnavailable):
-    """A region's database knows less than it told before: it comes from a backup."""
-
-    def __init__(self, region: str) -> None:
-        super().__init__(
-            f"the database of region {region} knows less than it has told the budget's ledger, as"
-            " one that was restored from a backup does: drop its tables, and the gateways make them"
-            " anew; what it had not shipped is charged as unknown"
-        )
-
-
-class TablesReplaced(LedgerUnavailable):
-    """The tables that a gateway spent from are no longer its region's."""
-
-    def __init__(self, region: str) -> None:
-        super().__init__(
-            f"the tables of region {region} were made anew: what the old ones held is charged as"
-            " unknown, and nothing more is given for them. Where the region went back to a database"
-            " that it had before, drop its tables there"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Granted:
-    """What a region has been given of an account in a period, with all that it was given before."""
-
-    account: str
-    period: str
-    total: int
-    size: int
-    """Of the last slice."""
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What a region tells the authority."""
-
-    after: int
-    """The last row of its own that it knows to be booked."""
-    rows: Sequence[Entry]
-    """Those that follow, in order, none left out."""
-    returned: Mapping[tuple[str, str], int]
-    """What it gave back in total, by account and period."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What the authority answers."""
-
-    shipped_seq: int
-    shipped_id: str | None
-    """Of the row with that number."""
-    period: str
-    regions: int
-    """How many hold slices."""
-    slices: Mapping[tuple[str, str], Slice]
-    """By account and period: those that are unfinished or of the current period."""
-
-
-class SliceShelf(Shelf, Protocol):
-    """Where the rows of slices are found."""
-
-    def holders(self) -> Sequence[Holder]:
-        """List all holders."""
-
-    def slices(self, holder: str | None) -> Sequence[Slice]:
-        """List the slices of a holder that are unfinished or of the current period; None: of all
-        holders."""
-
-    def slice(self, holder: str, account: str, period: str) -> Slice | None:
-        """Find a slice."""
-
-    def used(self, ids: Collection[str], since: str) -> set[str]:
-        """List those ids that holds have, or entries of the periods from one on."""
-
-
-class AuthorityBook(Book):
+class AuthorityBook(Slices):
     """A book that also gives slices to regions."""
 
     # Configuration
@@ -210,12 +127,6 @@ class AuthorityBook(Book):
             if known is not None:
                 self._know_holder(replace(known, lost=True))
 
-    # Holders
-
-    @property
-    def _rows(self) -> SliceShelf:
-        return cast(SliceShelf, self._shelf)
-
     def _heard(self, holder: Holder) -> Holder:
         """Take down that a holder lives. Another one of the same region is gone: its tables were
         made anew.
@@ -234,48 +145,6 @@ class AuthorityBook(Book):
         if known.went_back:
             raise LedgerWentBack(holder.region)
         return self._know_holder(replace(known, beats=known.beats + 1, lost=known.replaced))
-
-    def _holder(self, holder_id: str) -> Holder | None:
-        return self._holders().get(holder_id)
-
-    def _holders(self) -> dict[str, Holder]:
-        """List all holders, as this transaction leaves them."""
-        return {each.id: each for each in self._rows.holders()} | self.changes.holders
-
-    def _know_holder(self, holder: Holder) -> Holder:
-        self.changes.holders[holder.id] = holder
-        return holder
-
-    def _regions(self) -> int:
-        return sum(not each.lost for each in self._holders().values())
-
-    # Slices
-
-    def _changing(self, name: str, period: str) -> Figures:
-        figures = super()._changing(name, period)
-        if self.header.period is not None and period < self.header.period:
-            figures.closed = True  # Also where nothing had happened in it when it ended.
-        return figures
-
-    def _slice(self, holder: str, account: str, period: str) -> Slice | None:
-        changed = self.changes.slices.get((holder, account, period))
-        return changed or self._rows.slice(holder, account, period)
-
-    def _slices_of(self, holder: str | None) -> list[Slice]:
-        """List a holder's slices, as this transaction leaves them; None: those of all holders."""
-        stored = {(s.holder, s.account, s.period): s for s in self._rows.slices(holder)}
-        changed = {k: s for k, s in self.changes.slices.items() if holder in (None, k[0])}
-        return list((stored | changed).values())
-
-    def _store(self, changed: Slice) -> Slice:
-        self.changes.slices[changed.holder, changed.account, changed.period] = changed
-        return changed
-
-    def _hold(self, found: Slice, amount: int) -> None:
-        for name in found.path:
-            self._changing(name, found.period).held += amount
-        if amount < 0:
-            self._cut_loans(found.path)
 
     # Bookings
 
@@ -373,87 +242,7 @@ class AuthorityBook(Book):
         drawn = self._draw_unknown(found, amount, returned=amount)
         self._hold(found, drawn - amount)
 
-    def _draw_unknown(
-        self, found: Slice, amount: int, *, shipped: int = 0, returned: int = 0
-    ) -> int:
-        """Count an amount as known, first of what was charged as unknown; tell how much of it
-        that was."""
-        drawn = min(amount, found.unknown)
-        self._store(
-            replace(
-                found,
-                shipped=found.shipped + shipped,
-                returned=found.returned + returned,
-                unknown=found.unknown - drawn,
-            )
-        )
-        if drawn:
-            self._uncharge_unknown(found, drawn)
-        return drawn
-
-    def _unknown_rows(self, found: Slice) -> list[EntryRow]:
-        """List the rows of what nobody knows: one for each path that it was charged to, since the
-        account may have moved meanwhile."""
-        rows: list[EntryRow] = []
-        while (row := self._entry(_unknown_id(found, len(rows)))) is not None:
-            rows.append(row)
-        return rows
-
-    def _note_unknown(self, found: Slice, amount: int) -> None:
-        """Add to the row of what nobody knows and is charged where the account is now."""
-        rows = self._unknown_rows(found)
-        row = next((each for each in rows if each.path == found.path), None)
-        if row is None:
-            self._last_seq += 1
-            row = EntryRow(self._unknown_row(_unknown_id(found, len(rows)), found), found.path)
-            self.changes.entries[row.entry.id] = row
-        self._change_unknown(row, amount)
-
-    def _uncharge_unknown(self, found: Slice, amount: int) -> None:
-        """Take something from the rows of what nobody knows, and from whom it was charged to."""
-        left = amount
-        for row in reversed(self._unknown_rows(found)):
-            part = min(left, row.entry.cost)
-            if part:
-                self._change_unknown(row, -part)
-                self._charge(row.path, found.period, spent=-part, overage=0, held=0, lent=0)
-                left -= part
-        if left:
-            # Its row was forgotten with its month.
-            self._charge(found.path, found.period, spent=-left, overage=0, held=0, lent=0)
-
-    def _change_unknown(self, row: EntryRow, amount: int) -> None:
-        id, cost = row.entry.id, Nano(row.entry.cost + amount)
-        rows = self.changes.entries if id in self.changes.entries else self.changes.corrected
-        rows[id] = replace(row, entry=replace(row.entry, cost=cost, held=cost))
-
-    def _unknown_row(self, id: str, found: Slice) -> Entry:
-        holder = self._holder(found.holder)
-        return Entry(
-            seq=self._last_seq,
-            id=id,
-            ts=self._clock().astimezone(UTC),
-            account=found.account,
-            period=found.period,
-            provider=SLICE,
-            model=holder.region if holder is not None else found.holder,
-            tokens_in=0,
-            tokens_out=0,
-            cost=Nano(0),
-            held=Nano(0),
-            task_id=None,
-            agent=None,
-            status=Status.ERROR,
-            outcome=Outcome.UNKNOWN,
-        )
-
 
 def _call(entry: Entry) -> tuple[str, str, str, str]:
     """Tell what stays of a call's row when it is told once more."""
     return entry.account, entry.period, entry.provider, entry.model
-
-
-def _unknown_id(found: Slice, number: int) -> str:
-    """Name one of the rows of what nobody knows to have been spent from a slice."""
-    name = f"slice {found.holder} {found.account} {found.period}"
-    return uuid5(NAMESPACE_URL, f"{name} {number}" if number else name).hex

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from llmbudget.ledger.interface import LedgerUnavailable
-from llmbudget.ledger.regions.authority import Answer, LedgerWentBack
 from llmbudget.ledger.regions.local import Position
+from llmbudget.ledger.regions.messages import Answer, LedgerWentBack
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,15 +12,10 @@ from llmbudget.ledger.operations import NOTHING, Subject
 from llmbudget.ledger.postgres.engine import PostgresLedger
 from llmbudget.ledger.postgres.rows import Rows
 from llmbudget.ledger.records import Holder
-from llmbudget.ledger.regions.authority import (
-    Answer,
-    AuthorityBook,
-    Granted,
-    TablesReplaced,
-    Told,
-)
+from llmbudget.ledger.regions.authority import AuthorityBook
 from llmbudget.ledger.regions.evidence import Stand
 from llmbudget.ledger.regions.local import Position, RegionalBook, position_of
+from llmbudget.ledger.regions.messages import Answer, Granted, TablesReplaced, Told
 
 Key = tuple[str, str]
 """Account and period."""

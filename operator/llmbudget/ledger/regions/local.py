@@ -16,7 +16,8 @@ from llmbudget.contract.config import AccountConfig
 from llmbudget.ledger.interface import Entry, Settlement
 from llmbudget.ledger.months import _Closing
 from llmbudget.ledger.records import Account, Figures, Holder
-from llmbudget.ledger.regions.authority import AuthorityBook, TablesReplaced
+from llmbudget.ledger.regions.authority import AuthorityBook
+from llmbudget.ledger.regions.messages import TablesReplaced
 
 
 @dataclass(frozen=True, slots=True)

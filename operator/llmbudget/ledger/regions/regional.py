@@ -31,9 +31,9 @@ from llmbudget.ledger.postgres.owners import LEASE_SECONDS
 from llmbudget.ledger.records import Holder
 from llmbudget.ledger.regions import IN_REGION
 from llmbudget.ledger.regions.asking import Asking
-from llmbudget.ledger.regions.authority import TablesReplaced
 from llmbudget.ledger.regions.lease import REGION_SECONDS, Lease
 from llmbudget.ledger.regions.ledgers import AuthorityLedger, RegionLedger
+from llmbudget.ledger.regions.messages import TablesReplaced
 from llmbudget.ledger.regions.shipping import PAUSE_SECONDS, Shipping
 
 _TRIES: Final = 8

@@ -19,7 +19,6 @@ from llmbudget.decide.slices import to_give_back
 from llmbudget.ledger.interface import Entry, LedgerError
 from llmbudget.ledger.postgres.engine import PostgresLedger
 from llmbudget.ledger.records import Holder, Slice
-from llmbudget.ledger.regions.authority import Answer, LedgerWentBack, TablesReplaced, Told
 from llmbudget.ledger.regions.evidence import (
     SlicesDisagree,
     Stand,
@@ -29,6 +28,7 @@ from llmbudget.ledger.regions.evidence import (
 from llmbudget.ledger.regions.lease import Lease
 from llmbudget.ledger.regions.ledgers import AuthorityLedger, Key, RegionLedger
 from llmbudget.ledger.regions.local import Position
+from llmbudget.ledger.regions.messages import Answer, LedgerWentBack, TablesReplaced, Told
 
 BATCH: Final = 500
 """Rows in one transaction of the authority."""
