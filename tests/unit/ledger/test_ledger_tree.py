@@ -594,6 +594,24 @@ async def test_months_turn_by_the_zones_clock_summer_time_or_not(ledger, clock, 
     assert ledger.balance(ROOT).spent == 0
 
 
+async def test_what_was_lent_of_a_top_up_that_ends_is_not_there_twice(ledger, clock):
+    expires = clock.now + timedelta(hours=1)
+    await configure(
+        ledger,
+        account(ROOT, None),
+        account(A, 100, ROOT, borrowing=lending(0), top_ups=[top_up(expires=expires)]),
+        account(B, 0, ROOT, borrowing=lending(150)),
+    )
+    await spend(ledger, "lent", 120, B)
+    assert (await room(ledger, A), await room(ledger, B)) == (30, 30)
+    clock.now = expires
+    await ledger.tick()
+    for name in (A, B):
+        with pytest.raises(BudgetExceeded):
+            await ledger.hold(ask(f"more {name}", 1, name))
+    assert ledger.balance(A).lent == 100
+
+
 async def test_a_clock_that_is_put_back_expires_a_top_up_again(ledger, clock):
     expires = clock.now + timedelta(hours=1)
     await configure(
