@@ -15,9 +15,10 @@ from urllib.parse import urlsplit
 import httpx
 import yaml
 
+from llmbudget.api.credentials import KeyHeader
 from llmbudget.api.meta import AUDIENCE
 from llmbudget.api.money import parse_price
-from llmbudget.api.provider import KeyHeader, Protocol
+from llmbudget.api.provider import Protocol
 from llmbudget.contract.config import (
     CONFIG_KEY,
     AccountConfig,

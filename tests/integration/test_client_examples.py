@@ -20,7 +20,8 @@ from tests.support.gateway_process import (
     rows,
 )
 
-from llmbudget.api.provider import KeyHeader, Protocol
+from llmbudget.api.credentials import KeyHeader
+from llmbudget.api.provider import Protocol
 from llmbudget.contract.config import ConsumerConfig
 
 pytestmark = pytest.mark.cluster

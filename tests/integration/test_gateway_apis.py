@@ -26,7 +26,8 @@ from tests.support.gateway_process import (
     rows,
 )
 
-from llmbudget.api.provider import KeyHeader, Protocol
+from llmbudget.api.credentials import KeyHeader
+from llmbudget.api.provider import Protocol
 
 pytestmark = pytest.mark.cluster
 HELLO = "canary prompt: say 12 words"

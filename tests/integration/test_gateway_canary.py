@@ -29,7 +29,8 @@ from tests.support.gateway_process import (
 )
 from tests.unit.decide.test_audio import mp3
 
-from llmbudget.api.provider import KeyHeader, Protocol
+from llmbudget.api.credentials import KeyHeader
+from llmbudget.api.provider import Protocol
 from llmbudget.contract.config import GatewayConfig, PostHogConfig
 from llmbudget.local.http1 import Answer, Request, port_of, serve
 

@@ -32,7 +32,8 @@ from tests.support.gateway_process import (
     rows,
 )
 
-from llmbudget.api.provider import KeyHeader, Protocol
+from llmbudget.api.credentials import KeyHeader
+from llmbudget.api.provider import Protocol
 
 pytestmark = pytest.mark.cluster
 CASES: Final = int(os.environ.get("FUZZ_CASES", "400"))

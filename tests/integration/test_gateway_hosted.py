@@ -21,7 +21,8 @@ from tests.support.gateway_process import (
     rows,
 )
 
-from llmbudget.api.provider import KeyHeader, Protocol
+from llmbudget.api.credentials import KeyHeader
+from llmbudget.api.provider import Protocol
 
 pytestmark = pytest.mark.cluster
 PROMPT = "canary prompt: search 2 times, say 12 words"

@@ -26,7 +26,7 @@ from tests.support.gateway_process import (
 from tests.support.vault_peer import Role, VaultPeer
 from tests.support.watched import watched
 
-from llmbudget.api.provider import VaultAuthMethod
+from llmbudget.api.credentials import VaultAuthMethod
 from llmbudget.clients.cluster import Cluster
 from llmbudget.contract.config import ProviderConfig, VaultConfig
 from llmbudget.ledger.interface import Outcome

@@ -24,7 +24,8 @@ from tests.simulation.provider import Bill, SimulatedProvider
 from tests.support.records import call_story
 
 from llmbudget.api.budget import Action
-from llmbudget.api.provider import KeyHeader, Protocol
+from llmbudget.api.credentials import KeyHeader
+from llmbudget.api.provider import Protocol
 from llmbudget.contract.config import (
     AccountConfig,
     ConsumerConfig,

@@ -21,8 +21,9 @@ from typing import Any
 import httpx
 import yaml
 
+from llmbudget.api.credentials import KeyHeader
 from llmbudget.api.meta import operator_audience
-from llmbudget.api.provider import KeyHeader, Protocol, ProviderSpec
+from llmbudget.api.provider import Protocol, ProviderSpec
 from llmbudget.clients.cluster import Cluster
 from llmbudget.contract.config import (
     AccountConfig,

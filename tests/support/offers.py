@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from llmbudget.api.provider import KeyHeader, Protocol
+from llmbudget.api.credentials import KeyHeader
+from llmbudget.api.provider import Protocol
 from llmbudget.contract.config import ModelConfig, Prices, ProviderConfig
 from llmbudget.decide.catalogue import Offer
 

@@ -22,7 +22,7 @@ from typing import Any, Final, NoReturn
 import httpx
 from pydantic import BaseModel, Field, ValidationError
 
-from llmbudget.api.provider import VaultAuthMethod
+from llmbudget.api.credentials import VaultAuthMethod
 from llmbudget.contract.config import VaultConfig
 
 TIMEOUT_SECONDS: Final = 5.0

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from llmbudget.api.budget import Action, IdentityMode, OnExceeded, Strategy
-from llmbudget.api.provider import KeyHeader, Protocol, VaultAuthMethod
+from llmbudget.api.credentials import KeyHeader, VaultAuthMethod
+from llmbudget.api.provider import Protocol
 
 CONFIG_KEY: Final = "gateway.json"
 PROVIDERS_KEY: Final = "providers.json"

@@ -13,16 +13,9 @@ from datetime import datetime
 from decimal import ROUND_CEILING, Context, Decimal, Inexact
 from typing import TYPE_CHECKING, Final
 
+from llmbudget.api.costs import Cost, CostTier, OtherRates, ServiceTierCost
 from llmbudget.api.money import NANO_PER_USD, Nano, parse_price, round_up
-from llmbudget.api.provider import (
-    Cost,
-    CostTier,
-    OtherRates,
-    Protocol,
-    ProviderModel,
-    ProviderSpec,
-    ServiceTierCost,
-)
+from llmbudget.api.provider import Protocol, ProviderModel, ProviderSpec
 from llmbudget.contract.config import COUNTERPARTS, ImagePrice, Prices, Rates, RatesByLength, Tier
 from llmbudget.decide.media import has_place, searches_by_itself
 

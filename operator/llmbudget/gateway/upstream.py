@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from llmbudget.api.provider import KeyHeader
+from llmbudget.api.credentials import KeyHeader
 from llmbudget.contract.config import ProviderConfig
 from llmbudget.decide.addresses import ForbiddenAddress, choose
 from llmbudget.gateway.breaker import Breaker

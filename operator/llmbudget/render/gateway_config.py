@@ -7,11 +7,12 @@ from decimal import Decimal
 from typing import Final
 
 from llmbudget.api.budget import Borrowing, BudgetSpec, Consumer
+from llmbudget.api.credentials import VaultAuthMethod, VaultSource
 from llmbudget.api.gateway_spec import SecretDelivery
 from llmbudget.api.meta import ANNOTATION_APPROVED_PERIOD
 from llmbudget.api.model import milliseconds, months, per_minute
 from llmbudget.api.money import parse_usd
-from llmbudget.api.provider import DEFAULT_CONTEXT, VaultAuthMethod, VaultSource
+from llmbudget.api.provider import DEFAULT_CONTEXT
 from llmbudget.contract.config import (
     AccountConfig,
     BorrowingConfig,

@@ -26,15 +26,8 @@ from genai_prices.types import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmbudget.api.provider import (
-    Cost,
-    CostTier,
-    Hosted,
-    Protocol,
-    ProviderModel,
-    ProviderSpec,
-    ServiceTierCost,
-)
+from llmbudget.api.costs import Cost, CostTier, ServiceTierCost
+from llmbudget.api.provider import Hosted, Protocol, ProviderModel, ProviderSpec
 from llmbudget.contract.config import ImagePrice, Prices
 from llmbudget.contract.config import Tier as PriceTier
 from llmbudget.decide.bounds import Demand, dearest_input, dearest_output

@@ -7,7 +7,8 @@ from decimal import Decimal
 import pytest
 
 from llmbudget.api.budget import Strategy
-from llmbudget.api.provider import KeyHeader, Protocol
+from llmbudget.api.credentials import KeyHeader
+from llmbudget.api.provider import Protocol
 from llmbudget.contract.config import (
     AccountConfig,
     GatewayConfig,

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from llmbudget.api.conditions import Reason
+from llmbudget.api.credentials import VaultAuthMethod
 from llmbudget.api.gateway_spec import SecretDelivery
-from llmbudget.api.provider import VaultAuthMethod
 from llmbudget.contract.config import key_variable
 from llmbudget.decide.media import searches_by_itself
 from llmbudget.decide.prices import resolve_prices

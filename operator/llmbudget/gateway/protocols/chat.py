@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from llmbudget.api.provider import Protocol, ServiceTier
+from llmbudget.api.costs import ServiceTier
+from llmbudget.api.provider import Protocol
 from llmbudget.decide.bounds import Demand, longest_form
 from llmbudget.decide.catalogue import Offer
 from llmbudget.gateway.protocols import fields as read
