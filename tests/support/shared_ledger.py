@@ -12,7 +12,8 @@ import psycopg
 from tests.support.gateway_process import GatewayProcess
 from tests.support.postgres_server import PostgresServer
 
-from llmbudget.ledger.audit import audit, database_source
+from llmbudget.ledger.audit.report import audit
+from llmbudget.ledger.audit.sources import database_source
 from llmbudget.ledger.interface import Entry
 from llmbudget.ledger.postgres.rows import Rows
 

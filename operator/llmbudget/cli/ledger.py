@@ -10,7 +10,8 @@ from zoneinfo import ZoneInfoNotFoundError
 import click
 import psycopg
 
-from llmbudget.ledger.audit import audit, database_source, file_source
+from llmbudget.ledger.audit.report import audit
+from llmbudget.ledger.audit.sources import database_source, file_source
 from llmbudget.ledger.export import exact_usd
 from llmbudget.ledger.guide import read_usage_file
 from llmbudget.ledger.interface import Entry, LedgerError, LedgerUnavailable

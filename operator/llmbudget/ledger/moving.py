@@ -18,7 +18,8 @@ import apsw
 import psycopg
 
 from llmbudget.decide.periods import months_before
-from llmbudget.ledger.audit import Report, Source, audit, database_rows, file_rows
+from llmbudget.ledger.audit.report import Report, audit
+from llmbudget.ledger.audit.sources import Source, database_rows, file_rows
 from llmbudget.ledger.interface import LedgerUnavailable
 from llmbudget.ledger.postgres.connection import Connection, Database
 from llmbudget.ledger.postgres.migrations import migrate

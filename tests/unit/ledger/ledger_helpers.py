@@ -15,7 +15,8 @@ from tests.support.postgres_server import PostgresServer
 from llmbudget.api.budget import Action, OnExceeded
 from llmbudget.api.money import Nano
 from llmbudget.contract.config import AccountConfig, Threshold
-from llmbudget.ledger.audit import Report, audit, database_source, file_source
+from llmbudget.ledger.audit.report import Report, audit
+from llmbudget.ledger.audit.sources import database_source, file_source
 from llmbudget.ledger.book import Book
 from llmbudget.ledger.interface import EnvelopeRequest, HoldRequest
 from llmbudget.ledger.operations import Operations

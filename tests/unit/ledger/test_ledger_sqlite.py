@@ -7,7 +7,8 @@ import apsw
 import pytest
 from tests.unit.ledger.ledger_helpers import account, ask, reading, task
 
-from llmbudget.ledger.audit import audit, file_source
+from llmbudget.ledger.audit.report import audit
+from llmbudget.ledger.audit.sources import file_source
 from llmbudget.ledger.interface import Hold, LedgerUnavailable
 from llmbudget.ledger.sqlite import SqliteLedger, schema
 
