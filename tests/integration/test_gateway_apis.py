@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any
 
 import anthropic
@@ -16,7 +15,6 @@ from langchain_openai import ChatOpenAI
 from openai.types.chat import ChatCompletionMessageParam
 from pydantic import SecretStr
 from tests.support.gateway_process import (
-    KEY,
     USD,
     GatewayProcess,
     Simulator,
@@ -25,6 +23,7 @@ from tests.support.gateway_process import (
     provider,
     rows,
 )
+from tests.support.official_clients import OfficialClients
 
 from llmbudget.api.credentials import KeyHeader
 from llmbudget.api.provider import Protocol
@@ -33,22 +32,12 @@ pytestmark = pytest.mark.cluster
 HELLO = "canary prompt: say 12 words"
 
 
-@dataclass
-class Callers:
-    """The official clients, holding a ServiceAccount token and no key."""
-
-    openai: openai.AsyncOpenAI
-    anthropic: anthropic.AsyncAnthropic
-    gateway: GatewayProcess
-    simulator: Simulator
+class Callers(OfficialClients):
+    """Of a gateway whose providers speak each protocol, and Azure's older paths."""
 
     async def agree(self, calls: int) -> None:
         """The provider's bill and the ledger's rows are the same, each call metered."""
-        found = await rows(self.gateway)
-        bill = await self.simulator.bill()
-        assert [row.outcome for row in found] == ["metered"] * calls
-        assert sum(row.cost for row in found) == bill["nano"]
-        assert all(row.cost <= row.held for row in found)
+        assert len(await self.metered()) == calls
 
 
 @pytest.fixture
@@ -67,17 +56,8 @@ async def callers(
     )
     mine = account(namespace, USD, providers=("sim", "claude", "azure"))
     await gateway.configure(config(namespace, (mine,), providers, generation=2))
-    (gateway.folder / "keys" / "claude").write_text(KEY)
-    token = await gateway.token()
-    async with (
-        openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=token, max_retries=0) as first,
-        anthropic.AsyncAnthropic(base_url=gateway.url, api_key=token, max_retries=0) as second,
-    ):
-        for _ in range(50):
-            # The configuration takes a moment to come.
-            if [m async for m in second.models.list()]:
-                break
-        yield Callers(first, second, gateway, simulator)
+    async with Callers.of(gateway, simulator) as clients:
+        yield clients
 
 
 async def test_responses(callers: Callers) -> None:

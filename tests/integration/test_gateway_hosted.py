@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any
 
 import anthropic
 import openai
 import pytest
 from tests.support.gateway_process import (
-    KEY,
     USD,
     GatewayProcess,
     Simulator,
@@ -20,6 +18,7 @@ from tests.support.gateway_process import (
     provider,
     rows,
 )
+from tests.support.official_clients import OfficialClients
 
 from llmbudget.api.credentials import KeyHeader
 from llmbudget.api.provider import Protocol
@@ -33,21 +32,12 @@ EACH = 10 * 10**6
 """Nano-USD for a search, as the simulator charges."""
 
 
-@dataclass
-class Callers:
-    """The official clients, of a gateway whose provider may search, keep and read files."""
-
-    openai: openai.AsyncOpenAI
-    anthropic: anthropic.AsyncAnthropic
-    gateway: GatewayProcess
-    simulator: Simulator
+class Callers(OfficialClients):
+    """Of a gateway whose provider may search, keep and read files."""
 
     async def agree(self, searches: int) -> None:
         """The provider's bill and the ledger's rows are the same, searches among them."""
-        found = await rows(self.gateway)
-        assert [row.outcome for row in found] == ["metered"] * len(found)
-        assert sum(row.cost for row in found) == (await self.simulator.bill())["nano"]
-        assert all(row.cost <= row.held for row in found)
+        found = await self.metered()
         tokens = sum(600 * (row.tokens_in + row.tokens_out) for row in found)
         assert sum(row.cost for row in found) == tokens + searches * EACH
 
@@ -65,16 +55,8 @@ async def callers(
     )
     mine = account(namespace, USD, providers=("sim", "claude"), ladder=("finder", "small"))
     await gateway.configure(config(namespace, (mine,), providers, generation=2))
-    (gateway.folder / "keys" / "claude").write_text(KEY)
-    token = await gateway.token()
-    async with (
-        openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=token, max_retries=0) as first,
-        anthropic.AsyncAnthropic(base_url=gateway.url, api_key=token, max_retries=0) as second,
-    ):
-        for _ in range(50):
-            if [m async for m in second.models.list()]:
-                break
-        yield Callers(first, second, gateway, simulator)
+    async with Callers.of(gateway, simulator) as clients:
+        yield clients
 
 
 async def test_anthropic_searches_the_web(callers: Callers) -> None:

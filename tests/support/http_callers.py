@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
+import uvloop
+
 from llmbudget.gateway.callers import Application, CallerConnection
 from llmbudget.gateway.incoming import Incoming
 from llmbudget.gateway.serving import Server
@@ -22,6 +25,13 @@ PLAIN = HEAD + b"content-length: 5\r\n\r\nhello"
 CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n2\r\nhe\r\n3;a=b\r\nllo\r\n0\r\nx-t: 1\r\n\r\n"
 LAST = b"GET /last HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
 MEGABYTE = 1024 * 1024
+
+
+@pytest.fixture(params=[asyncio.DefaultEventLoopPolicy, uvloop.EventLoopPolicy], ids=["std", "uv"])
+def both_event_loops(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
+    """The standard library's loop, and the one of a gateway: their transports differ."""
+    policy: asyncio.AbstractEventLoopPolicy = request.param()
+    return policy
 
 
 @dataclass

@@ -6,8 +6,16 @@ import asyncio
 import contextlib
 
 import pytest
-import uvloop
-from tests.support.http_callers import CHUNKED, HEAD, LAST, MEGABYTE, PLAIN, Echo, serving
+from tests.support.http_callers import (
+    CHUNKED,
+    HEAD,
+    LAST,
+    MEGABYTE,
+    PLAIN,
+    Echo,
+    both_event_loops,
+    serving,
+)
 
 from llmbudget.gateway import callers as module
 from llmbudget.gateway.incoming import Incoming
@@ -19,11 +27,7 @@ H2C = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: A
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy:Warning")
 
 
-@pytest.fixture(params=[asyncio.DefaultEventLoopPolicy, uvloop.EventLoopPolicy], ids=["std", "uv"])
-def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
-    """The standard library's loop, and the one of a gateway: their transports differ."""
-    policy: asyncio.AbstractEventLoopPolicy = request.param()
-    return policy
+event_loop_policy = both_event_loops
 
 
 @pytest.fixture

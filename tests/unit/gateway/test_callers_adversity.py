@@ -12,8 +12,16 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import uvloop
-from tests.support.http_callers import HEAD, LAST, MEGABYTE, PLAIN, Echo, Running, serving
+from tests.support.http_callers import (
+    HEAD,
+    LAST,
+    MEGABYTE,
+    PLAIN,
+    Echo,
+    Running,
+    both_event_loops,
+    serving,
+)
 
 from llmbudget.gateway import callers as module
 from llmbudget.gateway.callers import Application
@@ -27,11 +35,7 @@ Serve = Callable[[Application], contextlib.AbstractAsyncContextManager[Running]]
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy:Warning")
 
 
-@pytest.fixture(params=[asyncio.DefaultEventLoopPolicy, uvloop.EventLoopPolicy], ids=["std", "uv"])
-def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
-    """The standard library's loop, and the one of a gateway: their transports differ."""
-    policy: asyncio.AbstractEventLoopPolicy = request.param()
-    return policy
+event_loop_policy = both_event_loops
 
 
 @pytest.fixture(params=["plain", "TLS"])
