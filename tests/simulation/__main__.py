@@ -10,7 +10,6 @@ import sys
 import tempfile
 import time
 import traceback
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -53,8 +52,6 @@ def run_regions(seed: int, *, trace: bool = False) -> Report:
 
 def main() -> int:
     """Run the seeds; exit 1 where one breaks a promise."""
-    # What a killed block would await at its end is made and never awaited.
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("seeds", help="one seed, or FIRST-LAST")
     parser.add_argument("--regions", action="store_true", help="run regions with slices")

@@ -83,9 +83,17 @@ class Clockwork(asyncio.SelectorEventLoop):
 
     def bury(self) -> None:
         """Let go of what was killed or is left over, without letting it run on."""
-        for task in asyncio.all_tasks(self):
-            task._log_destroy_pending = False  # type: ignore[attr-defined]
-            _close(task.get_coro())
+        buried: set[asyncio.Task[Any]] = set()
+        # A block that is ended makes a task to end what it began: in this loop, to be buried too.
+        asyncio._set_running_loop(self)
+        try:
+            while tasks := asyncio.all_tasks(self) - buried:
+                buried |= tasks
+                for task in tasks:
+                    task._log_destroy_pending = False  # type: ignore[attr-defined]
+                    _close(task.get_coro())
+        finally:
+            asyncio._set_running_loop(None)
 
 
 def _close(coroutine: Any) -> None:
