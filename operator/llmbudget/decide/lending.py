@@ -10,7 +10,7 @@ as was borrowed, nobody more than its limit, and each figure follows from the ot
 
 What a provider charged beyond a hold is borrowed too where siblings have it to lend. The rest of it
 nobody lent: it stays the account's own debt. So does what a lender is charged beyond holds when its
-money is with others: a loan that was granted stands.
+money is with others, and none of them has as much idle: a loan that was granted stands.
 """
 
 from __future__ import annotations
@@ -88,31 +88,34 @@ class Cohort:
         self.__dict__.pop("loans", None)
 
     def room(self, name: str) -> int:
-        """Tell how much more one may use; below 0: it is beyond its limits, or beyond what the
-        others have. Where caps were lowered below what is used, its guaranteed part is its own all
-        the same."""
+        """Tell how much more one may use; below 0: it is beyond its limits, beyond what the others
+        have, or it was charged beyond holds what it had lent. Where caps were lowered below what is
+        used, its guaranteed part is its own all the same."""
         member = self._members[name]
-        if self._pool < 0 and member.used > member.own:
-            return member.own + self.loans[name].borrowed - member.used
+        if self._pool < 0:
+            # Nothing is left to borrow: what it has of its own, less what others have of that.
+            loans = self.loans[name]
+            return member.own + loans.borrowed - member.used - loans.lent
         guaranteed = max(0, member.guaranteed - member.used)
         stored = member.own - member.guaranteed - max(0, member.used - member.guaranteed)
-        return guaranteed + min(max(0, self._pool), stored + member.limit)
+        return guaranteed + min(self._pool, stored + member.limit)
 
     @cached_property
     def loans(self) -> dict[str, Loans]:
         """Tell what each has borrowed and lent; the sums are equal. All that is lent, each lends
         its share of by what it has idle. Those come first who asked for what they use: they have
-        it even where a lender was charged beyond holds since. What providers charged beyond holds
-        is lent of what is idle after that."""
+        it even where a lender was charged beyond holds since, and no other has it idle. What
+        providers charged beyond holds is lent of what is idle after that."""
         members = self._members
         granted = {name: member.granted for name, member in members.items()}
         beyond = {name: member.needs - granted[name] for name, member in members.items()}
-        lendable = {name: member.lendable for name, member in members.items()}
-        first = _shares(granted, sum(lendable.values()))
-        lent = _shares(lendable, sum(first.values()))
-        idle = {name: max(0, member.idle - lent[name]) for name, member in members.items()}
-        then = _shares(beyond, sum(idle.values()))
-        more = _shares(idle, sum(then.values()))
+        idle = {name: max(0, member.idle) for name, member in members.items()}
+        charged = {name: member.lendable - idle[name] for name, member in members.items()}
+        there = sum(idle.values())
+        first = _shares(granted, there + sum(charged.values()))
+        then = _shares(beyond, max(0, there - sum(first.values())))
+        lent = _shares(idle, sum(first.values()) + sum(then.values()))
+        more = _shares(charged, max(0, sum(first.values()) - there))
         return {name: Loans(first[name] + then[name], lent[name] + more[name]) for name in members}
 
 

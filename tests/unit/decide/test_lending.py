@@ -82,6 +82,24 @@ def test_overage_is_lent_of_what_loans_and_overage_leave() -> None:
     assert cohort.loans == {"a": Loans(50), "b": Loans(lent=70), "c": Loans(20)}
 
 
+def is_over(state: dict[str, Member], name: str) -> bool:
+    loan, one = Cohort(state).loans[name], state[name]
+    return one.used + loan.lent > one.own + loan.borrowed
+
+
+def test_a_lender_that_was_charged_beyond_holds_is_over_its_cap() -> None:
+    lender = Member(100, 100, 0, None, overage=50)
+    cohort = Cohort({"a": member(10, 60), "b": lender})
+    assert cohort.room("b") == -50
+
+
+def test_another_lends_in_place_of_one_that_was_charged_beyond_holds() -> None:
+    lender = Member(100, 100, 0, None, overage=50)
+    cohort = Cohort({"a": member(10, 60), "b": lender, "c": member(own=60)})
+    assert cohort.loans == {"a": Loans(borrowed=50), "b": Loans(), "c": Loans(lent=50)}
+    assert cohort.room("b") == 0
+
+
 @given(members=st.lists(MEMBERS, min_size=1, max_size=4), data=st.data())
 def test_what_is_spent_is_somebodys_or_a_debit(members: list[Member], data: st.DataObject) -> None:
     """Grant within the rooms, charge beyond holds at random: nothing beyond all caps is lost."""
@@ -91,7 +109,14 @@ def test_what_is_spent_is_somebodys_or_a_debit(members: list[Member], data: st.D
         asked = data.draw(st.integers(0, max(0, Cohort(state).room(name))))
         beyond = data.draw(st.sampled_from([0, 0, 1, 30, 60]))
         one = state[name]
-        state[name] = replace(one, used=one.used + asked + beyond, overage=one.overage + beyond)
+        if asked:
+            state[name] = replace(one, used=one.used + asked)
+            loan = Cohort(state).loans[name]
+            assert state[name].used + loan.lent <= one.own + loan.borrowed, "I1"
+        state[name] = replace(
+            state[name], used=one.used + asked + beyond, overage=one.overage + beyond
+        )
+        assert (Cohort(state).room(name) < 0) == is_over(state, name)
     loans = Cohort(state).loans
     for name, each in state.items():
         closing_cap = each.own + loans[name].borrowed - loans[name].lent

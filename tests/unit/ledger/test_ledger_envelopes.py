@@ -300,6 +300,26 @@ async def test_a_borrower_whose_lender_has_less_now_spends_no_more_of_its_envelo
     await ledger.hold(within("e", "2", 10, TEAM))
 
 
+async def test_a_lender_charged_beyond_a_hold_spends_no_more_of_its_envelope(ledger):
+    peer = "llm/peer"
+    siblings = [
+        account(ROOT, 1000),
+        account(TEAM, 100, ROOT, borrowing=BorrowingConfig(limit_nano=0)),
+        account(peer, 10, ROOT, borrowing=BorrowingConfig(limit_nano=50)),
+    ]
+    await ledger.configure(siblings, time_zone="UTC", generation=1)
+    await ledger.open_envelope(task("e", 40, TEAM))
+    await ledger.hold(ask("lent", 60, peer))
+    await ledger.hold(within("e", "1", 10, TEAM))
+    await ledger.hold(ask("beside", 10, TEAM))
+    await ledger.settle("beside", Settlement(Nano(50)))
+    with pytest.raises(BudgetExceeded, match=f"{TEAM}: asked 10, left 0 of 100") as refused:
+        await ledger.hold(within("e", "2", 10, TEAM))
+    assert refused.value.only_held, "as soon as the borrower gives back"
+    await ledger.settle("lent", Settlement(Nano(20)))
+    await ledger.hold(within("e", "2", 10, TEAM))
+
+
 async def test_an_intervention_stops_envelopes_too(ledger):
     stopping = account(ROOT, 100, thresholds=((50, "executive_intervention"),))
     await ledger.configure([stopping], time_zone="UTC", generation=1)

@@ -232,7 +232,8 @@ class LedgerMachine(RuleBasedStateMachine):
         if own is None:
             return False
         if name in self.cohort():
-            own += self.loans()[name].borrowed
+            loan = self.loans()[name]
+            own += loan.borrowed - loan.lent
         return self.used(name) > own
 
     def carry(self):
