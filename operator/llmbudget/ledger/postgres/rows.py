@@ -12,6 +12,7 @@ from llmbudget.api.money import Nano
 from llmbudget.contract.config import Threshold
 from llmbudget.ledger.columns import Row
 from llmbudget.ledger.interface import ActionRow, Entry, Envelope, Outcome
+from llmbudget.ledger.postgres.arrays import array
 from llmbudget.ledger.postgres.connection import Connection
 from llmbudget.ledger.records import (
     Account,
@@ -169,7 +170,7 @@ class Rows:
         """Find a used idempotency key."""
         if (consumer, key) in self._fetched.keys:
             return self._fetched.keys[consumer, key]
-        found = self._all(KEYS, [consumer], [key])
+        found = self._all(KEYS, array([consumer]), array([key]))
         return KeyRow(*found[0]) if found else None
 
     def envelope(self, envelope_id: str) -> Envelope | None:
@@ -233,7 +234,7 @@ class Rows:
 
     def used(self, ids: Collection[str], since: str) -> set[str]:
         """List those ids that holds have, or entries of the periods from one on."""
-        return {row[0] for row in self._all(KNOWN, ids=list(ids), since=since)}
+        return {row[0] for row in self._all(KNOWN, ids=array(ids), since=since)}
 
     def incarnation(self) -> str:
         """Read the id of these tables: tables that are made anew have another."""
@@ -264,15 +265,21 @@ class Rows:
         return 0 if row is None else int(row[0])
 
 
-NEWS: Final = f"SELECT {FIGURES} FROM account_periods WHERE period = %s AND version > %s"
-"""What others changed in a period since a version."""
+NEWS: Final = (
+    f"SELECT clock_timestamp(), owners.commits, {FIGURES} FROM (VALUES (1)) AS always "
+    "LEFT JOIN owners ON epoch = %(epoch)s "
+    "LEFT JOIN account_periods ON period = %(period)s AND account_periods.version > %(seen)s "
+    "AND (SELECT version FROM ledger) > %(seen)s"
+)
+"""The time, an owner's commits, and what others changed in a period since a version: at least one
+row. Where nobody committed anything, the sums are not even looked at."""
 KEYS: Final = (
     "SELECT consumer, key, entry, fingerprint, period FROM idempotency "
     "WHERE (consumer, key) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
 )
 KNOWN: Final = (
-    "SELECT id FROM holds WHERE id = ANY(%(ids)s) UNION ALL "
-    "SELECT id FROM entries WHERE id = ANY(%(ids)s) AND period >= %(since)s"
+    "SELECT id FROM holds WHERE id = ANY(%(ids)s::text[]) UNION ALL "
+    "SELECT id FROM entries WHERE id = ANY(%(ids)s::text[]) AND period >= %(since)s"
 )
 """Which ids are in use, by holds or by entries of the last months: an id of an earlier one is as
 good as new, and looking for it would touch the indexes of years."""

@@ -26,6 +26,7 @@ from llmbudget.ledger.book import Book
 from llmbudget.ledger.feed import Committed
 from llmbudget.ledger.interface import ActionRow, Envelope, LedgerUnavailable
 from llmbudget.ledger.operations import Subject
+from llmbudget.ledger.postgres.arrays import array
 from llmbudget.ledger.postgres.connection import Connection, Database, passing
 from llmbudget.ledger.postgres.migrations import migrate, refuse_newer
 from llmbudget.ledger.postgres.owners import LEASE_SECONDS, LOOK_SECONDS, Watch
@@ -54,12 +55,12 @@ _LOCK: Final = (
     "SELECT requires, name, epoch, version, rare_version, envelopes_version, last_seq, "
     "generation, period, time_zone, next_time_zone, incarnation FROM ledger FOR UPDATE"
 )
-_NOW: Final = "SELECT clock_timestamp(), (SELECT commits FROM owners WHERE epoch = %s)"
 _WRITE: Final = (
     "UPDATE ledger SET name = %s, epoch = %s, version = %s, rare_version = %s, "
     "envelopes_version = %s, last_seq = %s, generation = %s, period = %s, time_zone = %s, "
     "next_time_zone = %s"
 )
+_COUNT: Final = "UPDATE owners SET commits = %s WHERE epoch = %s"
 
 Clock = Callable[[datetime], datetime]
 """Tells the time, given the database's."""
@@ -262,11 +263,14 @@ class Store:
         with connection.pipeline():
             connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
             locked = connection.execute(_LOCK)
-            now = connection.execute(_NOW, (self.epoch,))
+            period = None if book is None else book.header.period
+            news = connection.execute(
+                NEWS, {"epoch": self.epoch, "period": period, "seen": self._seen}
+            )
             if book is not None:
-                news = connection.execute(NEWS, (book.header.period, self._seen))
-                asked = self._ask(connection, about, book.header.period)
-        found = self._found(locked.fetchone(), now.fetchone())
+                asked = self._ask(connection, about, period)
+        rows = news.fetchall()
+        found = self._found(locked.fetchone(), rows[0])
         if found.commits is None:
             found = self._enlist(connection, found)
         same = book is not None and (
@@ -281,12 +285,13 @@ class Store:
             envelopes: Sequence[Envelope] = ()
             if found.envelopes_version > self._seen:
                 envelopes = Rows(connection).envelopes_since(self._seen)
-            book.catch_up(found.header, found.last_seq, figures_of(news.fetchall()), envelopes)
+            changed = figures_of(row[2:] for row in rows if row[2] is not None)
+            book.catch_up(found.header, found.last_seq, changed, envelopes)
         self._fetch(connection, book, about, asked)
         return found, book, fresh
 
-    def _found(self, ledger: tuple[Any, ...] | None, mine: tuple[Any, ...] | None) -> _Found:
-        if ledger is None or mine is None:
+    def _found(self, ledger: tuple[Any, ...] | None, mine: tuple[Any, ...]) -> _Found:
+        if ledger is None:
             raise LedgerUnavailable(
                 f"PostgreSQL of {self._database.file}: the ledger's row is gone"
             )
@@ -356,11 +361,11 @@ class Store:
         keys = [one.key for one in about if one.key is not None]
         used = used_keys = None
         if ids and period is not None:
-            values = {"ids": ids, "since": months_before(period, 1)}
+            values = {"ids": array(ids), "since": months_before(period, 1)}
             used = connection.execute(KNOWN, values)
         if keys:
-            columns = zip(*keys, strict=True)
-            used_keys = connection.execute(KEYS, [list(column) for column in columns])
+            columns = [array(column) for column in zip(*keys, strict=True)]
+            used_keys = connection.execute(KEYS, columns)
         holders = {one.holder for one in about if one.holder is not None}
         slices = {each: connection.execute(SLICES, {"holder": each}) for each in holders}
         return _Asked(used, used_keys, connection.execute(HOLDERS) if holders else None, slices)
@@ -403,26 +408,20 @@ class Store:
         rare = changes.header or changes.accounts or changes.actions
         with connection.pipeline():
             self._make_partitions(connection, header.period, changes)
-            write(connection, changes, version)
-            connection.execute(
-                _WRITE,
-                (
-                    self._name,
-                    max(found.epoch, header.epoch),
-                    version,
-                    version if rare else found.rare_version,
-                    version if changes.envelopes else found.envelopes_version,
-                    book.last_seq,
-                    header.generation,
-                    header.period,
-                    header.time_zone,
-                    header.next_time_zone,
-                ),
+            ledger = (
+                self._name,
+                max(found.epoch, header.epoch),
+                version,
+                version if rare else found.rare_version,
+                version if changes.envelopes else found.envelopes_version,
+                book.last_seq,
+                header.generation,
+                header.period,
+                header.time_zone,
+                header.next_time_zone,
             )
-            commits = (found.commits or 0) + 1
-            connection.execute(
-                "UPDATE owners SET commits = %s WHERE epoch = %s", (commits, header.epoch)
-            )
+            mine = ((found.commits or 0) + 1, header.epoch)
+            write(connection, changes, version, [(_COUNT, mine), (_WRITE, ledger)])
             connection.execute("COMMIT")
         self.epoch, self._seen = header.epoch, version
         self._incarnation = header.incarnation
