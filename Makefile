@@ -79,11 +79,11 @@ bench-streams: setup ## A thousand open streams: lag, memory, processor time (ne
 bench-operator: setup ## A thousand budgets on a real API server, beside its raw limit (15 minutes)
 	$(BIN)/python -m bench.operator.run
 
-bench-ledger: setup ## Holds and settles of the ledger beside bare SQL
-	$(BIN)/python -m bench.ledger.run
+bench-ledger: setup ## Holds and settles beside the same statements without the ledger (SMALL=1: 15 s)
+	$(BIN)/python -m bench.ledger.run $(if $(SMALL),--small)
 
-bench-ledger-postgres: setup ## The same in PostgreSQL: gateways, groups, budgets (needs PostgreSQL)
-	$(BIN)/python -m bench.ledger.postgres
+bench-ledger-postgres: setup ## The same in PostgreSQL, by gateways; slices (needs PostgreSQL; SMALL=1)
+	$(BIN)/python -m bench.ledger.postgres $(if $(SMALL),--small)
 
 bench-million: setup ## A million calls: memory, the ledger's file, start, export, retention (needs nginx, wrk)
 	$(BIN)/python -m bench.ledger.million

@@ -1,101 +1,75 @@
-"""Holds and settles of the ledger beside bare SQL statements that commit in the same groups.
+"""Holds and settles of the ledger in a file beside its own statements by the driver alone.
 
-    python bench/ledger/run.py [--calls N] [--group N]
+    python -m bench.ledger.run [--small] [--seconds S] [--rounds N] [--groups N …] [--budgets N …]
 
-The peer is what any ledger on SQLite must at least do: one row inserted for a hold, moved for a
-settle and an account's sum updated, with apsw, WAL and synchronous=FULL, `group` calls a commit.
-The ledger does it from `group` concurrent callers of an event loop, with caps, the path of
-accounts, thresholds, periods and followers. Both run on the same disk, one after the other, three
-times; the printed ratio is the median one.
+A file belongs to one gateway. `group` concurrent callers of an event loop hold and settle, on one
+budget or on a thousand in turn; the raw limit (`bench/ledger/raw.py`) does the same rows in
+transactions of as many calls. Both run on the same disk, in turn; the ratio is the median round's.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import statistics
+import itertools
 import tempfile
-import time
 from pathlib import Path
 
-import apsw
+from bench.ledger.measuring import HEAD, Cell, Done, Load, configs, drive, verdict
+from bench.ledger.raw import sqlite_run
 
-from llmbudget.api.budget import Action
-from llmbudget.api.money import Nano
-from llmbudget.contract.config import AccountConfig, Threshold
-from llmbudget.ledger.interface import HoldRequest, Settlement
 from llmbudget.ledger.sqlite import SqliteLedger
 
-ROUNDS = 3
-ACCOUNTS = [
-    AccountConfig(
-        name="llm/org",
-        cap_nano=10**15,
-        thresholds=(Threshold(percentage=80, action=Action.NOTIFY_ADMIN),),
-        providers=(),
-    ),
-    AccountConfig(name="llm/team", parent="llm/org", cap_nano=10**15, providers=()),
-]
+
+async def _open(load: Load) -> SqliteLedger:
+    ledger = await SqliteLedger.open(load.file)
+    await ledger.configure(configs(load.budgets), time_zone="UTC", generation=1)
+    return ledger
 
 
-def bare(path: Path, calls: int, group: int) -> float:
-    """Calls a second of bare statements."""
-    file = apsw.Connection(str(path))
-    file.pragma("journal_mode", "wal")
-    file.pragma("synchronous", "full")
-    file.execute("CREATE TABLE sums (spent INTEGER, held INTEGER); INSERT INTO sums VALUES (0, 0)")
-    file.execute("CREATE TABLE holds (id TEXT PRIMARY KEY, amount INTEGER) WITHOUT ROWID")
-    file.execute("CREATE TABLE entries (seq INTEGER PRIMARY KEY, id TEXT UNIQUE, cost INTEGER)")
-    began = time.perf_counter()
-    for first in range(0, calls, group):
-        ids = [f"call-{number}" for number in range(first, first + group)]
-        with file:
-            for id in ids:
-                file.execute("INSERT INTO holds VALUES (?, 10)", (id,))
-                file.execute("UPDATE sums SET held = held + 10")
-        with file:
-            for id in ids:
-                file.execute("DELETE FROM holds WHERE id = ?", (id,))
-                file.execute("INSERT INTO entries (id, cost) VALUES (?, 7)", (id,))
-                file.execute("UPDATE sums SET held = held - 10, spent = spent + 7")
-    took = time.perf_counter() - began
-    file.close()
-    return calls / took
-
-
-async def ours(path: Path, calls: int, group: int) -> float:
-    """Calls a second of the ledger."""
-    ledger = await SqliteLedger.open(path)
-    await ledger.configure(ACCOUNTS, time_zone="UTC", generation=1)
-
-    async def call(caller: int) -> None:
-        for number in range(calls // group):
-            id = f"call-{caller}-{number}"
-            await ledger.hold(HoldRequest(id, "llm/team", Nano(10), "provider", "model"))
-            await ledger.settle(id, Settlement(Nano(7), 100, 20))
-
-    began = time.perf_counter()
-    await asyncio.gather(*(call(caller) for caller in range(group)))
-    took = time.perf_counter() - began
-    assert ledger.balance("llm/org").spent == 7 * (calls // group) * group
+async def ours(load: Load) -> Done:
+    """Hold and settle by the ledger."""
+    ledger = await _open(load)
+    done = await drive(ledger, load, "0")
     await ledger.close()
-    return calls / took
+    return done
+
+
+async def prepare(load: Load) -> None:
+    """Make the file for the raw limit."""
+    await (await _open(load)).close()
+
+
+def compare(budgets: int, group: int, seconds: float, rounds: int) -> Cell:
+    """Measure both in turn."""
+    found = []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            load = Load(Path(folder) / "raw.db", budgets, group, seconds)
+            asyncio.run(prepare(load))
+            raw = sqlite_run(load)
+            load = Load(Path(folder) / "ledger.db", budgets, group, seconds)
+            found.append((asyncio.run(ours(load)), raw))
+    return Cell(budgets, 1, group, found)
 
 
 def main() -> None:
-    """Run both and print the ratio."""
+    """Measure each combination that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--calls", type=int, default=12_800)
-    parser.add_argument("--group", type=int, default=64)
+    parser.add_argument("--small", action="store_true", help="one round of a second")
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--groups", type=int, nargs="+", default=[1, 16, 64, 256])
+    parser.add_argument("--budgets", type=int, nargs="+", default=[1, 1000])
     options = parser.parse_args()
-    ratios = []
-    for number in range(ROUNDS):
-        with tempfile.TemporaryDirectory() as directory:
-            peer = bare(Path(directory) / "bare.db", options.calls, options.group)
-            found = asyncio.run(ours(Path(directory) / "ledger.db", options.calls, options.group))
-        ratios.append(found / peer)
-        print(f"round {number + 1}: ledger {found:,.0f} calls/s, bare SQL {peer:,.0f} calls/s")
-    print(f"ledger : bare SQL = {statistics.median(ratios):.2f}")
+    seconds, rounds = (1.0, 1) if options.small else (options.seconds, options.rounds)
+    print(f"SQLite, {seconds:g} s each, median of {rounds}; one gateway, to which the file belongs")
+    print(HEAD)
+    cells = []
+    for budgets, group in itertools.product(options.budgets, options.groups):
+        cells.append(compare(budgets, group, seconds, rounds))
+        print(cells[-1], flush=True)
+    print(*verdict(cells), sep="\n")
 
 
 if __name__ == "__main__":

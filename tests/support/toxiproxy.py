@@ -51,6 +51,14 @@ class Toxiproxy:
         self._ask("POST", f"/proxies/{number}/toxics", toxic)
         self.toxics += 1
 
+    def delay(self, milliseconds: int) -> None:
+        """Let all that goes through take so long, there and as long back."""
+        for number in range(len(self.ports)):
+            for stream in ("upstream", "downstream"):
+                toxic = {"name": stream, "type": "latency", "stream": stream}
+                attributes = {"latency": milliseconds}
+                self._ask("POST", f"/proxies/{number}/toxics", toxic | {"attributes": attributes})
+
     def heal(self) -> None:
         """Take all toxics away."""
         self._ask("POST", "/reset")

@@ -9,17 +9,21 @@ A cap of 0 has every threshold crossed from the start: there is nothing that may
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 from llmbudget.api.budget import Action
 from llmbudget.contract.config import Threshold
+
+STOPPING: Final = frozenset({Action.EXECUTIVE_INTERVENTION})
+"""Actions that stop calls until somebody approves."""
 
 
 def crossed(thresholds: Iterable[Threshold], spent: int, cap: int | None) -> tuple[Threshold, ...]:
     """Select the thresholds that settled spend has reached, in nano-USD; none without a cap."""
     if cap is None:
         return ()
-    return tuple(threshold for threshold in thresholds if spent * 100 >= threshold.percentage * cap)
+    return tuple([each for each in thresholds if spent * 100 >= each.percentage * cap])
 
 
 def downgrade_level(reached: Iterable[Threshold], steps: int) -> int:
@@ -35,9 +39,9 @@ def downgrade_level(reached: Iterable[Threshold], steps: int) -> int:
 
 
 def awaiting_approval(
-    reached: Iterable[Threshold], approved_period: str | None, period: str
+    reached: Sequence[Threshold], approved_period: str | None, period: str
 ) -> bool:
     """Tell whether an executive intervention stops calls: crossed, and this period not approved."""
-    if approved_period == period:
+    if not reached or approved_period == period:
         return False
-    return any(threshold.action is Action.EXECUTIVE_INTERVENTION for threshold in reached)
+    return any(threshold.action in STOPPING for threshold in reached)

@@ -37,7 +37,7 @@ from llmbudget.telemetry.spans import Spans
 log = logging.getLogger(__name__)
 
 LEDGER_FILE: Final = "ledger.db"
-_GARBAGE: Final = (50_000, 20, 50)
+GARBAGE: Final = (50_000, 20, 50)
 """Thresholds of the collector of reference cycles: a call makes hundreds of objects and hardly a
 cycle, so that by default a tenth of the time goes into looking for some."""
 
@@ -99,7 +99,7 @@ async def run(settings: Settings) -> None:
         ledger = await stack.enter_async_context(_opened(settings, clock))
         app = _assemble(settings, cluster, ledger, clock, stack)
         gc.freeze()
-        gc.set_threshold(*_GARBAGE)
+        gc.set_threshold(*GARBAGE)
         made = Server(app, settings.host, settings.port, settings.tls)
         serving = asyncio.create_task(made.serve())
         if settings.tls is not None:

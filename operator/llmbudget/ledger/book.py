@@ -161,10 +161,11 @@ class Book(Envelopes):
         self._refuse_repeated(request)
         self._refuse_unapproved(path)
         if request.envelope is None:
-            self._refuse_exceeding(path, amount)
+            remaining = self._refuse_exceeding(path, amount)
         else:
-            self._opening(request, amount)
+            envelope = self._opening(request, amount)
             self._refuse_overdrawn(path, amount)
+            remaining = Nano(envelope.left - amount)
         hold = OpenHold(
             id=request.id,
             path=tuple(account.name for account in path),
@@ -189,9 +190,10 @@ class Book(Envelopes):
         key = KeyRow.of(request, hold.period)
         if key is not None:
             self.changes.keys[(key.consumer, key.key)] = key
-        return self._granted(hold)
+        return Hold(hold.id, request.account, request.amount, hold.period, remaining)
 
     def _granted(self, hold: OpenHold) -> Hold:
+        """Say once more what was granted, and what is left now."""
         if hold.envelope is not None:
             envelope = self._envelope(hold.envelope)
             remaining = None if envelope is None else Nano(envelope.left)

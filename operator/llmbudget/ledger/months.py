@@ -187,9 +187,10 @@ class Months(Rooms):
         self._evaluate(path)
 
     def _check_room(self, path: Sequence[str], period: str, cost: int) -> None:
+        # A closed period may carry it on to the current one.
+        periods = {period, self.period}
         for name in path:
-            # A closed period may carry it on to the current one.
-            for each in {period, self.period}:
+            for each in periods:
                 self._check_cost(cost, self._read(name, each))
 
     @staticmethod

@@ -198,7 +198,8 @@ class Pages:
         return period_named(self.period, self.header.time_zone)
 
     def _now(self, name: str) -> Figures:
-        return self._read(name, self.period)
+        period = self.period
+        return self._figures.get((name, period)) or self._read(name, period)
 
     def _read(self, name: str, period: str) -> Figures:
         key = (name, period)

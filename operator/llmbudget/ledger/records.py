@@ -72,7 +72,7 @@ class Account:
     def cohort(self, period: str) -> str | None:
         """Name the parent among whose children it borrows and lends in a period; None: it does
         neither."""
-        if self.cap is None:
+        if self.cap is None or (self.borrows is None and self.loan is None):
             return None
         loan = self.loan_in(period)
         return self._own_cohort if loan is None else loan.parent
@@ -169,7 +169,7 @@ class Figures:
     @property
     def used(self) -> int:
         """Everything that leaves less for others."""
-        return self.total + self.held + self.lent
+        return self.spent + self.overage + self.debit + self.held + self.lent
 
     @property
     def due(self) -> int:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from llmbudget.api.money import Nano
 from llmbudget.decide.lending import Cohort, Loans, Member
-from llmbudget.decide.thresholds import awaiting_approval, crossed, downgrade_level
+from llmbudget.decide.thresholds import STOPPING, awaiting_approval, crossed, downgrade_level
 from llmbudget.ledger.interface import AwaitingApproval, Balance, BudgetExceeded
 from llmbudget.ledger.pages import Pages
 from llmbudget.ledger.records import LIMIT, Account, Figures
@@ -87,7 +87,7 @@ class Rooms(Pages):
         """Cut the loans of former terms down to what was not given back: anew, it is lent by the
         terms in force."""
         accounts = [self.accounts[name] for name in names if name in self.accounts]
-        loans = [account.loan_in(self.period) for account in accounts]
+        loans = [each.loan_in(self.period) for each in accounts if each.loan is not None]
         for parent in {loan.parent for loan in loans if loan is not None}:
             still = [(each, self._still_borrowed(each)) for each in self._with_loans(parent)]
             standing = sum(borrowed for _, borrowed in still)
@@ -119,25 +119,33 @@ class Rooms(Pages):
 
     def _refuse_unapproved(self, path: Sequence[Account]) -> None:
         for account in path:
-            if not account.thresholds:
+            stops = [each for each in account.thresholds if each.action in STOPPING]
+            if not stops:
                 continue
             figures = self._now(account.name)
-            reached = crossed(account.thresholds, figures.total, self._own(account, figures))
+            reached = crossed(stops, figures.total, self._own(account, figures))
             if awaiting_approval(reached, account.approved_period, self.period):
                 raise AwaitingApproval(account.name, self._current())
 
-    def _refuse_exceeding(self, path: Sequence[Account], amount: int) -> None:
+    def _refuse_exceeding(self, path: Sequence[Account], amount: int) -> Nano | None:
         """Hold against every cap of the path; where several have no room, one that waiting does
-        not help goes first."""
+        not help goes first. Tells what will be left on the tightest account, as `_left` does."""
         refusals: list[BudgetExceeded] = []
+        tightest: int | None = None
         for account in path:
             figures = self._now(account.name)
             if figures.used + amount >= LIMIT:
                 raise ValueError("amount is beyond what the ledger counts")
-            if not self._fits(account, amount):
+            room = self._room(account)
+            if room is None:
+                continue
+            tightest = room if tightest is None else min(room, tightest)
+            if not 0 < amount <= room and not self._fits(account, amount):
                 only_held = self._fits(account, amount, held=False)
                 refusals.append(self._exceeded(account, amount, only_held=only_held))
         _raise_worst(refusals)
+        # On an account of the path, what is granted takes as much from the room.
+        return None if tightest is None else Nano(max(0, tightest - amount))
 
     def _refuse_overdrawn(self, path: Sequence[Account], amount: int) -> None:
         """Hold against every account of a path on which a call's money is set aside: none may be

@@ -415,6 +415,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert room, "I1"
             assert self.present(name)
             assert granted.period == self.period
+            assert book.hold(ask(id, amount, name)) == granted, "what is left, counted once more"
             if crash:
                 raise Crash
             return True
@@ -487,7 +488,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
         def ask_for(book):
             try:
-                book.hold(within(envelope, id, amount, purse.path[0]))
+                granted = book.hold(within(envelope, id, amount, purse.path[0]))
             except UnknownAccount:
                 assert purse.path[0] in self.gone
                 return False
@@ -500,6 +501,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 return False
             assert room, "I1"
             assert not overdrawn, "I1"
+            assert book.hold(within(envelope, id, amount, purse.path[0])) == granted
             assert self.present(purse.path[0])
             return True
 

@@ -51,16 +51,16 @@ PATIENCE_SECONDS: Final = 5.0
 """How long a transaction is tried again before its callers are told."""
 _PAUSE_SECONDS: Final = (0.02, 0.5)
 
-_LOCK: Final = (
+LOCK: Final = (
     "SELECT requires, name, epoch, version, rare_version, envelopes_version, last_seq, "
     "generation, period, time_zone, next_time_zone, incarnation FROM ledger FOR UPDATE"
 )
-_WRITE: Final = (
+WRITE: Final = (
     "UPDATE ledger SET name = %s, epoch = %s, version = %s, rare_version = %s, "
     "envelopes_version = %s, last_seq = %s, generation = %s, period = %s, time_zone = %s, "
     "next_time_zone = %s"
 )
-_COUNT: Final = "UPDATE owners SET commits = %s WHERE epoch = %s"
+COUNT: Final = "UPDATE owners SET commits = %s WHERE epoch = %s"
 
 Clock = Callable[[datetime], datetime]
 """Tells the time, given the database's."""
@@ -200,7 +200,7 @@ class Store:
             self.transact(lambda book: book.sweep(list(book.holds.values())))
             if self._connection is not None:
                 with self._connection.transaction():
-                    self._connection.execute(_LOCK)
+                    self._connection.execute(LOCK)
                     self._connection.execute("DELETE FROM owners WHERE epoch = %s", (self.epoch,))
                     return not Rows(self._connection).owners()
         return False
@@ -262,7 +262,7 @@ class Store:
         book = self._book
         with connection.pipeline():
             connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-            locked = connection.execute(_LOCK)
+            locked = connection.execute(LOCK)
             period = None if book is None else book.header.period
             news = connection.execute(
                 NEWS, {"epoch": self.epoch, "period": period, "seen": self._seen}
@@ -421,7 +421,7 @@ class Store:
                 header.next_time_zone,
             )
             mine = ((found.commits or 0) + 1, header.epoch)
-            write(connection, changes, version, [(_COUNT, mine), (_WRITE, ledger)])
+            write(connection, changes, version, [(COUNT, mine), (WRITE, ledger)])
             connection.execute("COMMIT")
         self.epoch, self._seen = header.epoch, version
         self._incarnation = header.incarnation

@@ -1,6 +1,6 @@
 """Writing the rows, each statement in one place: one a table, however many rows it has.
 
-What most transactions write goes as one statement: each costs the driver and the server more than the
+What most transactions write goes as two: a statement costs the driver and the server more than the
 rows of a call do.
 """
 
@@ -39,7 +39,6 @@ from llmbudget.ledger.postgres.rows import (
 )
 from llmbudget.ledger.records import Changes, Slice
 
-
 Statement = tuple[str, Sequence[object]]
 """Its text, and values for it."""
 Batch = tuple[str, Sequence[Row]]
@@ -49,12 +48,11 @@ Batch = tuple[str, Sequence[Row]]
 def write(
     connection: Connection, changes: Changes, version: int, last: Sequence[Statement] = ()
 ) -> None:
-    """Write what a transaction changed, and what is to be written last, in the same statement as the
-    sums."""
+    """Write what a transaction changed, and what is to be written last, together with the sums."""
     if changes.keys_before is not None:
         connection.execute("DELETE FROM idempotency WHERE period < %s", (changes.keys_before,))
-    # First, since their keys stop a transaction that resolves what another owner resolved before, or
-    # opens what is there.
+    # First, since their keys stop a transaction that resolves what another owner resolved before,
+    # or opens what is there.
     _execute(connection, _calls(changes))
     for statement in _rare(changes, version):
         _execute(connection, [statement])
@@ -72,11 +70,11 @@ def _execute(
     ]
     if usual or last:
         texts, values = zip(*usual, *last, strict=True)
-        connection.execute(_together(texts), [*chain.from_iterable(values)])
+        connection.execute(together(texts), [*chain.from_iterable(values)])
 
 
 @cache
-def _together(statements: tuple[str, ...]) -> str:
+def together(statements: tuple[str, ...]) -> str:
     """Make one statement of several that change different rows."""
     *first, last = statements
     if not first:
@@ -86,9 +84,9 @@ def _together(statements: tuple[str, ...]) -> str:
 
 
 def _calls(changes: Changes) -> Iterator[Batch]:
-    yield _ENTRIES, [entry_row(row, _same) for row in changes.entries.values()]
-    yield _OPENED, [hold_row(hold) for hold in changes.opened.values()]
-    yield "DELETE FROM holds WHERE id = ANY(%s::text[])", [(hold,) for hold in changes.closed]
+    yield ENTRIES, [entry_row(row, _same) for row in changes.entries.values()]
+    yield OPENED, [hold_row(hold) for hold in changes.opened.values()]
+    yield CLOSED, [(hold_id,) for hold_id in changes.closed]
 
 
 def _sums(changes: Changes, version: int) -> Batch:
@@ -96,7 +94,7 @@ def _sums(changes: Changes, version: int) -> Batch:
         (*figures_row(*key, figures), figures.granted, figures.returned, version)
         for key, figures in changes.figures.items()
     ]
-    return _SUMS, rows
+    return SUMS, rows
 
 
 def _rare(changes: Changes, version: int) -> Iterator[Batch]:
@@ -127,14 +125,15 @@ def _unnest(types: str) -> str:
 
 
 # A path is one text here: an array of arrays must be a rectangle.
-_OPENED: Final = (
+OPENED: Final = (
     f"INSERT INTO holds ({HOLD}) SELECT id, string_to_array(path, ' '), period, amount, "
     "provider, model, agent, task_id, epoch, consumer, key, envelope FROM ("
     + _unnest("text text text int8 text text text text int8 text text text")
     + ") AS t(id, path, period, amount, provider, model, agent, task_id, epoch, consumer, key, "
     "envelope)"
 )
-_ENTRIES: Final = (
+CLOSED: Final = "DELETE FROM holds WHERE id = ANY(%s::text[])"
+ENTRIES: Final = (
     f"INSERT INTO entries ({ENTRY}) SELECT seq, id, ts, string_to_array(path, ' '), period, "
     "provider, model, tokens_in, tokens_out, cost, held, task_id, agent, status, outcome, "
     "envelope FROM ("
@@ -154,7 +153,7 @@ _ACCOUNTS: Final = (
     "revision = excluded.revision, rollover = excluded.rollover, borrows = excluded.borrows, "
     "lends = excluded.lends, top_ups = excluded.top_ups, loan = excluded.loan"
 )
-_SUMS: Final = (
+SUMS: Final = (
     f"INSERT INTO account_periods ({FIGURES}, version) "
     + _unnest("text text int8 int8 int8 int8 int8 bool int8 int8 int8 int8 int8 int8")
     + " ON CONFLICT (period, account) DO UPDATE SET spent = excluded.spent, "

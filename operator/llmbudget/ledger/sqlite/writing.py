@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 import apsw
 
@@ -19,6 +20,11 @@ from llmbudget.ledger.columns import (
 )
 from llmbudget.ledger.records import Changes, Header
 from llmbudget.ledger.sqlite.rows import to_microseconds
+
+SUMS: Final = "INSERT OR REPLACE INTO account_periods VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+OPENED: Final = "INSERT INTO holds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+CLOSED: Final = "DELETE FROM holds WHERE id = ?"
+ENTRIES: Final = "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 def write(connection: apsw.Connection, header: Header, changes: Changes) -> None:
@@ -48,16 +54,16 @@ def _batches(changes: Changes) -> Iterator[tuple[str, Sequence[Row]]]:
         [account_row(account) for account in changes.accounts.values()],
     )
     yield (
-        "INSERT OR REPLACE INTO account_periods VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        SUMS,
         [figures_row(*key, figures) for key, figures in changes.figures.items()],
     )
     yield (
-        "INSERT INTO holds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        OPENED,
         [hold_row(hold) for hold in changes.opened.values()],
     )
-    yield "DELETE FROM holds WHERE id = ?", [(hold_id,) for hold_id in changes.closed]
+    yield CLOSED, [(hold_id,) for hold_id in changes.closed]
     yield (
-        "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        ENTRIES,
         [entry_row(row, to_microseconds) for row in changes.entries.values()],
     )
     yield (
