@@ -266,10 +266,10 @@ class Rows:
 
 
 NEWS: Final = (
-    f"SELECT clock_timestamp(), owners.commits, {FIGURES} FROM (VALUES (1)) AS always "
+    "SELECT clock_timestamp(), owners.commits, changed.* FROM (VALUES (1)) AS always "
     "LEFT JOIN owners ON epoch = %(epoch)s "
-    "LEFT JOIN account_periods ON period = %(period)s AND account_periods.version > %(seen)s "
-    "AND (SELECT version FROM ledger) > %(seen)s"
+    f"LEFT JOIN (SELECT {FIGURES} FROM account_periods WHERE period = %(period)s "
+    "AND version > %(seen)s AND (SELECT version FROM ledger) > %(seen)s) AS changed ON true"
 )
 """The time, an owner's commits, and what others changed in a period since a version: at least one
 row. Where nobody committed anything, the sums are not even looked at."""
