@@ -79,7 +79,7 @@ bench-streams: setup ## A thousand open streams: lag, memory, processor time (ne
 bench-operator: setup ## A thousand budgets on a real API server, beside its raw limit (15 minutes)
 	$(BIN)/python -m bench.operator.run
 
-bench-ledger: setup ## Holds and settles beside the same statements without the ledger (SMALL=1: 15 s)
+bench-ledger: setup ## Holds and settles beside the same statements without the ledger (SMALL=1: 20 s)
 	$(BIN)/python -m bench.ledger.run $(if $(SMALL),--small)
 
 bench-ledger-postgres: setup ## The same in PostgreSQL, by gateways; slices (needs PostgreSQL; SMALL=1)

@@ -57,7 +57,7 @@ def main() -> None:
     """Measure each combination that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="one round of a second")
-    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--groups", type=int, nargs="+", default=[1, 16, 64, 256])
     parser.add_argument("--budgets", type=int, nargs="+", default=[1, 1000])
