@@ -19,9 +19,9 @@ MODELS: Final = [
 ]
 
 
-def namespace(number: int) -> str:
+def namespace(number: int, prefix: str = "bench") -> str:
     """Name the namespace of a budget."""
-    return f"bench-{number % NAMESPACES}"
+    return f"{prefix}-{number % NAMESPACES}"
 
 
 def name(number: int) -> str:
@@ -39,10 +39,10 @@ def has_target(number: int) -> bool:
     return number % WITH_TARGETS == 0
 
 
-def surroundings() -> Iterator[Manifest]:
-    """List what a namespace has beside its budgets."""
+def surroundings(prefix: str = "bench") -> Iterator[Manifest]:
+    """List what the namespaces have beside their budgets."""
     for number in range(NAMESPACES):
-        metadata = {"name": "keys", "namespace": namespace(number)}
+        metadata: Manifest = {"name": "keys", "namespace": namespace(number, prefix)}
         metadata |= {
             "labels": {"llmbudget.io/provider-key": "true"},
             "annotations": {"llmbudget.io/allowed-host": "127.0.0.1"},
@@ -55,11 +55,12 @@ def surroundings() -> Iterator[Manifest]:
             "credentials": {"secretKeyRef": {"name": "keys", "key": "SIM"}},
             "models": MODELS,
         }
-        yield _resource("LLMProvider", namespace(number), "sim", spec)
+        yield _resource("LLMProvider", namespace(number, prefix), "sim", spec)
 
 
-def budget(number: int) -> Manifest:
+def budget(number: int, prefix: str = "bench") -> Manifest:
     """Write one budget."""
+    here = namespace(number, prefix)
     spec: Manifest = {
         "budget": {
             "monthlyCap": "1.00",
@@ -70,14 +71,12 @@ def budget(number: int) -> Manifest:
         },
         "providers": [{"name": "sim"}],
         "downgrade": {"ladder": ["large", "medium", "small"]},
-        "consumers": [{"namespace": namespace(number), "serviceAccounts": [name(number)]}],
+        "consumers": [{"namespace": here, "serviceAccounts": [name(number)]}],
     }
     if has_target(number):
         selector = {"matchLabels": {"app": name(number)}}
-        spec["targets"] = [
-            {"namespace": namespace(number), "selector": selector, "env": "LLM_MODEL"}
-        ]
-    return _resource("LLMBudget", namespace(number), name(number), spec)
+        spec["targets"] = [{"namespace": here, "selector": selector, "env": "LLM_MODEL"}]
+    return _resource("LLMBudget", here, name(number), spec)
 
 
 def workload(number: int) -> Manifest:
