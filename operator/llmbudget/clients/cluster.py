@@ -29,6 +29,9 @@ PAGE: Final = 500
 _BACKOFF: Final = (0.2, 30.0)
 """Seconds between reconnects: the first, the longest."""
 
+_NEVER: Final = "1"
+"""A version that no object has: an apply that names it makes a new object, or is a conflict."""
+
 _APPLY: Final = "application/apply-patch+yaml"
 _JSON_PATCH: Final = "application/json-patch+json"
 _MERGE_PATCH: Final = "application/merge-patch+json"
@@ -91,8 +94,16 @@ class Cluster:
     async def list(
         self, kind: Kind, namespace: str | None = None, label_selector: str | None = None
     ) -> tuple[Manifests, str]:
-        """Read all objects in pages, with the resource version that they are of."""
+        """Read all objects, with the resource version that they are of."""
         return await self._list(kind, namespace, _query(labelSelector=label_selector))
+
+    async def pages(
+        self, kind: Kind, namespace: str | None = None, *, metadata_only: bool = False
+    ) -> AsyncIterator[tuple[Manifests, str]]:
+        """Read all objects, or their metadata, a few hundred at a time, each time with the resource
+        version that they are of."""
+        async for found in self._pages(kind, namespace, {}, metadata_only):
+            yield found
 
     async def watch(
         self,
@@ -155,6 +166,15 @@ class Cluster:
             ApiError: 409 without `force`, where another manager says otherwise.
         """
         return await self._apply(_path(manifest), manifest, force, field_manager)
+
+    async def apply_new(self, manifest: Manifest) -> Manifest:
+        """Apply on the server what is not there yet, in one step.
+
+        Raises:
+            ApiError: 409 where there is an object of that name.
+        """
+        metadata = manifest["metadata"] | {"resourceVersion": _NEVER}
+        return await self.apply(manifest | {"metadata": metadata})
 
     async def apply_status(self, manifest: Manifest) -> Manifest:
         """Apply the status subresource with our field manager."""
@@ -304,7 +324,12 @@ class Cluster:
         query: Mapping[str, str],
         metadata_only: bool = False,
     ) -> tuple[Manifests, str]:
-        items: Manifests = []
+        pages = [page async for page in self._pages(kind, namespace, query, metadata_only)]
+        return [item for items, _ in pages for item in items], pages[-1][1]
+
+    async def _pages(
+        self, kind: Kind, namespace: str | None, query: Mapping[str, str], metadata_only: bool
+    ) -> AsyncIterator[tuple[Manifests, str]]:
         page = {"limit": str(PAGE), **query}
         accept = _METADATA_LIST if metadata_only else _JSON
         while True:
@@ -316,10 +341,10 @@ class Cluster:
                 # A list leaves out what all of its items have in common.
                 item.setdefault("apiVersion", kind.api_version)
                 item.setdefault("kind", kind.kind)
-            items += found
+            yield found, answer["metadata"]["resourceVersion"]
             following = answer["metadata"].get("continue")
             if not following:
-                return items, answer["metadata"]["resourceVersion"]
+                return
             page["continue"] = following
 
     async def _follow(

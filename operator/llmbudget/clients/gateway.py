@@ -14,8 +14,8 @@ from functools import lru_cache
 from typing import Final
 from urllib.parse import quote
 
+import aiohttp
 import certifi
-import httpx
 from pydantic import ValidationError
 
 from llmbudget.contract.events import (
@@ -42,8 +42,9 @@ _MODELS: Final[dict[bytes, type[StreamEvent]]] = {
 }
 LONGEST_LINE: Final = 64 * 1024
 """Bytes: the keys that a gateway lacks, each with its reason, take the most."""
-_CONNECT_SECONDS: Final = 5.0
-_SILENCE_SECONDS: Final = 3.0 * HEARTBEAT_SECONDS
+_LIMITS: Final = aiohttp.ClientTimeout(
+    total=None, sock_connect=5.0, sock_read=3.0 * HEARTBEAT_SECONDS
+)
 
 
 @lru_cache(maxsize=64)
@@ -65,18 +66,15 @@ class GatewayClient:
         """Connect by `ca`, authorities in PEM; None: the public ones. `name` is what the
         certificate must be for; None: the URL's host."""
         self._url = url.rstrip("/")
-        self._extensions = {"sni_hostname": name} if name is not None else {}
+        self._name = name
         self._token = token
-        self._client = httpx.AsyncClient(
-            # Ambient proxies must not see the token.
-            trust_env=False,
-            verify=_trust(ca),
-            timeout=httpx.Timeout(_SILENCE_SECONDS, connect=_CONNECT_SECONDS),
-        )
+        self._trust = _trust(ca)
+        self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
         """Let go of the connections."""
-        await self._client.aclose()
+        if self._session is not None:
+            await self._session.close()
 
     async def events(self) -> AsyncIterator[StreamEvent]:
         """Follow the stream until it ends or falls silent.
@@ -87,7 +85,7 @@ class GatewayClient:
         try:
             async with self._answer("GET", BALANCES_PATH) as answer:
                 model: type[StreamEvent] | None = None
-                async for line in _lines(answer.aiter_raw()):
+                async for line in _lines(answer.content.iter_any()):
                     if line.startswith(b"event:"):
                         model = _MODELS.get(line[6:].strip())
                     elif line.startswith(b"data:") and model is not None:
@@ -105,7 +103,7 @@ class GatewayClient:
             pass  # What else it says is not read.
 
     @asynccontextmanager
-    async def _answer(self, method: str, path: str) -> AsyncIterator[httpx.Response]:
+    async def _answer(self, method: str, path: str) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send a request, and hand out its answer's beginning.
 
         Raises:
@@ -114,14 +112,31 @@ class GatewayClient:
         # Nothing packed, which might be much more than it seems.
         headers = {"authorization": f"Bearer {await self._token()}", "accept-encoding": "identity"}
         try:
-            async with self._client.stream(
-                method, self._url + path, headers=headers, extensions=self._extensions
-            ) as answer:
-                if answer.status_code != 200:
-                    raise GatewayError(f"the gateway answers with status {answer.status_code}")
+            answer = await self._opened().request(
+                method,
+                self._url + path,
+                headers=headers,
+                ssl=self._trust,
+                server_hostname=self._name,
+                allow_redirects=False,
+            )
+            try:
+                if answer.status != 200:
+                    raise GatewayError(f"the gateway answers with status {answer.status}")
                 yield answer
-        except httpx.HTTPError as error:
+            finally:
+                answer.close()
+        except (aiohttp.ClientError, TimeoutError) as error:
             raise GatewayError(f"the gateway can't be reached: {type(error).__name__}") from None
+
+    def _opened(self) -> aiohttp.ClientSession:
+        """Begin with the first request: thousands of gateways are followed, each by a session.
+        Ambient proxies must not see the token."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar(), timeout=_LIMITS
+            )
+        return self._session
 
 
 async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import ROUND_CEILING, Context, Decimal, Inexact
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from llmbudget.api.costs import Cost, CostTier, OtherRates, ServiceTierCost
@@ -18,6 +19,7 @@ from llmbudget.api.money import NANO_PER_USD, Nano, parse_price, round_up
 from llmbudget.api.provider import Protocol, ProviderModel, ProviderSpec
 from llmbudget.contract.config import COUNTERPARTS, ImagePrice, Prices, Rates, RatesByLength, Tier
 from llmbudget.decide.media import has_place, searches_by_itself
+from llmbudget.decide.world import Provider
 
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, ModelPrice
@@ -241,6 +243,18 @@ def resolve_prices(model: ProviderModel, provider: ProviderSpec, at: datetime) -
     if found is None or search is None:
         return found
     return found.model_copy(update={"search": parse_price(search)})
+
+
+def prices_of(provider: Provider, at: datetime) -> tuple[Prices | None, ...]:
+    """Find the prices of all models of a provider, in their order, as `resolve_prices` does: once a
+    minute, whoever asks."""
+    return _prices_of(provider, at.replace(second=0, microsecond=0))
+
+
+@lru_cache(maxsize=1024)
+def _prices_of(provider: Provider, at: datetime) -> tuple[Prices | None, ...]:
+    spec = provider.spec
+    return () if spec is None else tuple(resolve_prices(m, spec, at) for m in spec.models)
 
 
 def _with_place(usual: Prices) -> Prices:

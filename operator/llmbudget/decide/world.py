@@ -37,9 +37,12 @@ class Budget:
         return None if ref is None else account_name(ref.namespace or self.namespace, ref.name)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Provider:
-    """An LLMProvider as it is in the cluster; `spec` None: it can't be read, for `error`."""
+    """An LLMProvider as it is in the cluster; `spec` None: it can't be read, for `error`.
+
+    Made once for each change, and equal to itself alone: what is worked out of it is remembered.
+    """
 
     namespace: str
     name: str

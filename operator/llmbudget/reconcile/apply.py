@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
 
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _KEPT: Final = frozenset({"PersistentVolumeClaim"})
 """Kinds that are never deleted: the ledger outlives its budget."""
+_ADOPTED: Final = frozenset({"PersistentVolumeClaim", "ClusterRoleBinding"})
+"""Kinds without an owner: what has such a name is a child."""
 HANDOVER: Final = "llmbudget-handover"
 """Field manager that holds a Deployment's replicas until its autoscaler does."""
 
@@ -34,43 +36,57 @@ class OwnerGone(Exception):
     """The budget was deleted, and no watch has told."""
 
 
-class Occupied(Exception):
+class _Taken(Exception):
     """An object that is not ours has the name of a child."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a root's children."""
+
+    written: int = 0
+    """Objects that were written or deleted."""
+    taken: str | None = None
+    """Whose name is another's object's, and what to do."""
 
 
 async def apply_children(
     cluster: Cluster, live: Live, root: Budget, wanted: Iterable[Manifest]
-) -> int:
-    """Bring the cluster to what is wanted; return how many objects were written.
+) -> Outcome:
+    """Bring the cluster to what is wanted. Where a name is taken, no child after it is begun, but
+    those that are there follow their budget.
 
     Raises:
         ApiError: the API server refused one of them.
         OwnerGone: the budget is no more.
-        Occupied: there is an object of that name that is another's.
     """
-    written = 0
+    outcome = Outcome()
     keep: set[tuple[str, str]] = set()
-    wanted = list(wanted)
     await _look_for_secrets(cluster, live, root)
-    absent = [manifest for manifest in wanted if live.get(manifest) is None]
-    await asyncio.gather(*(_check_free(cluster, manifest, root) for manifest in absent))
-    for manifest in wanted:
+    for manifest in map(_stamped, wanted):
         keep.add((manifest["kind"], manifest["metadata"]["name"]))
         found = live.get(manifest)
-        manifest = _stamped(manifest)
+        if found is None and outcome.taken is not None:
+            continue
         if found is not None and manifest["kind"] == "PersistentVolumeClaim":
             manifest = _adopted(manifest, found)
         if found is not None and agrees(manifest, found):
             continue
-        if not written:
+        if not outcome.written:
             await _check_owner(cluster, root)
-        if found is not None:
-            await _hand_over_replicas(cluster, manifest, found)
-        with live.expecting(manifest):
-            live.put(await cluster.apply(manifest))
-        written += 1
-        log.info("applied", extra={"fields": _fields(manifest)})
-    return written + await _prune(cluster, live, root, keep)
+        try:
+            with live.expecting(manifest):
+                live.put(await _written(cluster, manifest, found, root))
+        except _Taken:
+            outcome.taken = (
+                f"There is a {manifest['kind']} {manifest['metadata']['name']} already that is not"
+                " this budget's: remove it, or name the budget differently."
+            )
+        else:
+            outcome.written += 1
+            log.info("applied", extra={"fields": _fields(manifest)})
+    outcome.written += await _prune(cluster, live, root, keep)
+    return outcome
 
 
 async def _check_owner(cluster: Cluster, root: Budget) -> None:
@@ -81,17 +97,30 @@ async def _check_owner(cluster: Cluster, root: Budget) -> None:
         raise OwnerGone
 
 
-async def _check_free(cluster: Cluster, manifest: Manifest, root: Budget) -> None:
-    """Make sure that what is about to be created takes nobody's place."""
-    if manifest["kind"] in ("PersistentVolumeClaim", "ClusterRoleBinding"):
-        return
-    namespace, name = root.namespace, manifest["metadata"]["name"]
-    found = await cluster.get_metadata(kind_of(manifest), namespace, name)
-    if found is not None and not _owned(found, root):
-        raise Occupied(
-            f"There is a {manifest['kind']} {name} already that is not this budget's: remove it, or"
-            " name the budget differently."
+async def _written(
+    cluster: Cluster, manifest: Manifest, found: Manifest | None, root: Budget
+) -> Manifest:
+    """Write a child; return it as it is then.
+
+    Raises:
+        ApiError.
+        _Taken: it would take another's place.
+    """
+    if found is not None:
+        await _hand_over_replicas(cluster, manifest, found)
+    elif manifest["kind"] not in _ADOPTED:
+        try:
+            return await cluster.apply_new(manifest)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+        metadata = manifest["metadata"]
+        there = await cluster.get_metadata(
+            kind_of(manifest), metadata.get("namespace"), metadata["name"]
         )
+        if there is not None and not _owned(there, root):
+            raise _Taken
+    return await cluster.apply(manifest)
 
 
 async def _look_for_secrets(cluster: Cluster, live: Live, root: Budget) -> None:
@@ -131,9 +160,8 @@ def _stamped(manifest: Manifest) -> Manifest:
 async def _prune(cluster: Cluster, live: Live, root: Budget, keep: set[tuple[str, str]]) -> int:
     unwanted = [
         item
-        for item in live.of(root.account)
-        if (item["kind"], item["metadata"]["name"]) not in keep
-        and item["kind"] not in _KEPT
+        for item in live.of(root.account, beside=keep)
+        if item["kind"] not in _KEPT
         and (item["kind"] == "ClusterRoleBinding" or _owned(item, root))
     ]
     for item in unwanted:

@@ -12,6 +12,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -22,11 +23,13 @@ from llmbudget.clients.cluster import ApiError, Cluster
 from llmbudget.clients.kinds import BUDGETS, CLUSTER_ROLE_BINDINGS, PROVIDERS
 from llmbudget.contract.config import GatewayConfig
 from llmbudget.contract.events import ActionEvent
+from llmbudget.decide.pace import Pace
 from llmbudget.decide.validity.chain import findings
 from llmbudget.decide.validity.finding import Finding
 from llmbudget.decide.world import Installation, World
+from llmbudget.reconcile import streams
 from llmbudget.reconcile.actions import Actions
-from llmbudget.reconcile.apply import Occupied, OwnerGone, apply_children
+from llmbudget.reconcile.apply import OwnerGone, apply_children
 from llmbudget.reconcile.certificates import Certificates
 from llmbudget.reconcile.gather import gather, keys_for_environment
 from llmbudget.reconcile.live import SELECTOR, Live, account_of
@@ -34,8 +37,8 @@ from llmbudget.reconcile.queue import Failure, WorkQueue
 from llmbudget.reconcile.recorder import Recorder
 from llmbudget.reconcile.status import Situation
 from llmbudget.reconcile.statuses import Statuses
-from llmbudget.reconcile.store import Store
-from llmbudget.reconcile.streams import Place, Streams
+from llmbudget.reconcile.store import Place, Store
+from llmbudget.reconcile.streams import Streams
 from llmbudget.render import names
 from llmbudget.render.children import children
 from llmbudget.render.gateway_config import gateway_config
@@ -55,6 +58,10 @@ _FIGURES_SECONDS: Final = 1.0
 """How long the figures of a status may be old, at least; transitions are told at once."""
 _FIGURES_A_SECOND: Final = 100
 """Trees whose figures are written in a second, at most: with 1,000 active ones each waits ten."""
+
+_TRANSITIONS: Final = (10, 1.0)
+"""How many transitions of one account are told at once, and in how many seconds one more: a gateway
+that goes back and forth keeps nobody busy."""
 
 _LASTING: Final = frozenset({400, 401, 403, 404, 405, 413, 422})
 """Refusals that trying again does not mend; conflicts and outages pass by themselves."""
@@ -107,6 +114,7 @@ class Controller:
         self._statuses = Statuses(cluster, self.store, recorder, clock)
         self._situations: dict[str, tuple[World, tuple[Finding, ...], GatewayConfig | None]] = {}
         self._written_at: dict[str, float] = {}
+        self._pace = Pace(*_TRANSITIONS)
         self._unseen: set[str] = set()
         self._begun = 0.0
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -171,19 +179,24 @@ class Controller:
             keys = await keys_for_environment(self._cluster, world, found)
             wanted = children(world, found, config, keys, serving)
             try:
-                await apply_children(self._cluster, self._live, world.root, wanted)
+                outcome = await apply_children(self._cluster, self._live, world.root, wanted)
             except OwnerGone:
                 gone = self.store.raw.get(("LLMBudget", root))
                 if gone is not None:
                     self.drop("LLMBudget", gone)
                 return
+            if outcome.taken is not None:
+                found = (*found, Finding(Reason.NAME_TAKEN, outcome.taken, account=root))
+                # One that could not be written down would get another number each time.
+                config = config if world.previous_config else None
         if serving.problem is not None:
             # Told once the money's changes are made: no certificate may hold them up.
             what = Finding(Reason.CERTIFICATE_MISSING, serving.problem, account=root)
             found = (*found, what)
-        self._situations[root] = (world, found, config)
+        # It has been compared, and is long.
+        self._situations[root] = (replace(world, previous_config=None), found, config)
         services = tuple(names.gateway(world.root, region) for region in names.regions(world))
-        self._streams.follow(root, Place(services, serving.tls, serving.bundle))
+        self._streams.follow(root, streams.Place(services, serving.tls, serving.bundle))
         await self._write(root)
         self._roots.add(root, RECHECK_SECONDS if found else RESYNC_SECONDS)
 
@@ -208,25 +221,29 @@ class Controller:
             await self._sweep(account, surely=True)
             self._locks.pop(account, None)
             self._written_at.pop(account, None)
+            self._pace.forget(account)
             self._live.keep({members[0].namespace for members in self.store.forest.trees.values()})
 
-    async def relist(self) -> None:
+    async def relist(self, *, gone_only: bool = False) -> None:
         """Read all resources, and find those that have gone: before the first is reconciled, since
-        a root without its children would be rendered twice, and after a gap in a watch.
+        a root without its children would be rendered twice, and after a gap in a watch, which has
+        told of all others itself: `gone_only`.
 
         Raises:
             ApiError.
         """
         for kind in (PROVIDERS, BUDGETS):
-            lists = [
-                await self._cluster.list(kind, namespace)
-                for namespace in self._installation.namespaces or (None,)
-            ]
-            items = [item for found, _ in lists for item in found]
-            for item in items:
-                self.put(kind.kind, item)
-            version = min(int(version) for _, version in lists)
-            for raw in self.store.missing_from(kind.kind, items, version):
+            listed: set[Place] = set()
+            versions: set[int] = set()
+            for namespace in self._installation.namespaces or (None,):
+                pages = self._cluster.pages(kind, namespace, metadata_only=gone_only)
+                async for items, version in pages:
+                    versions.add(int(version))
+                    for item in items:
+                        listed.add((item["metadata"]["namespace"], item["metadata"]["name"]))
+                        if not gone_only:
+                            self.put(kind.kind, item)
+            for raw in self.store.missing_from(kind.kind, listed, min(versions)):
                 self.drop(kind.kind, raw)
 
     async def find_leftovers(self) -> None:
@@ -276,10 +293,11 @@ class Controller:
     def _belongs(self, root: str, account: str) -> bool:
         return self.store.forest.roots.get(account) == root
 
-    def _heard(self, root: str, transition: bool) -> None:
-        """A gateway said something: transitions are told at once, figures now and then."""
-        if transition:
-            self._transitions.add(root)
+    def _heard(self, root: str, changed: str | None) -> None:
+        """A gateway said something: transitions are told at once, unless one account has too many
+        to be true, figures now and then."""
+        if changed is not None:
+            self._transitions.add(root, self._pace.wait(changed, time.monotonic()))
             return
         interval = max(_FIGURES_SECONDS, len(self._situations) / _FIGURES_A_SECOND)
         since = time.monotonic() - self._written_at.get(root, 0.0)
@@ -354,8 +372,6 @@ class Controller:
 def _explained(account: str, failure: Failure) -> tuple[Reason, str] | None:
     """Say what a failure is; None: it may pass by itself."""
     error = failure.error
-    if isinstance(error, Occupied):
-        return Reason.NAME_TAKEN, str(error)
     if not isinstance(error, ApiError):
         kind = type(error).__name__
         return Reason.API_ERROR, f"The operator failed ({kind}): its log says more."

@@ -173,9 +173,10 @@ class Live:
         """Forget what was deleted."""
         self._forget(_key(manifest))
 
-    def of(self, account: str) -> list[Manifest]:
-        """List the children of a root budget."""
-        return [self._objects[key].manifest() for key in sorted(self._of.get(account, ()))]
+    def of(self, account: str, beside: Collection[tuple[str, str]] = ()) -> list[Manifest]:
+        """List the children of a root budget, beside those of these kinds and names."""
+        keys = [key for key in sorted(self._of.get(account, ())) if (key[0], key[2]) not in beside]
+        return [self._objects[key].manifest() for key in keys]
 
     def _forget(self, key: Key) -> None:
         known = self._objects.pop(key, None)
@@ -238,7 +239,10 @@ class Live:
                         self._synced[key].set()
                         continue
                     item = {"apiVersion": kind.api_version, "kind": kind.kind} | event.object
-                    self._take(kind, item, gone=event.type == "DELETED")
+                    account = self._take(kind, item, gone=event.type == "DELETED")
+                    # What there is at first is what everybody waits for, and no news.
+                    if self._synced[key].is_set():
+                        self._tell(kind, account)
             except ApiError as error:
                 self._forbidden[key] = error
                 self._synced[key].set()
@@ -246,31 +250,35 @@ class Live:
                 log.warning("watch: %s", error, extra={"fields": fields})
             await asyncio.sleep(_RETRY_SECONDS)
 
-    def _take(self, kind: Kind, item: Manifest, *, gone: bool) -> None:
+    def _tell(self, kind: Kind, account: str | None) -> None:
+        if kind is ENDPOINT_SLICES:
+            self._notify_all()
+        elif account is not None:
+            self._notify(account)
+
+    def _take(self, kind: Kind, item: Manifest, *, gone: bool) -> str | None:
+        """Take over what a watch says; return the account that it is news for."""
         if kind is ENDPOINT_SLICES:
             if gone:
                 self._slices.pop(item["metadata"]["name"], None)
             else:
                 self._slices[item["metadata"]["name"]] = item
-            self._notify_all()
-            return
+            return None
         key = _key(item)
         before = self._objects.get(key)
         if gone:
             self._bury(item)
-        elif before is not None and before.version >= _version(item):
-            return
-        else:
-            self.put(item)
-            if self._expected.get(key) == _applied(item):
-                return
-            now = self._objects.get(key)
-            if before is not None and now is not None and now.packed == before.packed:
-                # A status, such as a Deployment's, is no drift.
-                return
-        account = account_of(item)
-        if account is not None:
-            self._notify(account)
+            return before.account if before is not None else account_of(item)
+        if before is not None and before.version >= _version(item):
+            return None
+        self.put(item)
+        if self._expected.get(key) == _applied(item):
+            return None
+        now = self._objects.get(key)
+        if before is not None and now is not None and now.packed == before.packed:
+            # A status, such as a Deployment's, is no drift.
+            return None
+        return account_of(item)
 
 
 def _applied(item: Manifest) -> str:

@@ -141,13 +141,14 @@ async def keep_listing(controller: Controller, relisted: asyncio.Event) -> None:
     """Compare what is known with what is there, now and then, and whenever a watch has begun anew:
     kopf does not tell what was deleted in a gap."""
     while True:
+        gap = False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(RESYNC_SECONDS):
-                await relisted.wait()
+                gap = await relisted.wait()
         await asyncio.sleep(_SETTLE_SECONDS)
         relisted.clear()
         try:
-            await controller.relist()
+            await controller.relist(gone_only=gap)
         except ApiError as error:
             log.warning("listing: %s", error)
             relisted.set()

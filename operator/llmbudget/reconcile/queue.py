@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import heapq
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -54,6 +55,8 @@ class WorkQueue:
         self._running: set[str] = set()
         self._failures: dict[str, int] = {}
         self._not_before: dict[str, float] = {}
+        self._awaited = math.inf
+        """When the workers that have nothing to do look again by themselves."""
         self._changed = asyncio.Event()
 
     def add(self, key: str, delay: float = 0.0) -> None:
@@ -67,7 +70,8 @@ class WorkQueue:
             return
         self._due[key] = due
         heapq.heappush(self._heap, (due, key))
-        self._changed.set()
+        if due < self._awaited:
+            self._changed.set()
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -89,7 +93,8 @@ class WorkQueue:
                 self._not_before.pop(key, None)
             finally:
                 self._running.discard(key)
-                self._changed.set()
+                if key in self._due:
+                    self._changed.set()
 
     async def _next(self) -> str:
         """Wait for a key that is due and that nobody works on."""
@@ -108,14 +113,14 @@ class WorkQueue:
                 found = key
                 break
             # Keys that are being worked on wait for their worker, which wakes all.
-            pause = self._heap[0][0] - loop.time() if self._heap else None
+            self._awaited = self._heap[0][0] if self._heap else math.inf
             for item in waiting:
                 heapq.heappush(self._heap, item)
             if found is not None:
                 del self._due[found]
                 return found
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
+                async with asyncio.timeout_at(None if math.isinf(self._awaited) else self._awaited):
                     await self._changed.wait()
 
     async def _retry(self, key: str, error: Exception) -> None:

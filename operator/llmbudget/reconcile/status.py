@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from llmbudget.api.provider import ProviderStatus
 from llmbudget.contract.config import GatewayConfig
 from llmbudget.contract.events import ActionEvent, BalanceEvent
 from llmbudget.decide.catalogue import Catalogue, catalogues
-from llmbudget.decide.prices import resolve_prices
+from llmbudget.decide.prices import prices_of
 from llmbudget.decide.tree import Rejection
 from llmbudget.decide.validity.chain import about
 from llmbudget.decide.validity.finding import Finding
@@ -50,6 +51,14 @@ class Situation:
     def catalogues(self) -> Mapping[str, Catalogue]:
         """What each account of the configuration may call, by its name."""
         return {} if self.config is None else catalogues(self.config)
+
+    @cached_property
+    def crossed(self) -> Mapping[tuple[str, str], Sequence[ActionEvent]]:
+        """Crossed thresholds by account and period: a tree may have thousands."""
+        found: dict[tuple[str, str], list[ActionEvent]] = defaultdict(list)
+        for action in self.gateway.actions.values():
+            found[action.account, action.period].append(action)
+        return found
 
 
 def budget_status(
@@ -86,7 +95,7 @@ def budget_status(
         spent_percentage=_percentage(balance),
         active_model=active_model(situation, budget.account),
         downgrade_level=balance.level,
-        thresholds=_fired(budget.account, balance.period, gateway.actions),
+        thresholds=_fired(situation.crossed.get((budget.account, balance.period), ())),
     )
     return document | _dump(figures, exclude={"conditions", "changed_targets"})
 
@@ -136,9 +145,7 @@ def provider_status(
             _condition(ConditionType.READY, "False", *problem, generation),
             _condition(ConditionType.STALLED, "True", *problem, generation),
         ]
-    spec = provider.spec
-    models = spec.models if spec else []
-    priced = [m for m in models if spec and resolve_prices(m, spec, world.now) is not None]
+    priced = [prices for prices in prices_of(provider, world.now) if prices is not None]
     status = ProviderStatus(
         observed_generation=generation,
         models=len(priced),
@@ -333,11 +340,10 @@ def _percentage(balance: BalanceEvent) -> str | None:
     return f"{whole}.{tenth}"
 
 
-def _fired(account: str, period: str, actions: Mapping[str, ActionEvent]) -> list[FiredThreshold]:
-    mine = [a for a in actions.values() if a.account == account and a.period == period]
+def _fired(crossed: Sequence[ActionEvent]) -> list[FiredThreshold]:
     return [
         FiredThreshold(percentage=a.percentage, action=a.action, fired_at=a.fired_at)
-        for a in sorted(mine, key=lambda a: a.percentage)[-_MOST_FIRED:]
+        for a in sorted(crossed, key=lambda a: a.percentage)[-_MOST_FIRED:]
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -78,9 +78,8 @@ class Store:
             self.invalid.pop(account, None)
             self.forest = regrown(self.forest, self.budgets, account)
 
-    def missing_from(self, kind: str, items: Iterable[Manifest], version: int) -> list[Manifest]:
+    def missing_from(self, kind: str, listed: Collection[Place], version: int) -> list[Manifest]:
         """Find what is known and not in a list of that version, nor made after it."""
-        listed = {(item["metadata"]["namespace"], item["metadata"]["name"]) for item in items}
         return [
             raw
             for (each, _), raw in self.raw.items()

@@ -28,6 +28,9 @@ from llmbudget.render.names import pods_of
 log = logging.getLogger(__name__)
 
 _TOKEN_SECONDS: Final = 3600
+_TOKENS_AT_ONCE: Final = 16
+"""That are asked for: after a restart all gateways need one, and each request that finds no
+connection free makes a new one."""
 _RETRY_SECONDS: Final = (0.25, 10.0)
 _LASTING_SECONDS: Final = 5.0
 """A stream that went on for so long was a good one."""
@@ -71,8 +74,9 @@ class Place:
 
 Belongs = Callable[[str, str], bool]
 """Tells whether an account is one of a root's tree."""
-Changed = Callable[[str, bool], None]
-"""Called with a root's account, and whether more than figures changed."""
+Changed = Callable[[str, str | None], None]
+"""Called with a root's account, and with that of which more than figures changed: the root's too
+where it is the gateway itself. None: figures only."""
 Acted = Callable[[str, ActionEvent], None]
 
 
@@ -97,6 +101,7 @@ class Streams:
         self._states: dict[str, GatewayState] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._places: dict[str, Place] = {}
+        self._asking = asyncio.Semaphore(_TOKENS_AT_ONCE)
         self._turns: dict[str, int] = {}
         """How often another gateway of a root was taken."""
 
@@ -180,7 +185,7 @@ class Streams:
             if state.connected or state.problem != problem:
                 state.asked, state.connected, state.problem = True, False, problem
                 log.info("gateway: %s", problem, extra={"fields": {"budget": root}})
-                self._changed(root, True)
+                self._changed(root, root)
             await asyncio.sleep(pause)
             pause = min(pause * 2, longest)
 
@@ -199,7 +204,7 @@ class Streams:
                 return
 
     def _take(self, root: str, state: GatewayState, event: StreamEvent) -> None:
-        transition = False
+        transition, about = False, root
         if isinstance(event, SnapshotEvent):
             transition = True
             state.asked, state.connected, state.problem = True, True, ""
@@ -214,7 +219,7 @@ class Streams:
             before = state.balances.get(event.account)
             state.balances[event.account] = event
             state.config_generation = event.config_generation
-            transition = before is None or _is_transition(before, event)
+            transition, about = before is None or _is_transition(before, event), event.account
         elif isinstance(event, ActionEvent):
             transition = event.id not in state.actions
             if transition and len(state.actions) >= MOST_ACTIONS:
@@ -229,7 +234,7 @@ class Streams:
             transition = state.missing_keys != missing
             state.missing_keys = missing
         if state.connected:
-            self._changed(root, transition)
+            self._changed(root, about if transition else None)
 
     def _client(self, root: str, place: Place, turn: int) -> GatewayClient:
         """Speak to one of a root's gateways, to another each turn."""
@@ -255,9 +260,10 @@ class Streams:
     async def request_token(self, root: str) -> tuple[str, datetime]:
         """Make a token for one gateway."""
         audience = operator_audience(root)
-        return await self._cluster.create_token(
-            self._namespace, self._service_account, audience, _TOKEN_SECONDS
-        )
+        async with self._asking:
+            return await self._cluster.create_token(
+                self._namespace, self._service_account, audience, _TOKEN_SECONDS
+            )
 
 
 class _Tokens:

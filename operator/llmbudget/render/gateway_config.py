@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Final
 
-from llmbudget.api.budget import Borrowing, BudgetSpec, Consumer
+from pydantic_core import from_json
+
+from llmbudget.api.budget import Borrowing, Consumer
 from llmbudget.api.credentials import VaultAuthMethod, VaultSource
 from llmbudget.api.gateway_spec import SecretDelivery
 from llmbudget.api.meta import ANNOTATION_APPROVED_PERIOD
@@ -32,7 +36,7 @@ from llmbudget.contract.config import (
 )
 from llmbudget.decide.ladder import default_ladder
 from llmbudget.decide.media import audio_seconds, image_tokens, media_output_tokens
-from llmbudget.decide.prices import resolve_prices
+from llmbudget.decide.prices import prices_of
 from llmbudget.decide.validity.chain import callable_providers
 from llmbudget.decide.validity.consent import datadog_of, posthog_of
 from llmbudget.decide.validity.finding import Finding
@@ -43,28 +47,29 @@ _HTTPS: Final = 443
 
 def gateway_config(world: World, found: tuple[Finding, ...]) -> GatewayConfig:
     """Build the configuration; its generation is the last one's where nothing changed."""
-    previous = _previous(world)
-    config = _config(world, found, previous.generation if previous else 1)
-    if previous is not None and config == previous:
-        return previous
+    previous = _previous_generation(world)
+    config = _config(world, found, max(1, previous))
+    if config.to_json() == world.previous_config:
+        return config
     # Seconds since the epoch grow even where the last configuration is lost.
-    least = previous.generation + 1 if previous else 1
-    generation = max(least, int(world.now.timestamp()))
+    generation = max(previous + 1, int(world.now.timestamp()))
     return config.model_copy(update={"generation": generation})
 
 
-def _previous(world: World) -> GatewayConfig | None:
-    if world.previous_config is None:
-        return None
-    try:
-        return GatewayConfig.model_validate_json(world.previous_config)
-    except ValueError:
-        return None
+def _previous_generation(world: World) -> int:
+    """Read the number of what was rendered last; 0: that is lost."""
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        return int(from_json(world.previous_config or "")["generation"])
+    return 0
 
 
 def _config(world: World, found: tuple[Finding, ...], generation: int) -> GatewayConfig:
     spec = world.root.spec
-    providers = tuple(_provider(p, spec, world) for p in callable_providers(world, found))
+    by_environment = spec.deployment.secret_delivery is SecretDelivery.ENV
+    # To the minute: what all budgets of a provider have in common is there once.
+    at = world.now.replace(second=0, microsecond=0)
+    callable_ones = callable_providers(world, found)
+    providers = tuple(_provider(each, by_environment, at) for each in callable_ones)
     return GatewayConfig(
         generation=generation,
         root=world.root.account,
@@ -110,12 +115,12 @@ def _tracing(world: World) -> str | None:
     return f"{scheme}://{host}:{port}/v1/traces"
 
 
-def _provider(provider: Provider, spec: BudgetSpec, world: World) -> ProviderConfig:
+@lru_cache(maxsize=1024)
+def _provider(provider: Provider, by_environment: bool, at: datetime) -> ProviderConfig:
     written = provider.spec
     if written is None:
         raise AssertionError("a provider that can't be read is not callable")
     vault = written.credentials.vault
-    by_environment = spec.deployment.secret_delivery is SecretDelivery.ENV
     return ProviderConfig(
         name=provider.name,
         protocol=written.protocol,
@@ -130,7 +135,7 @@ def _provider(provider: Provider, spec: BudgetSpec, world: World) -> ProviderCon
             ModelConfig(
                 name=model.name,
                 upstream_name=upstream,
-                prices=resolve_prices(model, written, world.now),
+                prices=prices,
                 max_context=model.max_context or DEFAULT_CONTEXT,
                 context_bound=model.max_context,
                 max_output=model.max_output,
@@ -142,7 +147,7 @@ def _provider(provider: Provider, spec: BudgetSpec, world: World) -> ProviderCon
                 stored=written.hosted.stored_responses or None,
                 files=written.hosted.files or None,
             )
-            for model in written.models
+            for model, prices in zip(written.models, prices_of(provider, at), strict=True)
             for upstream in (model.upstream_name or model.name,)
         ),
         connect_timeout_ms=milliseconds(written.timeouts.connect),

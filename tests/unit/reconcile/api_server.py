@@ -47,6 +47,11 @@ class ApiServer(Cluster):
                 raise self.refusing[refused]
         if field_manager == FIELD_MANAGER:
             assert force
+            if manifest["metadata"].get("resourceVersion"):
+                if key in self.ours:
+                    raise ApiError(409, "Conflict", "the object has been modified")
+                metadata = {k: v for k, v in manifest["metadata"].items() if k != "resourceVersion"}
+                manifest = manifest | {"metadata": metadata}
             self.applied.append(key)
             # Fields of ours that are not named any more are gone.
             self.ours[key] = copy.deepcopy(manifest)

@@ -10,9 +10,10 @@ from tests.support.worlds import Manifest, read, serving_of, world_of
 from tests.unit.reconcile.api_server import ApiServer
 
 from llmbudget.clients.cluster import ApiError
+from llmbudget.contract.config import CONFIG_KEY
 from llmbudget.decide.validity.chain import findings
 from llmbudget.decide.world import Budget
-from llmbudget.reconcile.apply import Occupied, OwnerGone, agrees, apply_children
+from llmbudget.reconcile.apply import Outcome, OwnerGone, agrees, apply_children
 from llmbudget.reconcile.live import Live
 from llmbudget.render.children import children
 from llmbudget.render.gateway_config import gateway_config
@@ -34,7 +35,7 @@ def wanted(**spec: Any) -> tuple[Budget, list[Manifest]]:
     return world.root, list(children(world, found, config, {}, serving_of(world)))
 
 
-async def bring(server: ApiServer, live: Live, **spec: Any) -> int:
+async def bring(server: ApiServer, live: Live, **spec: Any) -> Outcome:
     root, manifests = wanted(**spec)
     return await apply_children(server, live, root, manifests)
 
@@ -52,14 +53,14 @@ async def test_a_new_budgets_children_are_all_written_in_the_order_given() -> No
     server = ApiServer()
     root, manifests = wanted()
     live = server.live()
-    assert await apply_children(server, live, root, manifests) == len(manifests)
+    assert (await apply_children(server, live, root, manifests)).written == len(manifests)
     assert server.applied == [(item["kind"], item["metadata"]["name"]) for item in manifests]
-    assert await apply_children(server, live, root, manifests) == 0
+    assert (await apply_children(server, live, root, manifests)).written == 0
     assert server.deleted == []
 
 
 async def test_what_is_as_wanted_is_not_written_again(server: ApiServer) -> None:
-    assert await bring(server, server.live()) == 0
+    assert (await bring(server, server.live())).written == 0
     assert server.applied == []
 
 
@@ -82,14 +83,14 @@ async def test_only_what_someone_changed_is_written(
     for step in above:
         here = here[step]
     here[last] = value
-    assert await bring(server, server.live()) == 1
+    assert (await bring(server, server.live())).written == 1
     assert server.applied == [key]
-    assert await bring(server, server.live()) == 0
+    assert (await bring(server, server.live())).written == 0
 
 
 async def test_what_someone_deleted_is_written(server: ApiServer) -> None:
     del server.ours["Service", GATEWAY]
-    assert await bring(server, server.live()) == 1
+    assert (await bring(server, server.live())).written == 1
     assert server.applied == [("Service", GATEWAY)]
 
 
@@ -99,7 +100,7 @@ async def test_what_others_add_beside_ours_is_no_difference(server: ApiServer) -
         "spec": {"progressDeadlineSeconds": 600},
         "status": {"readyReplicas": 1},
     }
-    assert await bring(server, server.live()) == 0
+    assert (await bring(server, server.live())).written == 0
 
 
 async def test_a_refusal_ends_the_round_before_what_depends_on_it() -> None:
@@ -154,8 +155,9 @@ async def test_a_claim_keeps_what_cannot_change_and_may_grow(server: ApiServer) 
     server.ours["PersistentVolumeClaim", LEDGER]["spec"] |= kept
     await bring(server, server.live())
     assert server.ours["PersistentVolumeClaim", LEDGER]["spec"].items() >= kept.items()
-    assert await bring(server, server.live()) == 0
-    assert await bring(server, server.live(), ledger={"sqlite": {"storage": "20Gi"}}) == 1
+    assert (await bring(server, server.live())).written == 0
+    grown = await bring(server, server.live(), ledger={"sqlite": {"storage": "20Gi"}})
+    assert grown.written == 1
     spec = server.ours["PersistentVolumeClaim", LEDGER]["spec"]
     assert spec == kept | {"resources": {"requests": {"storage": "20Gi"}}}
 
@@ -173,13 +175,13 @@ async def test_a_claim_never_shrinks(server: ApiServer) -> None:
 async def test_what_is_no_longer_wanted_is_deleted_and_forgotten(server: ApiServer) -> None:
     await bring(server, server.live(), **SCALED)
     live = server.live()
-    assert await bring(server, live) >= 2
+    assert (await bring(server, live)).written >= 2
     uid = f"uid-of-{GATEWAY}"
     assert sorted(server.deleted) == [
         ("HorizontalPodAutoscaler", GATEWAY, uid),
         ("PodDisruptionBudget", GATEWAY, uid),
     ]
-    assert await bring(server, live) == 0
+    assert (await bring(server, live)).written == 0
 
 
 async def test_the_ledgers_claim_outlives_everything(server: ApiServer) -> None:
@@ -193,7 +195,7 @@ async def test_the_ledgers_claim_outlives_everything(server: ApiServer) -> None:
 async def test_a_binding_of_the_cluster_is_swept_by_its_labels(server: ApiServer) -> None:
     root, manifests = wanted()
     manifests = [item for item in manifests if item["kind"] != "ClusterRoleBinding"]
-    assert await apply_children(server, server.live(), root, manifests) == 1
+    assert (await apply_children(server, server.live(), root, manifests)).written == 1
     assert server.deleted == [("ClusterRoleBinding", BINDING, f"uid-of-{BINDING}")]
 
 
@@ -214,7 +216,7 @@ async def test_what_is_not_ours_stays(server: ApiServer, metadata: dict[str, Any
     mine = next(one for one in server.ours.values() if one["kind"] == "Service")
     theirs = mine | {"metadata": mine["metadata"] | {"name": "theirs"} | metadata}
     server.ours["Service", "theirs"] = theirs
-    assert await bring(server, server.live()) == 0
+    assert (await bring(server, server.live())).written == 0
     assert server.deleted == []
 
 
@@ -270,7 +272,7 @@ async def test_a_removed_safeguard_is_put_back(server: ApiServer, key: str) -> N
     pod = server.ours["Deployment", GATEWAY]["spec"]["template"]["spec"]
     here = pod if key in pod else pod["containers"][0]["securityContext"]
     assert here.pop(key) is False
-    assert await bring(server, server.live()) == 1
+    assert (await bring(server, server.live())).written == 1
 
 
 @pytest.mark.parametrize("field", [{"nodeSelector": {"a": "b"}}, {"priorityClassName": "high"}])
@@ -301,27 +303,44 @@ async def test_nothing_is_written_for_a_budget_that_is_gone(server: ApiServer) -
     assert server.applied == []
 
 
+THEIRS = {"metadata": {"name": GATEWAY, "labels": {"app": "theirs"}}}
+
+
 @pytest.mark.parametrize("kind", ["ConfigMap", "Deployment", "NetworkPolicy", "ServiceAccount"])
 async def test_nobodys_place_is_taken(kind: str) -> None:
     server = ApiServer()
-    theirs = {"metadata": {"name": GATEWAY, "labels": {"app": "theirs"}}}
-    server.ours[kind, GATEWAY] = theirs
-    live = Live(server, lambda _: None, lambda: None)
-    with pytest.raises(Occupied, match=f"There is a {kind} {GATEWAY} already"):
-        await bring(server, live)
-    assert server.ours[kind, GATEWAY] == theirs
+    server.ours[kind, GATEWAY] = THEIRS
+    outcome = await bring(server, Live(server, lambda _: None, lambda: None))
+    assert outcome.taken
+    assert outcome.taken.startswith(f"There is a {kind} {GATEWAY} already")
+    assert server.ours[kind, GATEWAY] == THEIRS
+    # Nothing runs without what it stands on.
+    assert kind == "Deployment" or ("Deployment", GATEWAY) not in server.ours
+
+
+async def test_where_a_name_is_taken_what_is_there_follows_its_budget(server: ApiServer) -> None:
+    live = server.live()
+    live.drop(server.object("ServiceAccount", GATEWAY))
+    server.ours["ServiceAccount", GATEWAY] = THEIRS
+    outcome = await bring(server, live, budget={"monthlyCap": "3.21"})
+    assert outcome.taken
+    assert server.ours["ServiceAccount", GATEWAY] == THEIRS
+    assert "3210000000" in server.ours["ConfigMap", GATEWAY]["data"][CONFIG_KEY]
+
+
+async def test_what_another_operator_made_meanwhile_is_ours(server: ApiServer) -> None:
+    assert await bring(server, Live(server, lambda _: None, lambda: None)) == Outcome(
+        written=len(wanted()[1])
+    )
 
 
 async def test_a_secret_of_that_name_that_is_another_ones_is_left_alone() -> None:
     server = ApiServer()
     theirs = {"metadata": {"name": "team-a-llm-provider-secrets"}, "data": {"MINE": "eA=="}}
     server.ours["Secret", "team-a-llm-provider-secrets"] = theirs
-    with pytest.raises(Occupied):
-        await bring(
-            server,
-            Live(server, lambda _: None, lambda: None),
-            deployment={"secretDelivery": "Env"},
-        )
+    live = Live(server, lambda _: None, lambda: None)
+    outcome = await bring(server, live, deployment={"secretDelivery": "Env"})
+    assert outcome.taken
     assert server.ours["Secret", "team-a-llm-provider-secrets"] == theirs
 
 

@@ -131,6 +131,24 @@ def test_thresholds_of_this_account_and_period_are_listed_by_percentage() -> Non
     ]
 
 
+class Notices(dict[str, ActionEvent]):
+    """Counts how often all of them are gone through."""
+
+    looks = 0
+
+    def values(self) -> Any:
+        self.looks += 1
+        return super().values()
+
+
+def test_a_trees_notices_are_gone_through_once_however_many_budgets_it_has() -> None:
+    notices = Notices({event.id: event for event in (crossed(95), crossed(80, account=CHILD))})
+    made = situation(balance(), balance(CHILD), gateway={"actions": notices})
+    found = [status_of(made, account)["thresholds"][0]["percentage"] for account in (ROOT, CHILD)]
+    assert found == [95, 80]
+    assert notices.looks == 1
+
+
 @pytest.mark.parametrize(
     ("level", "model"), [(0, "claude-3-sonnet"), (1, "gpt-4o-mini"), (2, "phi-4-14b")]
 )

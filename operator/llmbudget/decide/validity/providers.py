@@ -10,7 +10,7 @@ from llmbudget.api.credentials import VaultAuthMethod
 from llmbudget.api.gateway_spec import SecretDelivery
 from llmbudget.contract.config import key_variable
 from llmbudget.decide.media import searches_by_itself
-from llmbudget.decide.prices import resolve_prices
+from llmbudget.decide.prices import prices_of
 from llmbudget.decide.validity.finding import Finding, used_providers
 from llmbudget.decide.world import Provider, World
 
@@ -125,11 +125,8 @@ def models_priced(world: World) -> Iterator[Finding]:
     for provider in used_providers(world):
         if provider.spec is None:
             continue
-        models = [
-            model
-            for model in provider.spec.models
-            if resolve_prices(model, provider.spec, world.now) is None
-        ]
+        priced = zip(provider.spec.models, prices_of(provider, world.now), strict=True)
+        models = [model for model, prices in priced if prices is None]
         searching = [
             model.name
             for model in models
