@@ -9,7 +9,7 @@ STAMP := .venv/.ready
 .PHONY: bench-ledger bench-ledger-postgres bench-million bench-parts bench-profile bench-replicas
 
 help: ## Show this list
-	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv with the llmbudget command, from the hash-locked requirements
 

@@ -104,7 +104,7 @@ class AlertThreshold(Model):
     percentage: Percentage
     """Percent of the cap that is spent, more than 0 and at most 100."""
     action: Action
-    """What to do."""
+    """What to do when it is crossed; docs/371os.md has a table."""
 
 
 class Rollover(Model):
@@ -183,7 +183,7 @@ class Routing(Model):
 
 
 class Downgrade(Model):
-    """The way down as money runs out."""
+    """Cheaper models, to be used as money runs out."""
 
     model_config = {
         "json_schema_extra": rules(
@@ -275,7 +275,7 @@ class Identity(Model):
 
 
 class Notifications(Model):
-    """Where people are told."""
+    """How people are told of crossed thresholds."""
 
     secret_ref: LocalRef
     """Secret of the same namespace with the keys admin, financeTeam, executives, regionalOwners,
@@ -283,7 +283,8 @@ class Notifications(Model):
 
 
 class BudgetSpec(Model):
-    """What a platform team says about one team's money."""
+    """A monthly cap for LLM calls: who may spend it, at which providers, and what happens as it is
+    used up."""
 
     model_config = {"json_schema_extra": spec_rules()}
 
@@ -294,7 +295,7 @@ class BudgetSpec(Model):
     allowed_children: AllowedChildren | None = None
     """Which other namespaces' budgets may be parts of this one."""
     budget: Money = Money()
-    """The money."""
+    """The monthly cap, what raises it, and its thresholds."""
     providers: Annotated[
         list[LocalRef],
         Field(max_length=32, json_schema_extra=keyed_by("name")),
@@ -304,13 +305,13 @@ class BudgetSpec(Model):
     routing: Routing = Routing()
     """How a provider is chosen."""
     downgrade: Downgrade | None = None
-    """The way down as money runs out."""
+    """Cheaper models, to be used as money runs out."""
     consumers: Annotated[list[Consumer], Field(max_length=64)] = []
     """Who may spend."""
     targets: Annotated[list[Target], Field(max_length=32)] = []
     """Deployments that are moved to a cheaper model."""
     notifications: Notifications | None = None
-    """Where people are told."""
+    """How people are told of crossed thresholds."""
     identity: Identity = Identity()
     """How callers are identified."""
     deployment: Deployment = Deployment()
@@ -324,4 +325,4 @@ class BudgetSpec(Model):
     network: Network = Network()
     """What the gateway's NetworkPolicy allows."""
     monitoring: Monitoring = Monitoring()
-    """What the gateway tells others."""
+    """Metrics, analytics and traces."""

@@ -28,6 +28,7 @@ _HEADER: Final = (
 )
 _DROPPED: Final = frozenset({"title", "default", "$defs", "const", "propertyNames"})
 _READY: Final = '.status.conditions[?(@.type=="Ready")].status'
+_REASON: Final = '.status.conditions[?(@.type=="Ready")].reason'
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ KINDS: Final = (
             Column("Remaining", ".status.remaining", priority=1),
             Column("Lent", ".status.lent", priority=1),
             Column("Borrowed", ".status.borrowed", priority=1),
+            Column("Reason", _REASON, priority=1),
         ),
         root_rules=rules(
             (
@@ -106,6 +108,7 @@ KINDS: Final = (
             Column("Endpoint", ".spec.endpoint", priority=1),
             Column("Ready", _READY),
             Column("Age", ".metadata.creationTimestamp", "date"),
+            Column("Reason", _REASON, priority=1),
         ),
         root_rules={},
     ),

@@ -317,7 +317,7 @@ class Endpoint(Model):
     """One monitoring endpoint of the gateway."""
 
     path: Literal["/metrics", "/health"]
-    """Path."""
+    """Path on the gateway's port."""
     auth_required: bool = True
     """Whether the caller must be authorised by the API server."""
     rate_limit: Rate = "60/min"
@@ -401,7 +401,7 @@ class Tracing(Model):
 
 
 class Monitoring(Model):
-    """What the gateway tells others."""
+    """Metrics, analytics and traces."""
 
     endpoints: Annotated[
         list[Endpoint],
@@ -412,8 +412,8 @@ class Monitoring(Model):
     ]
     """Endpoints, their authentication and limits."""
     posthog: PostHog = PostHog()
-    """PostHog."""
+    """`llm_usage` events to PostHog."""
     datadog: Datadog = Datadog()
-    """Datadog."""
+    """Metrics to Datadog."""
     distributed_tracing: Tracing = Tracing()
-    """Tracing."""
+    """Spans to an OpenTelemetry collector."""

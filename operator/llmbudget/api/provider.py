@@ -109,7 +109,7 @@ class Timeouts(Model):
 
 
 class ProviderSpec(Model):
-    """What a platform team says about one upstream API."""
+    """One upstream API: where it is, its key, its models and their prices."""
 
     model_config = {
         "json_schema_extra": rules(

@@ -10,10 +10,16 @@ import click
 
 COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "operator": ("llmbudget.cli.operator", "Reconcile budgets and providers."),
-    "gateway": ("llmbudget.cli.gateway", "Serve one root budget's calls."),
-    "usage": ("llmbudget.cli.usage", "Export the ledger's rows."),
-    "ledger": ("llmbudget.cli.ledger", "Look after a ledger."),
-    "import": ("llmbudget.cli.importing", "Turn a 371OS installation into resources."),
+    "gateway": (
+        "llmbudget.cli.gateway",
+        "Serve one root budget's calls, or check a configuration.",
+    ),
+    "usage": ("llmbudget.cli.usage", "Export the calls of a ledger, as JSON or CSV."),
+    "ledger": (
+        "llmbudget.cli.ledger",
+        "Audit, move or migrate a ledger, or take another's history over.",
+    ),
+    "import": ("llmbudget.cli.importing", "Turn a 371OS installation's files into manifests."),
     "crds": ("llmbudget.cli.crds", "Generate CRDs and the field reference."),
     "local": ("llmbudget.cli.local", "Run a cluster, a provider or a gateway on this machine."),
 }
@@ -45,9 +51,11 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in self._modules.items()])
 
 
-main = LazyGroup(
-    COMMANDS,
-    name="llmbudget",
-    help="LLM spending on Kubernetes as a quota that cannot be overrun.",
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+main = click.version_option(package_name="llmbudget", message="%(prog)s %(version)s")(
+    LazyGroup(
+        COMMANDS,
+        name="llmbudget",
+        help="LLM spending on Kubernetes as a quota that cannot be overrun.",
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
 )

@@ -18,7 +18,7 @@ def command() -> None:
     """Generate CRDs and the field reference."""
 
 
-@command.command()
+@command.command(short_help="Write crds/ and docs/reference.md.")
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if a file differs.")
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False), default=Path())
 def generate(check: bool, directory: Path) -> None:
@@ -38,7 +38,7 @@ def generate(check: bool, directory: Path) -> None:
         click.echo(target)
 
 
-@command.command()
+@command.command(short_help="Compare the CRDs with released ones.")
 @click.argument("released", type=click.Path(path_type=Path, file_okay=False, exists=True))
 def compare(released: Path) -> None:
     """Check that what the CRDs in RELEASED took, those of this version take too.

@@ -8,6 +8,7 @@ from typing import IO
 import click
 import uvloop
 
+from llmbudget.cli.options import log_level_option
 from llmbudget.contract.config import (
     CA_DIRECTORY,
     DATADOG_KEY_FILE,
@@ -33,10 +34,12 @@ _PATH = click.Path(path_type=Path)
     metavar="FILE",
     help="Only say what is wrong with a configuration: gateway.json or its ConfigMap; -: stdin.",
 )
-@click.option("--config-map", metavar="NS/NAME", help="Configuration to follow.")
-@click.option("--keys", type=_PATH, default=KEYS_DIRECTORY, help="One file a provider.")
-@click.option("--vault", type=_PATH, default=VAULT_DIRECTORY, help="Logins to Vault.")
-@click.option("--ca", type=_PATH, default=CA_DIRECTORY, help="CA bundles of providers.")
+@click.option("--config-map", metavar="NS/NAME", help="ConfigMap with the configuration to follow.")
+@click.option(
+    "--keys", type=_PATH, default=KEYS_DIRECTORY, help="Folder with one key file a provider."
+)
+@click.option("--vault", type=_PATH, default=VAULT_DIRECTORY, help="Folder of logins to Vault.")
+@click.option("--ca", type=_PATH, default=CA_DIRECTORY, help="Folder of providers' CA bundles.")
 @click.option("--budget", metavar="NS/NAME", help="Root budget: its ledger's name.")
 @click.option("--ledger", type=_PATH, help="Folder of the embedded ledger.")
 @click.option("--postgres", type=_PATH, help="File with the shared ledger's connection string.")
@@ -46,15 +49,37 @@ _PATH = click.Path(path_type=Path)
     type=_PATH,
     help="File with the connection string of the region's own database: spend from slices.",
 )
-@click.option("--service-account", type=_PATH, default=TOKEN_DIRECTORY, help="Own token and CA.")
-@click.option("--posthog-key", type=_PATH, default=POSTHOG_KEY_FILE, help="PostHog's project key.")
-@click.option("--datadog-key", type=_PATH, default=DATADOG_KEY_FILE, help="Datadog's API key.")
+@click.option(
+    "--service-account", type=_PATH, default=TOKEN_DIRECTORY, help="Folder of its token and ca.crt."
+)
+@click.option(
+    "--posthog-key", type=_PATH, default=POSTHOG_KEY_FILE, help="File with PostHog's project key."
+)
+@click.option(
+    "--datadog-key", type=_PATH, default=DATADOG_KEY_FILE, help="File with Datadog's API key."
+)
 @click.option("--tls", type=_PATH, help="Folder with tls.crt and tls.key, read again on change.")
 @click.option("--plain-http", is_flag=True, help="Serve without TLS.")
-@click.option("--listen", default=f"0.0.0.0:{GATEWAY_PORT}", show_default=True)
-@click.option("--drain", default=0.0, show_default=True, help="Seconds to send callers elsewhere.")
-@click.option("--grace", default=25.0, show_default=True, help="Seconds for calls to end.")
-@click.option("--log-level", default="INFO", show_default=True)
+@click.option(
+    "--listen",
+    default=f"0.0.0.0:{GATEWAY_PORT}",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Address to serve at.",
+)
+@click.option(
+    "--drain",
+    default=0.0,
+    show_default=True,
+    help="Seconds on SIGTERM in which late callers are served, and told to connect elsewhere.",
+)
+@click.option(
+    "--grace",
+    default=25.0,
+    show_default=True,
+    help="Seconds after that for calls to end; what outlasts them is charged at its hold.",
+)
+@log_level_option
 def command(
     checked: IO[str] | None,
     config_map: str | None,
@@ -76,7 +101,10 @@ def command(
     grace: float,
     log_level: str,
 ) -> None:
-    """Serve one root budget's calls, as a pod of its Deployment does."""
+    """Serve one root budget's calls, as a pod of its Deployment does.
+
+    The operator writes these options into the Deployment. By hand, --check is what you want.
+    """
     if checked is not None:
         _check(checked)
         return

@@ -104,10 +104,8 @@ def _resources(
     """Make every file that is written, and the months' sums in nano-USD.
 
     Raises:
-        NotImported: a file is missing, or says what no resource may.
+        NotImported: a production file is missing, or a file says what no resource may.
     """
-    if "providers.json" not in files:
-        raise NotImported("there is no providers.json")
     entries = _json(files["providers.json"])
     made = providers(entries, place, endpoints, remarks)
     chosen, content = _production(files, profile)
@@ -149,7 +147,7 @@ def _files(directory: Path) -> dict[str, Path]:
     """Find the files by name.
 
     Raises:
-        NotImported: one is there twice.
+        NotImported: one is there twice, or there is no providers.json.
     """
     found: dict[str, Path] = {}
     names = {"providers.json", "secrets.yaml", "llm_usage.json", "config.py", "production.yaml"}
@@ -160,6 +158,8 @@ def _files(directory: Path) -> dict[str, Path]:
         if path.name in found:
             raise NotImported(f"there are {found[path.name]} and {path}: name the folder of one")
         found[path.name] = path
+    if "providers.json" not in found:
+        raise NotImported(f"{directory}: there is no providers.json in it, nor below it")
     return found
 
 
@@ -179,7 +179,8 @@ def _production(files: Mapping[str, Path], profile: str | None) -> tuple[str, di
     chosen = profile or (profiles[0] if profiles else None)
     name = f"production-{chosen}.yaml" if chosen else "production.yaml"
     if name not in files:
-        raise NotImported(f"there is no {name}")
+        there = f": there are those of {', '.join(profiles)}" if profiles else ""
+        raise NotImported(f"there is no {name}{there}")
     content = _yaml(files[name])
     if "production.yaml" in files and name != "production.yaml":
         content = _merged(_yaml(files["production.yaml"]), content)

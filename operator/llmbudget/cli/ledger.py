@@ -26,10 +26,10 @@ from llmbudget.ledger.sqlite.schema import FILE_NAME
 
 @click.group(name="ledger")
 def command() -> None:
-    """Look after a ledger."""
+    """Audit, move or migrate a ledger, or take another's history over."""
 
 
-@command.command("migrate")
+@command.command("migrate", short_help="Make a PostgreSQL ledger's tables, or update them.")
 @click.option(
     "--postgres",
     required=True,
@@ -54,7 +54,7 @@ class _Unreadable(click.ClickException):
     exit_code = 2
 
 
-@command.command("verify")
+@command.command("verify", short_help="Audit a ledger from its rows.")
 @click.option(
     "--ledger",
     type=click.Path(path_type=Path, exists=True),
@@ -67,10 +67,10 @@ class _Unreadable(click.ClickException):
 )
 @click.pass_context
 def verify(context: click.Context, ledger: Path | None, postgres: Path | None) -> None:
-    """Audit a ledger from its rows; exit with 1 where its sums are not theirs.
+    """Audit a ledger: add everything up again from its rows.
 
-    What is wrong stands on standard output, one finding a line: where, and what. A ledger that
-    can't be read ends with 2. What the rows can't tell right from wrong stands on standard error.
+    Findings go to standard output, one a line: where, and what. Notes and the summary go to
+    standard error. Exit code 0: sound; 1: there are findings; 2: the ledger can't be read.
     """
     if ledger is not None and postgres is None:
         source = file_source(ledger)
@@ -92,7 +92,7 @@ def verify(context: click.Context, ledger: Path | None, postgres: Path | None) -
     context.exit(1 if report.findings else 0)
 
 
-@command.command("take-over")
+@command.command("take-over", short_help="Charge a history that another system counted.")
 @click.option("--account", required=True, metavar="NAMESPACE/NAME", help="The root budget.")
 @click.option(
     "--usage",
@@ -138,7 +138,7 @@ def take_over(
         click.echo(f"  {period}  {exact_usd(spent)} USD", err=True)
 
 
-@command.command("move")
+@command.command("move", short_help="Copy an embedded ledger into PostgreSQL.")
 @click.option("--account", required=True, metavar="NAMESPACE/NAME", help="The root budget.")
 @click.option(
     "--ledger",

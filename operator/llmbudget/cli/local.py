@@ -1,4 +1,4 @@
-"""`llmbudget local`: everything on this machine, for the demo, the tests and a first look."""
+"""Everything on this machine, for the demo, the tests and a first look."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from llmbudget.local.controlplane import ControlPlane, NotStarted, state_directo
 
 COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "up": (__name__, "Start a control plane that stays."),
-    "down": (__name__, "Stop it and remove all that it wrote."),
-    "status": (__name__, "Tell whether it runs."),
-    "kubeconfig": (__name__, "Print the path of its kubeconfig."),
+    "down": (__name__, "Stop the control plane and remove its state."),
+    "status": (__name__, "Tell whether the control plane runs."),
+    "kubeconfig": (__name__, "Print the path of the control plane's kubeconfig."),
     "provider": ("llmbudget.local.provider", "Simulate a provider that keeps its own bill."),
     "gateway": ("llmbudget.local.gateway", "Run a budget's gateway pod as a process."),
     "chart": ("llmbudget.local.chart", "Write the Helm chart's templates from the manifests."),

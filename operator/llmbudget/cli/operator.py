@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import uvloop
 
+from llmbudget.cli.options import log_level_option
 from llmbudget.clients.cluster import ApiError, parse_address
 from llmbudget.contract.config import TOKEN_DIRECTORY
 from llmbudget.decide.world import Installation
@@ -20,23 +21,37 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.command()
-@click.option("--kubeconfig", type=_PATH, help="Cluster to work on; default: the pod's own.")
-@click.option("--token-dir", type=_PATH, default=TOKEN_DIRECTORY, help="The pod's token and CA.")
-@click.option("--namespace", default="llmbudget-system", show_default=True, help="Its own.")
+@click.option(
+    "--kubeconfig",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Cluster to work on, as its current context says; default: the pod's own.",
+)
+@click.option(
+    "--token-dir",
+    type=_PATH,
+    default=TOKEN_DIRECTORY,
+    help="Without --kubeconfig: folder of the pod's token and ca.crt.",
+)
+@click.option(
+    "--namespace",
+    default="llmbudget-system",
+    show_default=True,
+    help="Namespace that the operator is in: of its Lease, and of its certificate authority.",
+)
 @click.option(
     "--service-account",
     default="llmbudget-system/llmbudget-operator",
     show_default=True,
     metavar="NS/NAME",
-    help="Its own: gateways let only this one read their ledger.",
+    help="The operator's own ServiceAccount: gateways let only this one read their ledger.",
 )
-@click.option("--gateway-image", required=True, help="Image of the gateways.")
+@click.option("--gateway-image", required=True, help="Image of the gateways' pods.")
 @click.option(
     "--allow-image",
     "image_prefixes",
     multiple=True,
     metavar="PREFIX",
-    help="What the images that budgets choose may begin with, beside the repository of"
+    help="Prefix of images that budgets may choose for their gateways, beside the repository of"
     " --gateway-image; repeatable. A gateway sees the providers' keys.",
 )
 @click.option(
@@ -50,7 +65,7 @@ _PATH = click.Path(path_type=Path)
     "--namespaces",
     callback=lambda _context, _option, text: _names(text),
     metavar="NS[,NS]",
-    help="Serve only these, with Roles in each and no right in the whole cluster; default: all.",
+    help="Serve only these namespaces, by Roles in each, with no cluster-wide right; default: all.",
 )
 @click.option(
     "--api-server",
@@ -58,18 +73,23 @@ _PATH = click.Path(path_type=Path)
     multiple=True,
     callback=lambda _context, _option, texts: tuple(_address(text) for text in texts),
     metavar="IP:PORT",
-    help="With --namespaces: where gateways reach the API server, for their NetworkPolicies;"
-    " repeatable. Default: where it says that it is.",
+    help="With --namespaces: address of an API server, for the gateways' NetworkPolicies;"
+    " repeatable. Default: the one that the API server itself tells.",
 )
-@click.option("--local-gateways", type=_PATH, help="Where gateways of this machine announce.")
+@click.option(
+    "--local-gateways",
+    type=_PATH,
+    help="Folder in which gateways that run as processes of this machine say where they listen:"
+    " the --state of `llmbudget local gateway`.",
+)
 @click.option("--health-port", default=8081, show_default=True, help="Port of /healthz.")
 @click.option(
     "--identity",
     default=socket.gethostname,
     show_default="the pod's name",
-    help="Its name in the election of the one that acts.",
+    help="Name of this process in the election of the replica that acts.",
 )
-@click.option("--log-level", default="INFO", show_default=True)
+@log_level_option
 def command(
     kubeconfig: Path | None,
     token_dir: Path,

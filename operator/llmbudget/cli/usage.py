@@ -16,10 +16,10 @@ _STDOUT = Path("-")
 
 @click.group(name="usage")
 def command() -> None:
-    """Export the ledger's rows."""
+    """Export the calls of a ledger, as JSON or CSV."""
 
 
-@command.command("export")
+@command.command("export", short_help="Write llm_usage.json, or the same rows as CSV.")
 @click.option(
     "--ledger",
     type=click.Path(path_type=Path, exists=True),
@@ -30,7 +30,14 @@ def command() -> None:
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="File with the connection string of a PostgreSQL ledger.",
 )
-@click.option("--format", "form", type=click.Choice(["json", "csv"]), default="json")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["json", "csv"]),
+    default="json",
+    show_default=True,
+    help="json: the guide's llm_usage.json.",
+)
 @click.option("--period", help="Only one month, such as 2026-11.")
 @click.option(
     "--output",

@@ -18,6 +18,7 @@ from typing import Final, Self
 from urllib.parse import urlencode
 
 import aiohttp
+import yaml
 from kubernetes.aio import client as kubernetes_client
 from kubernetes.aio import config as kubernetes_config
 from kubernetes.aio.client.rest import RESTResponse
@@ -43,7 +44,8 @@ class ApiError(Exception):
     """The API server refused a request (its status), or did not answer (status 0)."""
 
     def __init__(self, status: int, reason: str, message: str) -> None:
-        super().__init__(f"{reason} ({status}): {message}" if status else message)
+        where = f"{reason} ({status})" if reason else f"status {status}"
+        super().__init__(f"{where}: {message}" if status else message)
         self.status = status
         self.reason = reason
         self.message = message
@@ -59,10 +61,22 @@ class Connection:
 
     @classmethod
     def from_kubeconfig(cls, path: Path) -> Self:
-        """Connect as the current context of a kubeconfig says."""
+        """Connect as the current context of a kubeconfig says.
+
+        Raises, on first use:
+            ApiError: it is no kubeconfig, or has no such context.
+        """
 
         async def load(configuration: kubernetes_client.Configuration) -> None:
-            await kubernetes_config.load_kube_config(str(path), client_configuration=configuration)
+            try:
+                await kubernetes_config.load_kube_config(
+                    str(path), client_configuration=configuration
+                )
+            except (kubernetes_config.ConfigException, yaml.YAMLError) as error:
+                raise ApiError(0, type(error).__name__, f"{path}: {error}") from None
+            except TypeError:
+                # The package's own words for a file in which nothing is.
+                raise ApiError(0, "Empty", f"{path}: it is no kubeconfig, but empty") from None
 
         return cls(load)
 

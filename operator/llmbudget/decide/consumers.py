@@ -67,7 +67,11 @@ class Consumers:
         matches = self._matches(namespace, service_account)
         caller = f"ServiceAccount {namespace}/{service_account}"
         if not matches:
-            raise NoBudget(f"No budget names {caller} as a consumer.", ())
+            raise NoBudget(
+                f"No budget names {caller} as a consumer: have it added to spec.consumers of one"
+                " that this gateway serves.",
+                (),
+            )
         choices = sorted(account.name for account, _ in matches)
         if wanted is not None:
             named = [m for m in matches if wanted in (m[0].name, m[0].name.partition("/")[2])]

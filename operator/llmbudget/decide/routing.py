@@ -235,5 +235,8 @@ def _missing(
     others = sorted({offer.provider.protocol for offer in named})
     why = f"is offered in the protocol {others[0]} only" if others else "is not offered"
     # What the caller made up may be of any length.
-    message = f"Model {wanted[:128]} {why} to budget {catalogue.account.name}."
+    message = (
+        f"Model {wanted[:128]} {why} to budget {catalogue.account.name}: GET /v1/models lists those"
+        " that are."
+    )
     return NoRoute(Reason.UNKNOWN, message, choices)

@@ -166,7 +166,11 @@ class App:
         if allowed is not None:
             message = f"{path} takes {allowed} only."
             raise Refusal(405, "method_not_allowed", message)
-        raise Refusal(404, "not_found", f"There is nothing at {method} {path[:200]}.")
+        message = (
+            f"There is nothing at {method} {path[:200]}: base_url ends with /v1, and"
+            f" GET {openapi.PATH} lists what is served."
+        )
+        raise Refusal(404, "not_found", message)
 
     def _calling(self, operation: Operation) -> Handler:
         async def call(request: Request, exchange: Exchange) -> None:

@@ -71,8 +71,9 @@ class Identities:
         if identity is None:
             wanted = f" for the audience {self._audience}" if self._audience else ""
             raise unidentified(
-                f"The API server doesn't accept this token{wanted}: it may have expired, or was"
-                " made for another audience."
+                f"The API server doesn't accept this token{wanted}: it has expired, was made for"
+                " another audience, or is none of a ServiceAccount. Read it anew from its file for"
+                " each call."
             )
         return identity
 

@@ -134,7 +134,7 @@ class Request:
             raise malformed("Authorization, x-api-key and api-key differ: send one of them.")
         if not found:
             raise unidentified(
-                "No token: send a ServiceAccount token with the audience llmbudget as"
+                "No token: send your ServiceAccount's (for calls, with the audience llmbudget) as"
                 " Authorization: Bearer TOKEN, or as x-api-key or api-key."
             )
         return found.pop()

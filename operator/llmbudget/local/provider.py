@@ -241,6 +241,7 @@ async def run(simulator: Simulator, host: str, port: int) -> None:
 
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
+_READ = click.Path(path_type=Path, dir_okay=False, exists=True)
 
 
 @click.command("provider")
@@ -249,7 +250,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--prices",
     "prices_file",
-    type=_FILE,
+    type=_READ,
     required=True,
     help='JSON: {"MODEL": {"inputPer1K": "0.0006", "outputPer1K": "0.0006"}}, in USD;'
     " perMinute, per1KCharacters and perImage for what is not charged by tokens,"
@@ -265,16 +266,18 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--keys",
     "key_file",
-    type=_FILE,
+    type=_READ,
     required=True,
     help="The API keys that are accepted, one a line; read again when it changes.",
 )
-@click.option("--latency-ms", default=0, show_default=True, help="Time before an answer begins.")
+@click.option(
+    "--latency-ms", default=0, show_default=True, help="Milliseconds before an answer begins."
+)
 @click.option(
     "--output-tokens",
     default=64,
     show_default=True,
-    help="Length of an answer where neither the prompt nor a limit says it.",
+    help="Tokens of an answer where neither the prompt nor a limit says how many.",
 )
 def command(
     host: str,
@@ -291,11 +294,18 @@ def command(
     garbage, no-usage, negative-usage, absurd-usage, usual-tier (all charged), redirect, echo,
     status-NNN (not charged).
     """
+    try:
+        prices = Prices(json.loads(prices_file.read_text()))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise click.BadParameter(
+            f"{prices_file}: it is no table of prices such as"
+            ' {"MODEL": {"inputPer1K": "0.0006", "outputPer1K": "0.0006"}}',
+            param_hint="--prices",
+        ) from None
     simulator = Simulator(
-        Prices(json.loads(prices_file.read_text())),
-        Bill(bill_file),
-        key_file,
-        latency=latency_ms / 1000,
-        output_tokens=output_tokens,
+        prices, Bill(bill_file), key_file, latency=latency_ms / 1000, output_tokens=output_tokens
     )
-    uvloop.run(run(simulator, host, port))
+    try:
+        uvloop.run(run(simulator, host, port))
+    except OSError as error:
+        raise click.ClickException(str(error)) from None

@@ -61,6 +61,7 @@ class Election:
     ) -> None:
         self._cluster = cluster
         self._namespace = namespace
+        self._name = f"lease {namespace}/{LEASE_NAME}"
         self._identity = identity
         self._renewed = renewed
         self._clock = clock
@@ -116,11 +117,11 @@ class Election:
             async with asyncio.timeout(seconds):
                 return await self._take_or_renew()
         except TimeoutError:
-            log.warning("lease: the API server did not answer in time")
+            log.warning("%s: the API server did not answer in time", self._name)
         except ApiError as error:
             # A conflict says only that someone else was faster.
             if error.status != 409:
-                log.warning("lease: %s", error)
+                log.warning("%s: %s", self._name, error)
         self._lease = None
         return False
 

@@ -10,10 +10,12 @@ import signal
 import socket
 from collections.abc import Awaitable
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
 from llmbudget.clients.cluster import ApiError, Cluster
+from llmbudget.clients.kinds import BUDGETS, PROVIDERS
 from llmbudget.decide.world import Installation
 from llmbudget.reconcile.controller import RESYNC_SECONDS, Controller
 from llmbudget.reconcile.election import Election, LeaseLost
@@ -25,8 +27,10 @@ log = logging.getLogger(__name__)
 
 _SETTLE_SECONDS: Final = 1.0
 _RETRY_SECONDS: Final = 5.0
-_LASTING: Final = frozenset({403, 404})
-"""The operator's rights, or the CRDs, are missing."""
+_NOT_SERVED: Final = (
+    f"the cluster does not know {BUDGETS.plural} and {PROVIDERS.plural} of {BUDGETS.api_version}:"
+    " install the CRDs (kubectl apply --server-side -k crds), then start the operator again"
+)
 
 
 class OperatorEnded(Exception):
@@ -54,7 +58,7 @@ async def run(options: Options) -> None:
     """Wait for the Lease, then reconcile until SIGTERM or SIGINT.
 
     Raises:
-        ApiError: the resources can't be listed at the start.
+        ApiError: the operator has no right to list the resources.
         OperatorEnded: the process is to be started again.
     """
     cluster = (
@@ -122,14 +126,17 @@ async def _list_all(controller: Controller) -> None:
     """Know all resources before the first is reconciled; an outage is waited out.
 
     Raises:
-        ApiError: what no waiting mends.
+        ApiError: the operator has no right to list them.
+        OperatorEnded: the CRDs are not installed.
     """
     while True:
         try:
             await controller.relist()
             await controller.find_leftovers()
         except ApiError as error:
-            if error.status in _LASTING:
+            if error.status == HTTPStatus.NOT_FOUND:
+                raise OperatorEnded(_NOT_SERVED) from None
+            if error.status == HTTPStatus.FORBIDDEN:
                 raise
             log.warning("listing: %s", error)
             await asyncio.sleep(_RETRY_SECONDS)

@@ -28,6 +28,10 @@ Manifest = dict[str, Any]
 Truth = Literal["True", "False", "Unknown"]
 
 _MOST_FIRED: Final = 16
+_ADMITTING: Final = "Calls are admitted against the budget."
+_NOBODY: Final = (
+    "No call is admitted, since nobody is a consumer: name ServiceAccounts in spec.consumers."
+)
 """Thresholds that a status can tell of: they may have been changed many times in a month."""
 _FIGURES: Final = (
     *("period", "cap", "spent", "held", "remaining", "spentPercentage"),
@@ -198,7 +202,8 @@ def _conditions(
         found.append(_condition(ConditionType.READY, "False", *waiting, generation))
         found.append(_condition(ConditionType.RECONCILING, "True", *waiting, generation))
     else:
-        message = "Calls are admitted against the budget."
+        anybody = any(each.spec.consumers for each in situation.world.budgets)
+        message = _ADMITTING if anybody else _NOBODY
         found.append(
             _condition(ConditionType.READY, "True", Reason.RECONCILED, message, generation)
         )

@@ -256,7 +256,9 @@ class Statuses:
         known = before.get("phase")
         if phase in (known, None) or (known is None and phase == Phase.PENDING):
             return
-        why = [c["message"] for c in status["conditions"] if c["status"] != "True" and c["message"]]
+        why = [
+            c["message"] for c in status["conditions"] if c["status"] == "False" and c["message"]
+        ]
         note = f"Phase {phase}. {' '.join(why[:2])}"
         await self._recorder.record(budget, phase, "Reconcile", note, warning=phase in _BAD)
 

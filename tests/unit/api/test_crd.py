@@ -126,7 +126,7 @@ def test_every_rule_says_what_is_wrong() -> None:
             assert len(rule["message"]) > 20, path
 
 
-TREE_COLUMNS = ["Parent", "Remaining", "Lent", "Borrowed"]
+WIDE_COLUMNS = ["Parent", "Remaining", "Lent", "Borrowed", "Reason"]
 
 
 @pytest.mark.parametrize(
@@ -134,10 +134,14 @@ TREE_COLUMNS = ["Parent", "Remaining", "Lent", "Borrowed"]
     [
         (
             0,
-            ["Cap", "Spent", "Used%", "Model", "Phase", "Ready", "Age", *TREE_COLUMNS],
-            TREE_COLUMNS,
+            ["Cap", "Spent", "Used%", "Model", "Phase", "Ready", "Age", *WIDE_COLUMNS],
+            WIDE_COLUMNS,
         ),
-        (1, ["Protocol", "Models", "Endpoint", "Ready", "Age"], ["Endpoint"]),
+        (
+            1,
+            ["Protocol", "Models", "Endpoint", "Ready", "Age", "Reason"],
+            ["Endpoint", "Reason"],
+        ),
     ],
 )
 def test_printer_columns(index: int, columns: list[str], wide: list[str]) -> None:

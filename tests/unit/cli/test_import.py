@@ -274,3 +274,15 @@ def entries(folder: Path) -> list[Entry]:
         return Rows(connection).entries(0, 10)
     finally:
         connection.close()
+
+
+def test_a_folder_without_providers_is_named(tmp_path: Path) -> None:
+    result = run(tmp_path)
+    assert result.exit_code == 1
+    assert result.output == f"Error: {tmp_path}: there is no providers.json in it, nor below it\n"
+
+
+def test_a_profile_that_is_not_there_is_told_with_those_that_are(installation: Path) -> None:
+    result = run(installation, "--profile=smbb")
+    assert result.exit_code == 1
+    assert result.output == "Error: there is no production-smbb.yaml: there are those of smb\n"

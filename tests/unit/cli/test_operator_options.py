@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from click.testing import CliRunner
 
@@ -21,6 +23,8 @@ from llmbudget.reconcile.operator import Options
         (["--namespaces=a", "--api-server=api.example:6443"], "is no address with a port"),
         (["--namespaces=a", "--api-server=192.0.2.1:65536"], "a port is from 1 to 65535"),
         (["--namespaces=b"], "--namespaces must name a too"),
+        (["--kubeconfig=/nowhere"], "File '/nowhere' does not exist"),
+        (["--log-level=loud"], "'loud' is not one of 'debug', 'info'"),
     ],
 )
 def test_what_can_not_be_meant_is_refused(arguments: list[str], message: str) -> None:
@@ -59,6 +63,19 @@ def test_what_is_served(
     assert result.exit_code == 0, result.output
     assert given[0].installation.namespaces == namespaces
     assert given[0].api_servers == servers
+
+
+@pytest.mark.parametrize(
+    ("content", "wrong"), [("{}", "current-context"), ("", "empty"), ("a: [", "flow")]
+)
+def test_a_file_that_is_no_kubeconfig_is_named(content: str, wrong: str, tmp_path: Path) -> None:
+    file = tmp_path / "kubeconfig"
+    file.write_text(content)
+    given = [f"--kubeconfig={file}", "--gateway-image=image", "--health-port=0"]
+    result = CliRunner().invoke(command, given)
+    assert result.exit_code == 1
+    assert f"Error: {file}: " in result.output
+    assert wrong in result.output
 
 
 @pytest.mark.parametrize("text", ["", ":443", "192.0.2.1:", "192.0.2.1:x", "host:443", "::1"])

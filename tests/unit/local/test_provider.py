@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from fractions import Fraction
 from pathlib import Path
 
 import httpx
 import pytest
+from click.testing import CliRunner
 
 from llmbudget.local.bill import Bill, Prices
 from llmbudget.local.http1 import port_of, serve
-from llmbudget.local.provider import Simulator
+from llmbudget.local.provider import Simulator, command
 
 TABLE = {
     "large": {"inputPer1K": "0.003", "outputPer1K": "0.015"},
@@ -165,3 +167,26 @@ def test_a_cost_is_exact_and_rounded_up_once(tokens_in: int, tokens_out: int) ->
     exact = Fraction(tokens_in, 10) + Fraction(tokens_out, 1000)
     cost = Prices(TABLE).cost("odd", tokens_in, tokens_out, {})
     assert exact <= cost < exact + 1
+
+
+@pytest.mark.parametrize("table", ["[]", "nonsense", '{"m": 1}', '{"m": {"inputPer1K": "1"}}'])
+def test_a_table_of_prices_that_is_none_is_named(table: str, tmp_path: Path) -> None:
+    prices, keys = tmp_path / "prices.json", tmp_path / "keys"
+    prices.write_text(table)
+    keys.touch()
+    given = [f"--prices={prices}", f"--keys={keys}", f"--bill={tmp_path / 'bill'}"]
+    result = CliRunner().invoke(command, given)
+    assert result.exit_code == 2
+    assert f"{prices}: it is no table of prices such as" in result.output
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    prices, keys = tmp_path / "prices.json", tmp_path / "keys"
+    prices.write_text("{}")
+    keys.touch()
+    given = [f"--prices={prices}", f"--keys={keys}", f"--bill={tmp_path / 'bill'}"]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(command, [*given, f"--port={port}"])
+    assert result.exit_code == 1
+    assert f"('127.0.0.1', {port}): address already in use" in result.output

@@ -99,6 +99,8 @@ WAITING = SPENT | {"awaiting_approval": True}
         (SPENT, {}, "WithinBudget", "False CapReached", "2026-12-01T00:00:00-05:00"),
         (WAITING, {}, "WithinBudget", "False AwaitingApproval", "approved-period=2026-11"),
         ({"level": 1}, {}, "Downgraded", "True ThresholdCrossed", "dearer model than gpt-4o-mini"),
+        ({}, {}, "Ready", "True Reconciled", "Calls are admitted"),
+        ({}, {"child": {"consumers": []}}, "Ready", "True Reconciled", "spec.consumers"),
         ({}, SILENT, "Ready", "False GatewayUnreachable", "connection refused"),
         ({}, SILENT, "Reconciling", "True GatewayUnreachable", "connection refused"),
         ({}, SILENT, "LedgerAvailable", "Unknown GatewayUnreachable", "connection refused"),

@@ -24,7 +24,7 @@ MAX_ID: Final = 256
 STORED: Final = "the provider would add input that can't be bounded"
 MEDIA: Final = "this kind of media can't be bounded yet"
 CACHED: Final = "what the provider charges for the cache can't be bounded yet"
-UNKNOWN: Final = "this gateway doesn't know what it costs"
+UNKNOWN: Final = "this gateway doesn't know what it costs; leave it out"
 
 KINDS: Final = frozenset({"output_image"})
 """Rates that may apply to any answer: some models draw unasked."""
