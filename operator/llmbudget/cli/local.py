@@ -80,7 +80,7 @@ def _say(text: str) -> None:
 
 
 class _LocalGroup(LazyGroup):
-    """The four commands of this module, and those of the rooms beside it."""
+    """The four commands of this module, and those of `llmbudget.local`."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Load a subcommand."""
