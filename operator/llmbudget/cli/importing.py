@@ -25,6 +25,7 @@ from llmbudget.cli.guide_files import (
     Remarks,
     budget,
     is_base64,
+    label,
     providers,
     secrets,
 )
@@ -83,6 +84,9 @@ def command(
     they are below DIRECTORY. Nothing is applied, and no key is printed.
     """
     place, remarks = Place(namespace, name), Remarks()
+    for each in endpoints:
+        if "=" not in each:
+            raise click.BadParameter(f"write PROVIDER=URL, not {each}", param_hint="--endpoint")
     known = dict(each.partition("=")[::2] for each in endpoints)
     try:
         files = _files(directory)
@@ -107,6 +111,12 @@ def _resources(
         NotImported: a production file is missing, or a file says what no resource may.
     """
     entries = _json(files["providers.json"])
+    names = {str(entry.get("name")) for entry in entries}
+    unknown = ", ".join(sorted(endpoints.keys() - names - set(map(label, names))))
+    if unknown:
+        raise NotImported(
+            f"--endpoint: providers.json has no provider {unknown}, but {', '.join(sorted(names))}"
+        )
     made = providers(entries, place, endpoints, remarks)
     chosen, content = _production(files, profile)
     org, asked = budget(content, chosen, place, made, remarks)
@@ -319,10 +329,11 @@ def _tell(
             click.echo(f"\n{title}:")
         for line in lines:
             click.echo(f"  - {line}")
-    click.echo("\nThen, in this order:")
+    click.echo("\nThen, where the operator is installed (docs/install.md), in this order:")
     # On the server: a client's apply would keep a copy in an annotation, of keys too.
     apply = "  kubectl apply --server-side -f"
     click.echo(f"  kubectl create namespace {place.namespace}")
+    click.echo(f"  kubectl apply -n {place.namespace} -k manifests/namespace")
     click.echo(f"{apply} {output / 'secrets.yaml'} -f {output / 'providers.yaml'}")
     if "opening.yaml" in written:
         job = f"job/{place.name}-opening"

@@ -286,3 +286,18 @@ def test_a_profile_that_is_not_there_is_told_with_those_that_are(installation: P
     result = run(installation, "--profile=smbb")
     assert result.exit_code == 1
     assert result.output == "Error: there is no production-smbb.yaml: there are those of smb\n"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "code", "said"),
+    [
+        ("localai", 2, "write PROVIDER=URL, not localai"),
+        ("locali=http://localai.ai.svc/v1", 1, "no provider locali, but localai, openrouter"),
+    ],
+)
+def test_an_endpoint_of_nobody_is_refused(
+    endpoint: str, code: int, said: str, installation: Path
+) -> None:
+    result = run(installation, "--endpoint", endpoint)
+    assert result.exit_code == code
+    assert said in result.output
