@@ -63,9 +63,9 @@ sbom: ## Take the bill of materials out of the image, into dist/
 release: setup ## Write dist/, for kubectl apply -f or Helm (IMAGE=registry/name@digest: your image)
 	@$(BIN)/llmbudget local release $(if $(IMAGE),--image $(IMAGE)) dist
 
-simulate: setup ## Try the promises in 3,000 simulated runs, each decided by a seed (SEEDS=FIRST-LAST)
+simulate: setup ## Try the promises in 3,000 simulated runs, each decided by a seed (SEEDS=FIRST-LAST, REGIONS=FIRST-LAST)
 	$(BIN)/python -m tests.simulation $(or $(SEEDS),1-2000)
-	$(BIN)/python -m tests.simulation $(or $(SEEDS),1-1000) --regions
+	$(BIN)/python -m tests.simulation $(or $(REGIONS),1-1000) --regions
 
 bench-overrun: setup ## Try to overrun a cap: this gateway and LiteLLM side by side
 	$(BIN)/python -m bench.overrun.run

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 
 import httpx
 import openai
@@ -104,6 +106,29 @@ async def test_nobody_unknown_gets_a_byte_upstream(
             assert says in answer.json()["error"]["message"]
             assert answer.headers["x-should-retry"] == "false"
     assert (await simulator.bill())["calls"] == 0
+
+
+async def test_a_deleted_pods_token_is_refused_within_20_seconds(
+    gateway: GatewayProcess, kubectl: Callable[..., str]
+) -> None:
+    container = {"name": "main", "image": "none.example/none"}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "short-lived", "namespace": gateway.namespace},
+        "spec": {"serviceAccountName": "researcher", "containers": [container]},
+    }
+    await gateway.cluster.create(pod)
+    bound = ("--bound-object-kind=Pod", "--bound-object-name=short-lived")
+    asked = ("create", "token", "researcher", "--audience=llmbudget", *bound)
+    token = kubectl("-n", gateway.namespace, *asked).strip()
+    assert (await post(gateway, body(), token)).status_code == 200
+    kubectl("-n", gateway.namespace, "delete", "pod", "short-lived", "--grace-period=0", "--force")
+    deadline = time.monotonic() + 20
+    while (answer := await post(gateway, body(), token)).status_code == 200:
+        assert time.monotonic() < deadline, "its token is still good"
+        await asyncio.sleep(0.5)
+    assert answer.status_code == 401
 
 
 BAD_REQUESTS = [
