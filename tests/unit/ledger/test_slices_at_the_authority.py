@@ -229,6 +229,14 @@ async def test_a_dearer_row_of_the_region_itself_is_booked(database, ledger) -> 
     assert ledger.balance(ROOT).spent == 25
 
 
+async def test_a_row_beyond_its_slice_is_charged_in_full_and_sound(database, ledger) -> None:
+    await tree(ledger, LEFT, 1)
+    rows = [row(ledger, 1, outcome=Outcome.UNKNOWN), row(ledger, 2)]
+    await ledger.hear(US, Told(0, rows, {}))
+    assert ledger.balance(ROOT).spent == 20
+    assert database.query("SELECT spent, overage FROM account_periods") == [(0, 20)] * 3
+
+
 async def test_a_row_of_long_ago_is_booked_where_a_slice_was_granted_then(
     tmp_path, database
 ) -> None:
