@@ -1,12 +1,14 @@
 """Streams bench: what does a thousand open streams cost, and how late does a chunk come?
 
-    python -m bench.gateway.streams [--streams N] [--rate R] [--seconds S] [--rounds N]
+    python -m bench.gateway.streams [--streams N] [--at-once N] [--rate R] [--seconds S]
+                                    [--rounds N]
 
 A provider writes events that carry the time; callers read them directly, through nginx as a plain
 relay, and through this gateway with everything on. The lag of a chunk is the time from its writing
 to its reading; what a peer adds is its lag less the lag without it, in the same run. Chunks that
-are read while all streams are open are counted apart from those read while streams are opened,
-fifty at a time, or end likewise: fifty calls at once take their share of the same core.
+are read while all streams are open are counted apart from those read while streams are opened, or
+end. They are opened 500 a second, as many at the same moment as `--at-once` says: the first chunk
+of each waits for the calls of all of these.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from llmbudget.local.process import free_port, spawn, stop
 from llmbudget.local.stage import Stage
 
 _TIME: Final = re.compile(rb"@(\d+)@")
-_CONNECTING_AT_ONCE: Final = 50
+_OPENED_PER_SECOND: Final = 500
 _MEGABYTE: Final = 1024
 
 
@@ -112,8 +114,8 @@ class Peer:
     turns: list[Lags] = field(default_factory=list)
 
 
-async def turn(peer: Peer, streams: int) -> Lags:
-    """Open all streams, and read them to their ends."""
+async def turn(peer: Peer, streams: int, at_once: int) -> Lags:
+    """Open all streams, so many at once, and read them to their ends."""
     lags = Lags()
     body = json.dumps(BODY | {"stream": True}).encode()
     url = urlsplit(peer.url)
@@ -126,7 +128,7 @@ async def turn(peer: Peer, streams: int) -> Lags:
     open_streams: list[Caller] = []
     before, began = _cpu(peer.pids), loop.time()
     while len(open_streams) < streams:
-        many = min(_CONNECTING_AT_ONCE, streams - len(open_streams))
+        many = min(at_once, streams - len(open_streams))
         made = await asyncio.gather(
             *(
                 loop.create_connection(lambda: Caller(request, lags), url.hostname, url.port)
@@ -134,7 +136,7 @@ async def turn(peer: Peer, streams: int) -> Lags:
             )
         )
         open_streams += [caller for _, caller in made]
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(at_once / _OPENED_PER_SECOND)
     lags.all_open = True
     lags.memory = memory(peer.pids)
     await asyncio.gather(*(caller.over for caller in open_streams))
@@ -154,7 +156,9 @@ def _cpu(pids: tuple[int, ...]) -> float:
     return sum(int(found[11]) + int(found[12]) for found in fields) / 100
 
 
-async def run(streams: int, rate: float, seconds: float, rounds: int, folder: Path) -> list[str]:
+async def run(
+    streams: int, at_once: int, rate: float, seconds: float, rounds: int, folder: Path
+) -> list[str]:
     """Measure all peers in turn, and lay the figures side by side.
 
     Raises:
@@ -186,7 +190,7 @@ async def run(streams: int, rate: float, seconds: float, rounds: int, folder: Pa
                     say(f"streams: round {number} of {rounds}" if number else "streams: warming up")
                     for peer in peers:
                         few = streams if number else min(streams, 50)
-                        peer.turns.append(await turn(peer, few))
+                        peer.turns.append(await turn(peer, few, at_once))
             expected = streams * rounds + min(streams, 50)
             for peer in peers:
                 if sum(lags.ended for lags in peer.turns) != expected:
@@ -242,13 +246,19 @@ async def main() -> None:
     """Read the command line, measure, and print."""
     parser = argparse.ArgumentParser(description="Streams bench")
     parser.add_argument("--streams", type=int, default=1000)
+    parser.add_argument("--at-once", type=int, default=50, help="opened at the same moment")
     parser.add_argument("--rate", type=float, default=20, help="chunks a second of each stream")
     parser.add_argument("--seconds", type=float, default=10, help="that a stream lasts")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="streams-bench-") as folder:
         lines = await run(
-            options.streams, options.rate, options.seconds, options.rounds, Path(folder)
+            options.streams,
+            options.at_once,
+            options.rate,
+            options.seconds,
+            options.rounds,
+            Path(folder),
         )
     print("\n".join(lines))
 

@@ -7,6 +7,7 @@ once for all of it, and commits it as one group.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Final, Generic, TypeVar
 
@@ -17,10 +18,19 @@ Operation = TypeVar("Operation")
 
 
 class Queue(Generic[Operation]):
-    """A queue from one event loop to one thread."""
+    """A queue from one event loop to one thread.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    `at_once` is offered what a turn of the loop asked for, and takes it by returning True: then the
+    thread sees nothing of it.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        at_once: Callable[[list[Operation]], bool] = lambda _: False,
+    ) -> None:
         self._loop = loop
+        self._at_once = at_once
         self._turn: list[Operation] = []
         self._turns: SimpleQueue[list[Operation] | None] = SimpleQueue()
 
@@ -36,9 +46,9 @@ class Queue(Generic[Operation]):
         self._turns.put(None)
 
     def _hand_over(self) -> None:
-        if self._turn:
-            self._turns.put(self._turn)
-            self._turn = []
+        turn, self._turn = self._turn, []
+        if turn and not self._at_once(turn):
+            self._turns.put(turn)
 
     def take(self, seconds: float) -> tuple[list[Operation], bool]:
         """Wait so long for work, and take what else is there; tell whether there may be more."""

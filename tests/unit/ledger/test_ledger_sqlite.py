@@ -7,9 +7,10 @@ import apsw
 import pytest
 from tests.unit.ledger.ledger_helpers import account, ask, reading, task
 
+from llmbudget.api.money import Nano
 from llmbudget.ledger.audit.report import audit
 from llmbudget.ledger.audit.sources import file_source
-from llmbudget.ledger.interface import Hold, LedgerUnavailable
+from llmbudget.ledger.interface import BudgetExceeded, Hold, LedgerUnavailable, Settlement
 from llmbudget.ledger.sqlite import SqliteLedger, schema
 
 
@@ -99,3 +100,47 @@ async def test_full_disk_grants_nothing_and_is_recovered_from(tmp_path, ledger):
         held = [id for (id,) in file.execute("SELECT id FROM holds")]
     assert sorted(held) == sorted(["before", "after", *granted])
     assert ledger.balance("llm/org").held == 10 * len(held)
+
+
+async def test_a_call_that_is_alone_waits_for_no_thread(ledger):
+    await ledger.configure([account(cap=100)], time_zone="UTC", generation=1)
+    started = threading.Event()
+    ended = threading.Event()
+    take = ledger._writer._queue.take
+
+    def held_up(seconds):
+        started.set()
+        ended.wait(10)
+        return take(seconds)
+
+    ledger._writer._queue.take = held_up
+    await asyncio.to_thread(started.wait, 10)
+    try:
+        async with asyncio.timeout(5):
+            for name in ("1", "2"):
+                assert (await ledger.hold(ask(name, 10))).remaining == (90 if name == "1" else 83)
+                assert (await ledger.settle(name, Settlement(Nano(7)))).cost == 7
+            with pytest.raises(BudgetExceeded):
+                await ledger.hold(ask("3", 87))
+            first = await ledger.hold(ask("4", 10))
+            # Others are under way from here on: none is kept waiting by a commit in the event loop.
+            second = await ledger.hold(ask("5", 10))
+            third = asyncio.create_task(ledger.hold(ask("6", 10)))
+            done, _ = await asyncio.wait({third}, timeout=0.05)
+            assert not done
+            assert (first.remaining, second.remaining) == (76, 66)
+    finally:
+        ended.set()
+    assert (await third).remaining == 56
+    assert ledger.balance("llm/org").held == 30
+
+
+async def test_a_lone_call_does_not_overtake_what_was_asked_before_it(ledger):
+    await ledger.configure([account(cap=100)], time_zone="UTC", generation=1)
+    asked = [asyncio.create_task(ledger.hold(ask(str(number), 10))) for number in range(3)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    last = await ledger.hold(ask("last", 10))
+    assert all(hold.done() for hold in asked)
+    assert last.remaining == 60
+    assert [hold.result().remaining for hold in asked] == [90, 80, 70]

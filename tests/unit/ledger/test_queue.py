@@ -37,3 +37,12 @@ async def test_a_group_is_full_at_its_size_and_the_rest_is_the_next_one() -> Non
     await asyncio.sleep(0)
     assert queue.take(5) == (list(range(GROUP)), True)
     assert queue.take(5) == ([GROUP], True)
+
+
+async def test_what_is_taken_at_once_is_not_for_the_thread() -> None:
+    queue: Queue[int] = Queue(asyncio.get_running_loop(), lambda turn: turn == [1])
+    for turn in ([1], [2, 3]):
+        for number in turn:
+            queue.put(number)
+        await asyncio.sleep(0)
+    assert queue.take(5) == ([2, 3], True)

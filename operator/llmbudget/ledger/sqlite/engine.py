@@ -101,7 +101,7 @@ class SqliteLedger(Operations):
         if self._closed:
             raise LedgerUnavailable(f"{self._path}: closed")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._writer.submit(Operation(run, durable, future))
+        self._writer.submit(Operation(run, durable, about.id is not None, future))
         return future
 
     async def _read(self, read: Callable[[Reading], Result]) -> Result:

@@ -63,6 +63,11 @@ class Store:
             raise
         self._lost.clear()
 
+    @property
+    def at_most_one_hold(self) -> bool:
+        """Whether the book is known, and has no two holds open."""
+        return self._book is not None and len(self._book.holds) <= 1
+
     def take_over(self) -> None:
         """Begin a new epoch as the file's owner, and charge the holds of earlier ones.
 
