@@ -137,13 +137,101 @@ def test_every_value_is_described_and_checked() -> None:
         ("budgetNamespaces={Team_A}", "/budgetNamespaces/0"),
         ("replicas=two", "/replicas"),
         ("crds.remove=true", "remove"),
+        ("image.tag=a b", "/image/tag"),
+        ("image.repository=a b", "/image/repository"),
+        ("gatewayImage=x\n        - --allow-private-host=10.0.0.1", "/gatewayImage"),
+        ("imagePullSecrets[0]=", "/imagePullSecrets/0"),
+        ("allowImages={a: b}", "/allowImages/0"),
+        ("allowImages={x # y}", "/allowImages/0"),
+        ("allowPrivateHosts={a b:80}", "/allowPrivateHosts/0"),
         ("namespaced.apiServers={apiserver}", "/namespaced/apiServers/0"),
+        ("namespaced.apiServers={abc:99999}", "/namespaced/apiServers/0"),
+        ("namespaced.apiServers={192.0.2.1:65536}", "/namespaced/apiServers/0"),
+        ("apiServerPorts={api}", "/apiServerPorts/0"),
+        ("resources.a=1", "/resources"),
+        ("resources.requests.cpu=much", "/resources/requests/cpu"),
+        ("tolerations[0].kye=a", "/tolerations/0"),
+        ("affinity.node=a", "/affinity"),
+        ("priorityClassName=a b", "/priorityClassName"),
     ],
 )
 def test_a_value_that_means_nothing_is_refused(helm: Path, value: str, message: str) -> None:
     done = run(helm, "template", "llmbudget", CHART, "--set", value)
     assert done.returncode
     assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"namespaced": {"enabled": True}, "budgetNamespaces": ["team-a"]},
+            "name them in namespaced.namespaces instead",
+        ),
+        ({"namespaced": {"namespaces": ["team-a"]}}, "set namespaced.enabled too"),
+        ({"namespaced": {"apiServers": ["192.0.2.1:6443"]}}, "set namespaced.enabled too"),
+        ({"imagePullSecrets": [{}]}, "missing property 'name'"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(
+    helm: Path, values: Manifest, message: str, tmp_path: Path
+) -> None:
+    done = run(helm, "template", "llmbudget", CHART, "--values", written(values, tmp_path))
+    assert done.returncode
+    assert message in done.stderr
+
+
+def written(values: Manifest, folder: Path) -> Path:
+    path = folder / "values.yaml"
+    path.write_text(json.dumps(values))
+    return path
+
+
+NUMBERS = {
+    "budgetNamespaces": ["123", "true"],
+    "imagePullSecrets": [{"name": "123"}],
+    "allowImages": ["0x10"],
+    "allowPrivateHosts": ["10.0.0.1:80"],
+    "image": {"repository": "1e3", "tag": "1"},
+    "priorityClassName": "123",
+}
+
+
+@pytest.mark.parametrize("namespaced", [False, True])
+def test_names_that_read_like_numbers_stay_texts(
+    helm: Path, namespaced: bool, tmp_path: Path
+) -> None:
+    values = dict(NUMBERS)
+    if namespaced:
+        del values["budgetNamespaces"]
+        values["namespaced"] = {"enabled": True, "namespaces": ["456", "true"]}
+    done = run(helm, "template", "123", CHART, "-n", "123", "--values", written(values, tmp_path))
+    assert done.returncode == 0, done.stderr
+    made = list(filter(None, yaml.load_all(done.stdout, Loader=Strict)))
+    for one in made:
+        metadata = one["metadata"]
+        assert isinstance(metadata.get("namespace", ""), str), place(one)
+        labels = {**metadata.get("labels", {}), **metadata.get("annotations", {})}
+        assert all(isinstance(each, str) for each in labels.values()), place(one)
+        for subject in one.get("subjects", ()):
+            assert subject.get("namespace", "123") == "123"
+    spaces = {one["metadata"].get("namespace") for one in made}
+    served = {"456", "true"} if namespaced else {"123", "true", "default"}
+    assert spaces - {None} == {"123", *served}
+    (deployment,) = (one for one in made if one["kind"] == "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["priorityClassName"] == "123"
+    assert pod["imagePullSecrets"] == [{"name": "123"}]
+    assert pod["containers"][0]["image"] == "1e3:1"
+    assert all(isinstance(each, str) for each in pod["containers"][0]["args"])
+    assert "--allow-image=0x10" in pod["containers"][0]["args"]
+
+
+def test_the_ports_of_the_api_server(helm: Path) -> None:
+    made = rendered(helm, "--set", "apiServerPorts={8443,16443}", namespace="llmbudget-system")
+    (policy,) = (one for one in made if one["kind"] == "NetworkPolicy")
+    ports = [[each["port"] for each in rule["ports"]] for rule in policy["spec"]["egress"]]
+    assert [443, 8443, 16443] in ports
 
 
 def test_crds_outlive_the_release_unless_asked_otherwise(helm: Path) -> None:

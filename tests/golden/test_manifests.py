@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from tests.golden.test_rendered import rendered
 
 from llmbudget.local import binaries
 from llmbudget.local.release import kustomize
+from llmbudget.local.stage import ROOT
 
 HERE = Path(__file__).parent
 FOLDERS = ("default", "namespace", "namespaced", "prerequisites")
@@ -109,10 +113,8 @@ def gathered(documents: list[Manifest]) -> dict[str, list[Manifest]]:
 
 
 def test_the_operator_reaches_the_gateways_that_it_renders() -> None:
-    policies = [one for one in built("default") if one["kind"] == "NetworkPolicy"]
-    closed = next(one for one in policies if one["spec"]["podSelector"] == {})
-    assert closed["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
-    (opened,) = (one for one in policies if one is not closed)
+    (opened,) = (one for one in built("default") if one["kind"] == "NetworkPolicy")
+    assert opened["spec"]["policyTypes"] == ["Ingress", "Egress"]
     assert "ingress" not in opened["spec"]
     to = [peer for rule in opened["spec"]["egress"] for peer in rule["to"]]
     (gateways,) = (peer["podSelector"]["matchLabels"] for peer in to if "podSelector" in peer)
@@ -123,6 +125,34 @@ def test_the_operator_reaches_the_gateways_that_it_renders() -> None:
     pod = deployment["spec"]["template"]["metadata"]["labels"]
     assert opened["spec"]["podSelector"]["matchLabels"].items() <= pod.items()
     assert deployment["spec"]["selector"]["matchLabels"].items() <= pod.items()
+
+
+@pytest.mark.parametrize("folder", ["default", "namespaced"])
+def test_nobody_else_in_the_operators_namespace_is_cut_off(folder: str) -> None:
+    for policy in built(folder):
+        if policy["kind"] == "NetworkPolicy":
+            selected = policy["spec"]["podSelector"]["matchLabels"]
+            assert selected["app.kubernetes.io/component"] == "operator"
+
+
+def test_an_overlay_moves_all_of_it_to_another_namespace(tmp_path: Path) -> None:
+    """The one that the documentation shows; the policies hold the operator there, too."""
+    text = (ROOT / "docs" / "install.md").read_text()
+    (overlay,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    where = os.path.relpath(ROOT / "manifests", tmp_path.resolve())
+    (tmp_path / "kustomization.yaml").write_text(overlay.replace("manifests/", f"{where}/"))
+    kubectl = binaries.find(lambda _: None).kubectl
+    text = subprocess.check_output([kubectl, "kustomize", tmp_path], text=True)
+    assert "llmbudget-system" not in text
+    documents = list(yaml.safe_load_all(text))
+    assert {place(one)[0] for one in documents if place(one)[1] == "default"} == {
+        "Role",
+        "RoleBinding",
+    }
+    spaces = {place(one)[1] for one in documents}
+    assert spaces == {"", "default", "llm-operators"}
+    subjects = [each for one in documents for each in one.get("subjects", ())]
+    assert {each["namespace"] for each in subjects} == {"llm-operators"}
 
 
 def test_every_admission_policy_is_bound() -> None:

@@ -34,7 +34,7 @@ _SCHEDULING: Final = """\
       imagePullSecrets: {{- toYaml . | nindent 6 }}
 {{- end }}
 {{- with .Values.priorityClassName }}
-      priorityClassName: {{ . }}
+      priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with .Values.nodeSelector }}
       nodeSelector: {{- toYaml . | nindent 8 }}
@@ -48,18 +48,18 @@ _SCHEDULING: Final = """\
 """
 _ARGUMENTS: Final = """\
 {{- range .Values.allowImages }}
-        - --allow-image={{ . }}
+        - {{ printf "--allow-image=%s" . | quote }}
 {{- end }}
 {{- range .Values.allowPrivateHosts }}
-        - --allow-private-host={{ . }}
+        - {{ printf "--allow-private-host=%s" . | quote }}
 {{- end }}
 {{- with .Values.logLevel }}
-        - --log-level={{ . }}
+        - {{ printf "--log-level=%s" . | quote }}
 {{- end }}
 {{- if .Values.namespaced.enabled }}
-        - --namespaces={{ include "llmbudget.served" . }}
+        - {{ printf "--namespaces=%s" (include "llmbudget.served" .) | quote }}
 {{- range .Values.namespaced.apiServers }}
-        - --api-server={{ . }}
+        - {{ printf "--api-server=%s" . | quote }}
 {{- end }}
 {{- end }}
 """
@@ -68,10 +68,7 @@ _DEPLOYMENT: Final[tuple[tuple[str, str], ...]] = (
     (r"(    metadata:\n)(      labels:\n)", r"\1{annotations}\2"),
     (r"(      serviceAccountName: .*\n)", r"\1{scheduling}"),
     (r"        image: llmbudget:.*\n", "{image}"),
-    (
-        r"        - --gateway-image=.*\n",
-        '        - --gateway-image={{ include "llmbudget.gatewayImage" . }}\n',
-    ),
+    (r"        - --gateway-image=.*\n", "{gateway}"),
     (r"(        - --health-port=.*\n)", r"\1{arguments}"),
     (
         r"        resources:\n(?:          .*\n)+",
@@ -79,6 +76,10 @@ _DEPLOYMENT: Final[tuple[tuple[str, str], ...]] = (
     ),
 )
 """Lines of the operator's Deployment, and what stands in the template instead."""
+_POLICY: Final[tuple[tuple[str, str], ...]] = (
+    (r"    - \{protocol: TCP, port: 6443\}\n", "{ports}"),
+)
+"""And of its NetworkPolicy."""
 _PLACES: Final = {
     "annotations": """\
 {{- with .Values.podAnnotations }}
@@ -87,12 +88,20 @@ _PLACES: Final = {
 """,
     "scheduling": _SCHEDULING,
     "image": """\
-        image: {{ include "llmbudget.image" . }}
+        image: {{ include "llmbudget.image" . | quote }}
 {{- with .Values.image.pullPolicy }}
-        imagePullPolicy: {{ . }}
+        imagePullPolicy: {{ . | quote }}
 {{- end }}
 """,
+    "gateway": """\
+        - {{ printf "--gateway-image=%s" (include "llmbudget.gatewayImage" .) | quote }}
+""",
     "arguments": _ARGUMENTS,
+    "ports": """\
+{{- range .Values.apiServerPorts }}
+    - {protocol: TCP, port: {{ . }}}
+{{- end }}
+""",
 }
 
 
@@ -126,7 +135,7 @@ def generated() -> Mapping[Path, str]:
     roles, bindings = _roles(), _bindings()
     served = '{{- range $namespace := splitList "," (include "llmbudget.namespaces" .) }}\n'
     namespaced = "".join(
-        f"---\n{_placed(one, '{{ $namespace }}')}"
+        f"---\n{_placed(one, '{{ $namespace | quote }}')}"
         for text in (roles, bindings)
         for one in _split(text)
     )
@@ -137,7 +146,9 @@ def generated() -> Mapping[Path, str]:
         "people.yaml": _CLUSTER + _template("people") + _END,
         "admission.yaml": _CLUSTER + _template("admission") + _END,
         "namespaces.yaml": "{{- range $namespace := .Values.budgetNamespaces }}\n"
-        + "".join(f"---\n{_placed(one, '{{ $namespace }}')}" for one in _sources("namespace"))
+        + "".join(
+            f"---\n{_placed(one, '{{ $namespace | quote }}')}" for one in _sources("namespace")
+        )
         + _END,
         "namespaced.yaml": "{{- if .Values.namespaced.enabled }}\n"
         + served
@@ -210,13 +221,14 @@ def _split(text: str) -> list[str]:
 
 
 def _placed(document: str, namespace: str | None = None) -> str:
-    """Give a document its places: the namespace, the labels and, where it is the operator's
-    Deployment, the values."""
+    """Give a document its places: the namespace, the labels and, in the operator's Deployment and
+    NetworkPolicy, the values."""
     if "{{" in document:
         raise NotMade(f"what Helm would read as a template is in a manifest:\n{document}")
-    if "\nkind: Deployment\n" in document:
-        for line, instead in _DEPLOYMENT:
-            document = _sub(line, instead, document)
+    for kind, places in (("Deployment", _DEPLOYMENT), ("NetworkPolicy", _POLICY)):
+        if f"\nkind: {kind}\n" in document:
+            for line, instead in places:
+                document = _sub(line, instead, document)
     if namespace is not None:
         document = _sub(r"(\nmetadata:\n  name: .*\n)", rf"\1  namespace: {namespace}\n", document)
     if re.search(r"^  labels:$", document, re.MULTILINE):
@@ -231,7 +243,7 @@ def _placed(document: str, namespace: str | None = None) -> str:
             rf"\1  labels:\n{_LABELS}",
             document,
         )
-    release = "{{ $.Release.Namespace }}"
+    release = "{{ $.Release.Namespace | quote }}"
     return document.replace(_OPERATOR_NAMESPACE, release).replace(_TEAM, release)
 
 
