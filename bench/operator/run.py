@@ -45,7 +45,7 @@ Manifest = dict[str, Any]
 OPERATOR: Final = "system:serviceaccount:llmbudget-system:llmbudget-operator"
 WRITES: Final = frozenset({"create", "update", "patch", "delete"})
 CROSSINGS: Final = 150
-PARTS: Final = ("start", "restart", "more", "spend", "cross", "rest", "raw", "secrets")
+PARTS: Final = ("start", "restart", "more", "spend", "cross", "rest", "secrets", "raw")
 RAW: Final = "raw"
 """Of the names of the namespaces for the raw limit."""
 FOREIGN: Final = 100_000
