@@ -21,6 +21,7 @@ from llmbudget.api.model import rules
 from llmbudget.api.provider import ProviderSpec, ProviderStatus
 
 MAX_BUDGET_NAME: Final = 52
+BUDGET_NAME: Final = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
 """Longest name of a budget: names of its children add to it and must still fit a label."""
 
 _HEADER: Final = (
@@ -84,7 +85,7 @@ KINDS: Final = (
                 " one",
             ),
             (
-                "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+                f"self.metadata.name.matches('{BUDGET_NAME}')",
                 "the name of a budget is its Service's: lower-case letters, digits and dashes,"
                 " beginning with a letter",
             ),

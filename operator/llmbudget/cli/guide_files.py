@@ -258,6 +258,7 @@ def budget(
     key and host."""
     words = Words(content)
     regions = words.take("global_distribution.regions") or []
+    regions = regions if isinstance(regions, list) else [regions]
     scaled = words.take("high_availability.enabled")
     asked: dict[str, tuple[str, str, str]] = {}
     spec: Manifest = {
@@ -274,7 +275,8 @@ def budget(
             "spec.notifications of the budget: whom its thresholds tell; until then only Events do"
         )
     replicas = spec.get("deployment", {}).get("replicas", 1)
-    if replicas > 1 or regions or scaled:
+    shared = isinstance(replicas, int) and replicas > 1  # what is no number is refused later
+    if shared or regions or scaled:
         spec["ledger"] = _LEDGER
         remarks.fill_in.append(
             "Secret llm-ledger with the key uri: several gateways share a PostgreSQL ledger"
@@ -326,7 +328,10 @@ def _monitoring(
     if endpoints:
         names = {"auth_required": "authRequired", "rate_limit": "rateLimit"}
         monitoring["endpoints"] = [
-            {names.get(key, key): value for key, value in each.items()} for each in endpoints
+            {names.get(key, key): value for key, value in each.items()}
+            if isinstance(each, dict)
+            else each
+            for each in (endpoints if isinstance(endpoints, list) else [endpoints])
         ]
     for service, host in _SERVICES.items():
         enabled = words.take(f"monitoring.{service}.enabled")
@@ -344,7 +349,7 @@ def _monitoring(
             if key is not None and variable is None:
                 remarks.fill_in.append(f"Secret {service}: apiKey, which {file} holds in clear")
             named = variable[1] if variable else f"{service.upper()}_API_KEY"
-            asked[service] = (named, "apiKey", urlsplit(said["host"] or host).hostname or "")
+            asked[service] = (named, "apiKey", urlsplit(str(said["host"] or host)).hostname or "")
     enabled = words.take("monitoring.distributed_tracing.enabled")
     collector = words.take("monitoring.distributed_tracing.collector")
     if enabled is not None:

@@ -6,6 +6,7 @@ import ast
 import base64
 import gzip
 import json
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
@@ -18,6 +19,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from llmbudget.api.budget import BudgetSpec
+from llmbudget.api.crd import BUDGET_NAME, MAX_BUDGET_NAME
+from llmbudget.api.model import DNS_LABEL
 from llmbudget.api.provider import ProviderSpec
 from llmbudget.cli.guide_files import (
     Manifest,
@@ -44,10 +47,33 @@ class NotImported(Exception):
     """The files can't be imported; the message says which, and why."""
 
 
+def _namespace(_context: click.Context, _option: click.Parameter, text: str) -> str:
+    if len(text) > 63 or not re.fullmatch(DNS_LABEL, text):
+        raise click.BadParameter(
+            f"{text!r} is no name of a namespace: lower-case letters, digits and dashes, 63 at most"
+        )
+    return text
+
+
+def _name(_context: click.Context, _option: click.Parameter, text: str) -> str:
+    if len(text) > MAX_BUDGET_NAME or not re.fullmatch(BUDGET_NAME, text):
+        raise click.BadParameter(
+            f"{text!r} is no name of a budget: lower-case letters, digits and dashes, beginning"
+            f" with a letter, {MAX_BUDGET_NAME} at most"
+        )
+    return text
+
+
 @click.command(name="import")
 @click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--namespace", default="llm-platform", show_default=True, help="Of the resources.")
-@click.option("--name", default="org", show_default=True, help="Of the budget.")
+@click.option(
+    "--namespace",
+    default="llm-platform",
+    callback=_namespace,
+    show_default=True,
+    help="Of the resources.",
+)
+@click.option("--name", default="org", callback=_name, show_default=True, help="Of the budget.")
 @click.option("--profile", help="Which production-PROFILE.yaml, where there are several.")
 @click.option(
     "--endpoint",
@@ -110,7 +136,7 @@ def _resources(
     Raises:
         NotImported: a production file is missing, or a file says what no resource may.
     """
-    entries = _json(files["providers.json"])
+    entries = _entries(files["providers.json"])
     names = {str(entry.get("name")) for entry in entries}
     unknown = ", ".join(sorted(endpoints.keys() - names - set(map(label, names))))
     if unknown:
@@ -124,7 +150,7 @@ def _resources(
         "spec.consumers of the budget: who may call, by namespace and ServiceAccount; until then"
         " nobody may"
     )
-    keys = _keys(files.get("secrets.yaml"))
+    keys = _keys(files.get("secrets.yaml"), remarks)
     written = {
         "secrets.yaml": secrets(made, asked, keys, place, remarks),
         "providers.yaml": made,
@@ -194,10 +220,13 @@ def _production(files: Mapping[str, Path], profile: str | None) -> tuple[str, di
     content = _yaml(files[name])
     if "production.yaml" in files and name != "production.yaml":
         content = _merged(_yaml(files["production.yaml"]), content)
-    if content.get("budget", {}).get("monthly_cap") is None and "config.py" in files:
+    money = content.get("budget") or {}
+    if not isinstance(money, dict):
+        raise NotImported(f"{name}: budget: no mapping: write monthly_cap below it")
+    if money.get("monthly_cap") is None and "config.py" in files:
         cap = _cap(files["config.py"])
         if cap is not None:
-            content.setdefault("budget", {})["monthly_cap"] = cap
+            content["budget"] = money | {"monthly_cap": cap}
     return name, content
 
 
@@ -212,10 +241,10 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 def _cap(path: Path) -> Decimal | None:
     """Read MONTHLY_BUDGET_CAP of the guide's config.py, without running it."""
-    text = path.read_text(encoding="utf-8")
+    text = _text(path)
     try:
         statements = ast.parse(text).body
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         # Its text would show what stands there, which may be a key.
         where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         raise NotImported(f"{path}{where}: no Python") from None
@@ -232,28 +261,44 @@ def _cap(path: Path) -> Decimal | None:
     return None
 
 
-def _keys(path: Path | None) -> dict[str, str]:
+def _keys(path: Path | None, remarks: Remarks) -> dict[str, str]:
     """Read the keys in base64, by variable."""
     keys: dict[str, str] = {}
     if path is None:
         return keys
-    try:
-        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        # Its text would show what stands there.
-        raise NotImported(f"{path}: no YAML ({type(error).__name__})") from None
-    for document in documents:
-        if isinstance(document, dict):
-            keys |= {key: str(value) for key, value in (document.get("data") or {}).items()}
-            keys |= {
-                key: base64.b64encode(str(value).encode()).decode()
-                for key, value in (document.get("stringData") or {}).items()
-            }
-    return {key: value.strip() if is_base64(value.strip()) else "" for key, value in keys.items()}
+    for number, document in enumerate(_documents(path), 1):
+        if not isinstance(document, dict):
+            continue
+        for part in ("data", "stringData"):
+            content = document.get(part) or {}
+            if not isinstance(content, dict):
+                raise NotImported(f"{path}: document {number}: {part} is no mapping of keys")
+            for variable, value in content.items():
+                if variable in keys:
+                    remarks.left_out.append(
+                        f"secrets.yaml: {variable} is there several times: the one of document"
+                        f" {number} ({part}) is taken, what stood before it is not"
+                    )
+                text = "" if value is None else str(value)
+                if part == "stringData":
+                    text = base64.b64encode(text.encode()).decode()
+                keys[variable] = text.strip() if is_base64(text.strip()) else ""
+    return keys
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads numbers as the exact decimals that they are."""
+    """Reads numbers as the exact decimals that they are, and no aliases: of a few bytes of them
+    much is made, or what never ends."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise _AliasError(None, None, "an alias", mark)
+        return super().compose_node(parent, index)
+
+
+class _AliasError(yaml.MarkedYAMLError):
+    """There is an alias."""
 
 
 def _decimal(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Decimal | str:
@@ -266,26 +311,57 @@ def _decimal(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Decimal | str:
 _Loader.add_constructor("tag:yaml.org,2002:float", _decimal)
 
 
+def _documents(path: Path) -> list[Any]:
+    """Read a file of YAML.
+
+    Raises:
+        NotImported: it is none; the message shows nothing of what stands there, which may be a key.
+    """
+    try:
+        return list(yaml.load_all(_text(path), Loader=_Loader))
+    except _AliasError as error:
+        where = _line(error)
+        raise NotImported(
+            f"{path}{where}: a YAML alias (*): write out what it stands for"
+        ) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        kind = type(error).__name__
+        raise NotImported(f"{path}{_line(error)}: no YAML that can be read ({kind})") from None
+
+
+def _line(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return "" if mark is None else f", line {mark.line + 1}"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise NotImported(f"{path}: not UTF-8 at byte {error.start}: save it as UTF-8") from None
+
+
 def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        found = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506, a SafeLoader
-    except yaml.YAMLError as error:
-        # Its text would show what stands there, which may be a key.
-        mark = getattr(error, "problem_mark", None)
-        where = "" if mark is None else f", line {mark.line + 1}"
-        raise NotImported(f"{path}{where}: no YAML ({type(error).__name__})") from None
-    if not isinstance(found, dict):
-        raise NotImported(f"{path}: no mapping")
-    return found
+    found = _documents(path)
+    if len(found) != 1 or not isinstance(found[0], dict):
+        raise NotImported(f"{path}: no mapping: write one document of keys and values")
+    return dict(found[0])
 
 
-def _json(path: Path) -> list[dict[str, Any]]:
+def _entries(path: Path) -> list[dict[str, Any]]:
+    """Read the providers: one at least, each with what makes it one."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)
-    except ValueError as error:
-        raise NotImported(f"{path}: {error}") from None
+        found = json.loads(_text(path), parse_float=Decimal)
+    except (ValueError, RecursionError) as error:
+        raise NotImported(f"{path}: no JSON: {error}") from None
     if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
         raise NotImported(f"{path}: no list of providers")
+    if not found:
+        raise NotImported(f"{path}: no provider is there, and a budget needs one: add an entry")
+    for number, entry in enumerate(found, 1):
+        for key in ("name", "model", "endpoint_env"):
+            if not isinstance(entry.get(key), str) or not entry[key].strip():
+                raise NotImported(f"{path}: entry {number}: {key} is missing, or no text: write it")
     return found
 
 

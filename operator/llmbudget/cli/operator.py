@@ -52,7 +52,8 @@ _PATH = click.Path(path_type=Path)
     multiple=True,
     metavar="PREFIX",
     help="Prefix of images that budgets may choose for their gateways, beside the repository of"
-    " --gateway-image; repeatable. A gateway sees the providers' keys.",
+    " --gateway-image, up to the end of a part of the name; repeatable. A gateway sees the"
+    " providers' keys.",
 )
 @click.option(
     "--allow-private-host",

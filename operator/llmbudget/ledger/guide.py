@@ -247,7 +247,7 @@ def read_usage_file(path: Path, account: str, time_zone: str = "UTC") -> Iterato
             yield _draft(usage, cost, account, time_zone)
     except OSError as error:
         raise LedgerUnavailable(f"{path}: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError, InvalidOperation) as error:
+    except (ValueError, TypeError, KeyError, InvalidOperation, RecursionError) as error:
         where = f"row {number}: {_why(error)}" if number else type(error).__name__
         raise ValueError(
             f"{path}: not the guide's usage rows ({where}): mend the file or move it away"

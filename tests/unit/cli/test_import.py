@@ -112,7 +112,7 @@ def test_no_key_is_shown_and_only_its_owner_reads_it(installation: Path) -> None
     broken.write_text(f"data: {{K: {CANARY}")
     again = run(installation, "--output", str(installation.parent / "second"))
     assert again.exit_code == 1
-    assert "secrets.yaml: no YAML" in again.output
+    assert "secrets.yaml, line 1: no YAML" in again.output
     assert CANARY not in again.output
 
 
@@ -232,6 +232,92 @@ def test_what_no_resource_may_say_is_refused(
     assert result.exit_code == 1
     assert message in result.output
     assert not (installation.parent / "out").exists(), "nothing by halves"
+
+
+SECRETS = "deployment/kubernetes/secrets.yaml"
+PRODUCTION = "configs/production-smb.yaml"
+PROVIDERS = "src/router/providers.json"
+LAUGHS = "a0: &a0 [x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "told"),
+    [
+        (SECRETS, b"data: {K: \xff}\n", "secrets.yaml: not UTF-8 at byte 10: save it as UTF-8"),
+        (PRODUCTION, b"\xff", "production-smb.yaml: not UTF-8 at byte 0"),
+        (PROVIDERS, b"\xff", "providers.json: not UTF-8 at byte 0"),
+        ("src/router/llm_usage.json", b"\xff", "llm_usage.json: not the guide's usage rows"),
+        (PRODUCTION, b"budget: &b\n  again: *b\n", "line 2: a YAML alias (*): write out"),
+        (PRODUCTION, LAUGHS.encode(), "line 2: a YAML alias (*): write out"),
+        (SECRETS, b"data: &d\n  K: *d\n", "line 2: a YAML alias (*): write out"),
+        (PRODUCTION, b"[" * 50_000, "no YAML that can be read (RecursionError)"),
+        (PROVIDERS, b"[" * 100_000, "providers.json: no JSON"),
+        ("src/router/llm_usage.json", b"[" * 100_000, "not the guide's usage rows"),
+        (PRODUCTION, b"budget: {monthly_cap: 2025-13-45}\n", "(ValueError)"),
+        (PRODUCTION, b"budget: 20\n", "budget: no mapping: write monthly_cap below it"),
+        (PRODUCTION, b"global_distribution: {regions: 3}\n", "spec.globalDistribution.regions.0"),
+        (PRODUCTION, b"deployment: {replicas: many}\n", "spec.deployment.replicas"),
+        (PRODUCTION, b"monitoring: {endpoints: all}\n", "spec.monitoring.endpoints.0"),
+        (SECRETS, b"data: [K]\n", "secrets.yaml: document 1: data is no mapping of keys"),
+        (PROVIDERS, b"[]", "providers.json: no provider is there, and a budget needs one"),
+        (PROVIDERS, b'[{"model": "m", "endpoint_env": "K"}]', "entry 1: name is missing"),
+        (PROVIDERS, b'[{"name": "n", "endpoint_env": "K"}]', "entry 1: model is missing"),
+        (PROVIDERS, b'[{"name": "n", "model": "m"}]', "entry 1: endpoint_env is missing"),
+    ],
+)
+def test_a_file_that_can_not_be_read_is_named(
+    installation: Path, path: str, content: bytes, told: str
+) -> None:
+    (installation / path).write_bytes(content)
+    result = run(installation)
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == 1
+    assert told in " ".join(result.output.split())
+    assert not (installation.parent / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--namespace", "Bad NS", "no name of a namespace"),
+        ("--namespace", "a" * 64, "no name of a namespace"),
+        ("--name", "x/../../y", "no name of a budget"),
+        ("--name", "1st", "beginning with a letter"),
+        ("--name", "a" * 53, "52 at most"),
+        ("--endpoint", "https://localai.example", "write PROVIDER=URL"),
+    ],
+)
+def test_a_name_that_no_resource_may_have_is_refused(
+    installation: Path, option: str, value: str, told: str
+) -> None:
+    result = run(installation, option, value)
+    assert result.exit_code == 2
+    assert told in " ".join(result.output.split())
+    assert not (installation.parent / "out").exists()
+
+
+def test_a_key_that_is_there_twice_is_said(installation: Path) -> None:
+    def document(key: str, part: str = "data") -> str:
+        packed = base64.b64encode(key.encode()).decode()
+        return yaml.safe_dump({part: {"OPENROUTER_API_KEY": packed if part == "data" else key}})
+
+    secrets = installation / SECRETS
+    secrets.write_text("---\n".join((document("first"), document(CANARY, "stringData"))))
+    result = run(installation)
+    assert result.exit_code == 0, result.output
+    taken = written(installation, "secrets.yaml")["openrouter-key"]["data"]["OPENROUTER_API_KEY"]
+    assert base64.b64decode(taken).decode() == CANARY
+    assert "OPENROUTER_API_KEY is there several times: the one of document 2" in result.output
+    assert CANARY not in result.output
+
+
+def test_an_empty_key_is_left_to_be_filled_in(installation: Path) -> None:
+    (installation / SECRETS).write_text("data: {OPENROUTER_API_KEY: }\n")
+    result = run(installation)
+    assert result.exit_code == 0, result.output
+    assert written(installation, "secrets.yaml")["openrouter-key"]["data"] == {}
 
 
 def test_nothing_is_written_over(installation: Path) -> None:

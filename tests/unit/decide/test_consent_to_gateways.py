@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,29 @@ def test_other_images_are_refused(image: str) -> None:
     (found,) = findings(world(deployment={"image": image}))
     assert found.fatal
     assert "registry.example/llmbudget" in found.message
+
+
+@pytest.mark.parametrize(
+    ("prefix", "image", "allowed"),
+    [
+        ("reg.example/llm", "reg.example/llm", True),
+        ("reg.example/llm", "reg.example/llm:1", True),
+        ("reg.example/llm", "reg.example/llm@sha256:0", True),
+        ("reg.example/llm", "reg.example/llm/gateway:1", True),
+        ("reg.example/llm", "reg.example/llm-evil:1", False),
+        ("reg.example/llm", "reg.example/llmevil", False),
+        ("reg.example", "reg.example.evil/llm", False),
+        ("reg.example/", "reg.example/llm:1", True),
+        ("reg.example/llm:", "reg.example/llm:1", True),
+        ("reg.example/llm:1", "reg.example/llm:1.2", False),
+    ],
+)
+def test_an_allowed_prefix_ends_where_a_part_of_the_name_does(
+    prefix: str, image: str, allowed: bool
+) -> None:
+    made = world(deployment={"image": image})
+    made = replace(made, installation=replace(made.installation, image_prefixes=(prefix,)))
+    assert (findings(made) == ()) is allowed
 
 
 def test_two_keys_never_come_in_one_variable() -> None:

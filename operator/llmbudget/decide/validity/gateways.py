@@ -48,7 +48,7 @@ def image_allowed(world: World) -> Iterator[Finding]:
     own = _repository(installation.gateway_image)
     if image is None or _repository(image) == own:
         return
-    if not any(image.startswith(prefix) for prefix in installation.image_prefixes):
+    if not any(_begins_with(image, prefix) for prefix in installation.image_prefixes):
         yield Finding(
             Reason.INVALID_SPEC,
             f"spec.deployment.image must be of the repository {own}: this installation allows no"
@@ -69,6 +69,16 @@ def priority_allowed(world: World) -> Iterator[Finding]:
             account=world.root.account,
             fatal=True,
         )
+
+
+def _begins_with(image: str, prefix: str) -> bool:
+    """Tell whether an image's name begins with a prefix that ends where a part of the name does:
+    whoever allows `reg.example/llm` means no `reg.example/llm-evil`."""
+    bounds = ("/", ":", "@")
+    rest = image.removeprefix(prefix)
+    return image.startswith(prefix) and (
+        not rest or rest.startswith(bounds) or prefix.endswith(bounds)
+    )
 
 
 def _repository(image: str) -> str:
