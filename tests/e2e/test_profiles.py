@@ -169,5 +169,5 @@ async def test_global(platform: Platform, node: Machine) -> None:
     await platform.spend(f"world-gateway-{REGION}", LLM_MODEL="auto", WORKERS=4)
     told = await platform.configuration("world")
     assert told["posthog"]["sampleRate"] == "0.8"
-    assert told["tracing"] == "http://jaeger-collector.global:4318/v1/traces"
+    assert told["tracing"] == "http://jaeger-collector.global.svc:4318/v1/traces"
     assert set(statuses(await platform.users.stop_agent())) == {200}

@@ -171,8 +171,9 @@ def _telling(namespace: str, at: str, posthog: int, tracing: str, generation: in
     )
     names = tuple(each.name for each in providers)
     mine = account(namespace, 1000 * USD, providers=names, ladder=("small",))
-    sent = PostHogConfig(host=f"http://127.0.0.1:{posthog}", sample_rate=Decimal(1))
-    more: dict[str, Any] = {"posthog": sent, "tracing": tracing}
+    host = f"http://127.0.0.1:{posthog}"
+    sent = PostHogConfig(host=host, allow_private=True, sample_rate=Decimal(1))
+    more: dict[str, Any] = {"posthog": sent, "tracing": tracing, "tracing_private": True}
     return config(namespace, (mine,), providers, generation, **more)
 
 

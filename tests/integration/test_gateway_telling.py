@@ -107,7 +107,7 @@ async def test_spans_reach_the_collector_and_hold_no_secret(
 ) -> None:
     with collecting() as collector:
         mine = (account(namespace, USD),)
-        where = {"generation": 2, "tracing": collector.url}
+        where = {"generation": 2, "tracing": collector.url, "tracing_private": True}
         providers = (provider("sim", simulator.port),)
         await gateway.configure(config(namespace, mine, providers, **where))
         await asyncio.sleep(0.5)

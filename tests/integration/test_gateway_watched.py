@@ -224,7 +224,8 @@ async def test_usage_reaches_posthog_once_it_is_back(
         port = port_of(await stack.enter_async_context(await serve(posthog, 0)))
         folder = gateway.folder / "posthog"
         folder.write_text("phc_test")
-        wanted = PostHogConfig(host=f"http://127.0.0.1:{port}", sample_rate=Decimal(1))
+        host = f"http://127.0.0.1:{port}"
+        wanted = PostHogConfig(host=host, allow_private=True, sample_rate=Decimal(1))
         await gateway.configure(
             config(
                 namespace,

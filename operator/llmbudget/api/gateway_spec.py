@@ -339,7 +339,8 @@ class PostHog(Model):
     enabled: bool = False
     """Whether events are sent. Enabled by a profile, it stays off until a key is named."""
     host: Url = "https://us.i.posthog.com"
-    """PostHog's API."""
+    """PostHog's API, by HTTPS. A private address, and plain HTTP, need the operator's
+    --allow-private-host."""
     sample_rate: Fraction = "1.0"
     """Share of calls that are sent, 0 to 1, as a decimal string."""
     api_key_secret_ref: SecretKeyRef | None = None
@@ -376,7 +377,7 @@ class Datadog(Model):
 _JAEGER_PORTS: Final = frozenset({14268, 14250, 4317})
 """Ports that speak no OTLP over HTTP: Jaeger's own, which its version 2 has no more, and OTLP's
 over gRPC."""
-_OTLP_PORT: Final = 4318
+OTLP_PORT: Final = 4318
 
 
 class Tracing(Model):
@@ -387,8 +388,9 @@ class Tracing(Model):
     collector: (
         Annotated[str, Field(pattern=r"^[a-zA-Z0-9.-]+:[0-9]{1,5}$", max_length=260)] | None
     ) = None
-    """Collector as HOST:PORT. Jaeger's ports 14268 and 14250, and 4317, stand for 4318 of the same
-    host, where it takes OTLP over HTTP; port 443 is spoken to by TLS."""
+    """Collector as HOST:PORT: a Service of the cluster on 4318, or a public host on 443, spoken to
+    by TLS; any other needs the operator's --allow-private-host. Jaeger's ports 14268 and 14250, and
+    4317, stand for 4318 of the same host, where it takes OTLP over HTTP."""
 
     @property
     def otlp(self) -> tuple[str, int] | None:
@@ -397,7 +399,7 @@ class Tracing(Model):
             return None
         host, _, written = self.collector.rpartition(":")
         port = int(written)
-        return host, _OTLP_PORT if port in _JAEGER_PORTS else port
+        return host, OTLP_PORT if port in _JAEGER_PORTS else port
 
 
 class Monitoring(Model):

@@ -1,17 +1,18 @@
-"""`llm_usage` events to PostHog, in batches whose delivery is known."""
+"""`llm_usage` events to PostHog's API (`POST /batch/`), in batches whose delivery is known."""
 
 from __future__ import annotations
 
-import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
-from llmbudget.telemetry.logs import silence
+import httpx
 
 EVENT: Final = "llm_usage"
-_TIMEOUT_SECONDS: Final = 15
+_ACCEPTED: Final = 200
+_TIMEOUT_SECONDS: Final = 15.0
 
 
 class NotDelivered(Exception):
@@ -31,48 +32,45 @@ class UsageEvent:
 class PostHogSender:
     """Sends batches with one project key."""
 
-    def __init__(self, key: str, host: str) -> None:
-        # Only now: its packages take memory and time that a gateway without it does without.
-        from posthog import Posthog
-
-        # It logs what PostHog answers, which may repeat the key.
-        silence("posthog")
-        self._failures: list[Exception] = []
-        self._client: Any = Posthog(
-            key,
-            host=host,
-            on_error=lambda error, _: self._failures.append(error),
-            max_retries=0,
-            timeout=_TIMEOUT_SECONDS,
-            flush_interval=0.05,
-            disable_geoip=True,
+    def __init__(self, key: str, host: str, transport: httpx.AsyncBaseTransport) -> None:
+        self._key = key
+        self._url = f"{host.rstrip('/')}/batch/"
+        # Redirects are not followed, and proxies of the environment not used: both would carry the
+        # key elsewhere.
+        self._client = httpx.AsyncClient(
+            transport=transport, timeout=_TIMEOUT_SECONDS, follow_redirects=False, trust_env=False
         )
 
     async def send(self, events: Sequence[UsageEvent]) -> None:
-        """Deliver a batch.
+        """Deliver a batch, all of it or nothing.
 
         Raises:
-            NotDelivered: some of it was not; the message carries no key.
+            NotDelivered: the message carries no key.
         """
-        await asyncio.to_thread(self._send, events)
-
-    def _send(self, events: Sequence[UsageEvent]) -> None:
-        self._failures.clear()
-        for event in events:
-            queued = self._client.capture(
-                EVENT,
-                distinct_id=event.distinct_id,
-                properties=event.properties,
-                timestamp=event.at,
-                uuid=event.uuid,
-            )
-            if queued is None:
-                raise NotDelivered("PostHog's client took no event")
-        # Each request has its own limit, so this ends; a shorter one would leave some under way.
-        self._client.flush(timeout_seconds=None)
-        if self._failures:
-            raise NotDelivered(type(self._failures[0]).__name__)
+        if not events:
+            return
+        body = json.dumps({"api_key": self._key, "batch": [_written(each) for each in events]})
+        headers = {"content-type": "application/json"}
+        try:
+            answer = await self._client.post(self._url, content=body.encode(), headers=headers)
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, RuntimeError) as error:
+            # RuntimeError: it was closed.
+            raise NotDelivered(type(error).__name__) from None
+        if answer.status_code != _ACCEPTED:
+            # What it says may repeat the key.
+            raise NotDelivered(f"status {answer.status_code}")
 
     async def close(self) -> None:
-        """End the client's thread."""
-        await asyncio.to_thread(self._client.shutdown)
+        """Close its connections."""
+        await self._client.aclose()
+
+
+def _written(event: UsageEvent) -> dict[str, object]:
+    return {
+        "event": EVENT,
+        "uuid": event.uuid,
+        "timestamp": event.at.isoformat(),
+        "distinct_id": event.distinct_id,
+        # The address that events come from is the gateway's.
+        "properties": {**event.properties, "$geoip_disable": True},
+    }

@@ -331,6 +331,8 @@ class PostHogConfig(Wire):
     """Where `llm_usage` events go. The key is in POSTHOG_KEY_FILE."""
 
     host: str
+    allow_private: bool = False
+    """Whether that may be a private address, and plain HTTP."""
     sample_rate: Decimal
 
 
@@ -362,6 +364,8 @@ class GatewayConfig(Wire):
     datadog: DatadogConfig | None = None
     tracing: str | None = None
     """URL that spans go to, by OTLP over HTTP; None: nowhere."""
+    tracing_private: bool = False
+    """Whether that may be a private address."""
 
     def to_json(self) -> str:
         """Serialise deterministically: the same configuration gives the same bytes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from urllib.parse import urlsplit
 
 from llmbudget.api.budget import BudgetSpec
 from llmbudget.api.meta import account_name
@@ -74,11 +75,16 @@ class Installation:
     image_prefixes: tuple[str, ...] = ()
     """What other images of gateways may begin with, beside the repository of `gateway_image`."""
     private_hosts: frozenset[str] = frozenset()
-    """Hosts, or HOST:PORT, that a provider with allowPrivate may name."""
+    """Hosts, or HOST:PORT, that may be at private addresses."""
     loopback: bool = False
     """Gateways run as processes of this machine and are called there."""
     namespaces: tuple[str, ...] = ()
     """The only ones that are served, without a right in the whole cluster; none: all are."""
+
+    def lists(self, url: str) -> bool:
+        """Tell whether a URL's host may be at a private address."""
+        parts = urlsplit(url)
+        return parts.hostname in self.private_hosts or parts.netloc in self.private_hosts
 
 
 @dataclass(frozen=True, slots=True)

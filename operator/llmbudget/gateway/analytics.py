@@ -17,6 +17,7 @@ from typing import Final
 from llmbudget.api.money import NANO_PER_USD
 from llmbudget.clients.posthog import NotDelivered, PostHogSender, UsageEvent
 from llmbudget.contract.config import PostHogConfig
+from llmbudget.gateway.checked import CheckedTransport, trusted
 from llmbudget.gateway.configuration import Configuration
 from llmbudget.ledger.interface import Entry, Ledger, LedgerError
 
@@ -36,7 +37,7 @@ class Analytics:
         self._configuration = configuration
         self._key_file = key_file
         self._sender: PostHogSender | None = None
-        self._sender_of: tuple[str, str] | None = None
+        self._sender_of: tuple[str, str, bool] | None = None
 
     async def follow(self) -> None:
         """Send until cancelled."""
@@ -61,7 +62,7 @@ class Analytics:
         wanted = routes.config.posthog
         if not await self._ledger.leads():
             return False
-        sender = self._connect(wanted)
+        sender = await self._connect(wanted)
         if sender is None:
             return False
         entries = await self._ledger.entries(await self._ledger.cursor(CURSOR), BATCH)
@@ -73,14 +74,19 @@ class Analytics:
         await self._ledger.advance(CURSOR, entries[-1].seq)
         return True
 
-    def _connect(self, wanted: PostHogConfig) -> PostHogSender | None:
+    async def _connect(self, wanted: PostHogConfig) -> PostHogSender | None:
         try:
             key = self._key_file.read_text().strip()
         except OSError:
             return None
-        if key and self._sender_of != (key, wanted.host):
-            self._sender = PostHogSender(key, wanted.host)
-            self._sender_of = (key, wanted.host)
+        of = (key, wanted.host, wanted.allow_private)
+        if key and self._sender_of != of:
+            if self._sender is not None:
+                await self._sender.close()
+            context = await asyncio.to_thread(trusted, None)
+            transport = CheckedTransport(context, allow_private=wanted.allow_private)
+            self._sender = PostHogSender(key, wanted.host, transport)
+            self._sender_of = of
         return self._sender
 
 

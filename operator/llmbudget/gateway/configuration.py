@@ -90,7 +90,7 @@ class Configuration:
                 log.warning("configuration waits", extra={"fields": {"why": str(error)}})
                 await asyncio.sleep(_RETRY_SECONDS)
         self._keys.configured(config.providers)
-        self._spans.configure(config.tracing)
+        self._spans.configure(config.tracing, allow_private=config.tracing_private)
         self.routes = routes_of(config, self._ca_directory, self.routes)
         metrics.CONFIG_GENERATION.set(config.generation)
         log.info("configuration", extra={"fields": {"generation": config.generation}})

@@ -6,7 +6,6 @@ import contextlib
 from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
-from typing import Final
 
 from pydantic_core import from_json
 
@@ -40,9 +39,8 @@ from llmbudget.decide.prices import prices_of
 from llmbudget.decide.validity.chain import callable_providers
 from llmbudget.decide.validity.consent import datadog_of, posthog_of
 from llmbudget.decide.validity.finding import Finding
+from llmbudget.decide.validity.tracing import collector_of
 from llmbudget.decide.world import Budget, Provider, World
-
-_HTTPS: Final = 443
 
 
 def gateway_config(world: World, found: tuple[Finding, ...]) -> GatewayConfig:
@@ -65,6 +63,7 @@ def _previous_generation(world: World) -> int:
 
 def _config(world: World, found: tuple[Finding, ...], generation: int) -> GatewayConfig:
     spec = world.root.spec
+    collector = collector_of(world)
     by_environment = spec.deployment.secret_delivery is SecretDelivery.ENV
     # To the minute: what all budgets of a provider have in common is there once.
     at = world.now.replace(second=0, microsecond=0)
@@ -90,7 +89,8 @@ def _config(world: World, found: tuple[Finding, ...], generation: int) -> Gatewa
         ),
         posthog=_posthog(world),
         datadog=_datadog(world),
-        tracing=_tracing(world),
+        tracing=collector.url if collector else None,
+        tracing_private=collector is not None and collector.private,
     )
 
 
@@ -98,21 +98,16 @@ def _posthog(world: World) -> PostHogConfig | None:
     posthog = posthog_of(world)
     if posthog is None:
         return None
-    return PostHogConfig(host=posthog.host, sample_rate=Decimal(posthog.sample_rate))
+    return PostHogConfig(
+        host=posthog.host,
+        allow_private=world.installation.lists(posthog.host),
+        sample_rate=Decimal(posthog.sample_rate),
+    )
 
 
 def _datadog(world: World) -> DatadogConfig | None:
     datadog = datadog_of(world)
     return None if datadog is None else DatadogConfig(url=datadog.url)
-
-
-def _tracing(world: World) -> str | None:
-    collector = world.root.spec.monitoring.distributed_tracing.otlp
-    if collector is None:
-        return None
-    host, port = collector
-    scheme = "https" if port == _HTTPS else "http"
-    return f"{scheme}://{host}:{port}/v1/traces"
 
 
 @lru_cache(maxsize=1024)

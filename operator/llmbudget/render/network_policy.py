@@ -15,8 +15,10 @@ from llmbudget.api.gateway_spec import Egress, PostgresRef
 from llmbudget.contract.config import GATEWAY_PORT
 from llmbudget.decide.databases import ledger_hosts, region_database
 from llmbudget.decide.validity.chain import callable_providers
+from llmbudget.decide.validity.consent import posthog_of
 from llmbudget.decide.validity.finding import Finding
 from llmbudget.decide.validity.providers import private_urls
+from llmbudget.decide.validity.tracing import collector_of
 from llmbudget.decide.world import World
 from llmbudget.render.deployment import pod_labels
 from llmbudget.render.names import Manifest, gateway, metadata, selector
@@ -111,12 +113,15 @@ def _api_servers(world: World) -> list[Manifest]:
 
 
 def _internal_endpoints(world: World, found: tuple[Finding, ...]) -> list[tuple[str, int]]:
-    """List the endpoints that are not public: providers, Vaults and the tracing collector."""
+    """List the endpoints that are not public: of providers, Vaults and what is told of calls."""
     callable_ones = callable_providers(world, found)
     endpoints = {_place(url) for provider in callable_ones for url in private_urls(provider)}
-    collector = world.root.spec.monitoring.distributed_tracing.otlp
-    if collector is not None:
-        endpoints.add(collector)
+    posthog = posthog_of(world)
+    if posthog is not None and world.installation.lists(posthog.host):
+        endpoints.add(_place(posthog.host))
+    collector = collector_of(world)
+    if collector is not None and collector.private:
+        endpoints.add((collector.host, collector.port))
     return sorted(endpoints)
 
 

@@ -137,7 +137,9 @@ def _others(world: World) -> list[tuple[Manifest, Manifest]]:
             pairs.append(_projected(name, [source], directory))
     if not spec.deployment.tls.plain_http:
         name = spec.deployment.tls.secret_name or serving_secret(world.root)
-        secret = {"secretName": name, "defaultMode": _READ_ONLY_MODE}
+        # What else the Secret has is not the gateway's.
+        items = [{"key": key, "path": key} for key in ("tls.crt", "tls.key")]
+        secret = {"secretName": name, "defaultMode": _READ_ONLY_MODE, "items": items}
         pairs.append(({"name": "tls", "secret": secret}, _mount("tls", TLS_DIRECTORY)))
     return pairs
 

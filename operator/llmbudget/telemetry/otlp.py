@@ -5,11 +5,14 @@ Where the collector is away, spans are dropped: nothing waits for it.
 
 from __future__ import annotations
 
+import ipaddress
 import logging
+import socket
 import threading
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Final
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 import requests
 from opentelemetry import trace
@@ -19,7 +22,9 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode
+from requests.adapters import HTTPAdapter
 
+from llmbudget.decide.addresses import ForbiddenAddress, choose
 from llmbudget.telemetry.trace_context import TraceContext
 
 Attributes = Mapping[str, str | int | float | bool]
@@ -57,14 +62,68 @@ class Span:
         self._span.end()
 
 
+class _Session(requests.Session):
+    """Goes to addresses that were checked, and nowhere else."""
+
+    def __init__(self, allow_private: bool) -> None:
+        super().__init__()
+        # Proxies and credentials of the environment are not for this.
+        self.trust_env = False
+        for scheme in ("http://", "https://"):
+            self.mount(scheme, _Checked(allow_private))
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        """Follow none."""
+        return None
+
+
+class _Checked(HTTPAdapter):
+    """Resolves and checks a name, and connects to the address that was checked: its certificate is
+    still checked against the name."""
+
+    def __init__(self, allow_private: bool) -> None:
+        self._allow_private = allow_private
+        super().__init__()
+
+    def build_connection_pool_key_attributes(
+        self,
+        request: requests.PreparedRequest,
+        verify: bool | str,
+        cert: str | tuple[str, str] | None = None,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Say which connection a request takes.
+
+        Raises:
+            requests.ConnectionError.
+        """
+        host, pool = super().build_connection_pool_key_attributes(request, verify, cert)
+        name = host["host"]
+        if host["scheme"] == "https":
+            pool |= {"server_hostname": name, "assert_hostname": name}
+        request.headers["Host"] = urlsplit(request.url or "").netloc
+        return host | {"host": self._address(name, host["port"])}, pool
+
+    def _address(self, name: str, port: int | None) -> str:
+        try:
+            found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+            address = choose(
+                name, [str(each[4][0]) for each in found], allow_private=self._allow_private
+            )
+        except (OSError, UnicodeError):
+            raise requests.ConnectionError(f"{name} can't be resolved") from None
+        except ForbiddenAddress as error:
+            raise requests.ConnectionError(str(error)) from None
+        if ipaddress.ip_address(address).is_loopback and name != address:
+            raise requests.ConnectionError(f"{name} is at {address}, this gateway itself")
+        return address
+
+
 class Tracer:
     """Makes the spans of one service, and sends them to one collector."""
 
-    def __init__(self, service: str, endpoint: str) -> None:
+    def __init__(self, service: str, endpoint: str, *, allow_private: bool) -> None:
         logging.getLogger("opentelemetry").setLevel(logging.ERROR)
-        session = requests.Session()
-        # Proxies and credentials of the environment are not for this.
-        session.trust_env = False
+        session = _Session(allow_private)
         names = {"service.name": "llmbudget-gateway", "service.namespace": service}
         self._provider = TracerProvider(resource=Resource.create(names), shutdown_on_exit=False)
         exporter = OTLPSpanExporter(endpoint=endpoint, timeout=_TIMEOUT_SECONDS, session=session)

@@ -24,21 +24,22 @@ class Spans:
     def __init__(self, service: str) -> None:
         """`service` is the budget's account, which tells gateways apart."""
         self._service = service
-        self._endpoint: str | None = None
+        self._endpoint: tuple[str, bool] | None = None
         self._tracer: Tracer | None = None
 
-    def configure(self, endpoint: str | None) -> None:
+    def configure(self, url: str | None, *, allow_private: bool = False) -> None:
         """Send to this URL from now on; None: make none."""
+        endpoint = None if url is None else (url, allow_private)
         if endpoint == self._endpoint:
             return
         if self._tracer is not None:
             self._tracer.end()
         self._endpoint, self._tracer = endpoint, None
-        if endpoint is not None:
+        if url is not None:
             # Only now: its packages take memory that a gateway without tracing does without.
             from llmbudget.telemetry.otlp import Tracer
 
-            self._tracer = Tracer(self._service, endpoint)
+            self._tracer = Tracer(self._service, url, allow_private=allow_private)
 
     def call(self, name: str, parent: TraceContext | None) -> Span | None:
         """Begin the span of a call that came in; None: nobody wants it."""

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from posthog import Posthog
 
 from llmbudget.clients.posthog import EVENT, NotDelivered, PostHogSender, UsageEvent
+from llmbudget.gateway.checked import CheckedTransport, trusted
 from llmbudget.local.http1 import Answer, Request, port_of, serve
 
 KEY = "phc_Canary0123456789abcdef"
@@ -53,10 +53,15 @@ async def posthog() -> AsyncIterator[PostHog]:
 
 @pytest.fixture
 async def sender(posthog: PostHog) -> AsyncIterator[PostHogSender]:
-    made = PostHogSender(KEY, posthog.url)
+    made = made_for(posthog.url)
     yield made
     posthog.open.set()
     await made.close()
+
+
+def made_for(url: str, *, allow_private: bool = True) -> PostHogSender:
+    transport = CheckedTransport(trusted(None), allow_private=allow_private)
+    return PostHogSender(KEY, url, transport)
 
 
 def event(name: str = NAMES[0], **properties: object) -> UsageEvent:
@@ -117,24 +122,28 @@ async def test_after_a_failure_the_same_batch_can_be_sent_again(
     assert [found["uuid"] for found in posthog.events] == [NAMES[0]] * 2
 
 
-async def test_one_lost_part_of_a_batch_makes_it_undelivered(
-    posthog: PostHog,
-) -> None:
-    async def once(request: Request, answer: Answer) -> None:
-        posthog.batches.append(json.loads(request.body))
-        answer.send(503 if len(posthog.batches) == 1 else 200, b"{}")
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_takes_the_key_nowhere(posthog: PostHog, status: int) -> None:
+    async def elsewhere(request: Request, answer: Answer) -> None:
+        answer.send(status, b"", headers={"location": f"{posthog.url}/batch/"})
 
-    async with await serve(once, 0) as server:
-        other = PostHogSender(KEY, f"http://127.0.0.1:{port_of(server)}")
-        with pytest.raises(NotDelivered):
-            await other.send([event(f"00000000-0000-5000-8000-{n:012}") for n in range(150)])
-        await other.close()
-    assert len(posthog.batches) > 1
+    async with await serve(elsewhere, 0) as server:
+        sender = made_for(f"http://127.0.0.1:{port_of(server)}")
+        assert f"status {status}" in await refused(sender)
+        await sender.close()
+    assert not posthog.paths
+
+
+async def test_a_private_address_is_sent_nothing_unless_that_was_agreed(posthog: PostHog) -> None:
+    sender = made_for(posthog.url, allow_private=False)
+    await refused(sender)
+    await sender.close()
+    assert not posthog.paths
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://[::1", "nonsense"])
 async def test_where_no_posthog_is_nothing_is_delivered(url: str) -> None:
-    sender = PostHogSender(KEY, url)
+    sender = made_for(url)
     assert KEY not in await refused(sender)
     await sender.close()
 
@@ -180,16 +189,15 @@ async def test_the_log_does_not_hold_the_key_even_when_posthog_echoes_it(
 
 
 async def test_what_is_answered_late_is_not_delivered_before(
-    posthog: PostHog, sender: PostHogSender, monkeypatch: pytest.MonkeyPatch
+    posthog: PostHog, sender: PostHogSender
 ) -> None:
-    # As if the default of ten seconds had passed, which is less than the request may take.
-    monkeypatch.setattr(Posthog.flush, "__defaults__", (0.05,))
     posthog.open.clear()
     posthog.status = 503
     sending = asyncio.create_task(sender.send([event()]))
     while not posthog.batches:
         await asyncio.sleep(0.01)
-    await asyncio.wait({sending}, timeout=2)
+    await asyncio.wait({sending}, timeout=0.2)
+    assert not sending.done()
     posthog.open.set()
     with pytest.raises(NotDelivered):
         await sending

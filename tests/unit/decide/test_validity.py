@@ -17,9 +17,25 @@ from llmbudget.decide.world import World
 from llmbudget.render.certificate import PLAIN_HTTP
 from llmbudget.render.children import children
 from llmbudget.render.gateway_config import gateway_config
+from llmbudget.render.network_policy import network_policy
 
 SCENARIOS = Path(__file__).parents[2] / "golden" / "scenarios"
 DATADOG = {"enabled": True, "apiKeySecretRef": {"name": "d", "key": "k"}}
+POSTHOG = {
+    "enabled": True,
+    "host": "http://events.example",
+    "apiKeySecretRef": {"name": "events", "key": "k"},
+}
+EVENTS = {
+    "apiVersion": "v1",
+    "kind": "Secret",
+    "metadata": {
+        "name": "events",
+        "namespace": "llm-platform",
+        "labels": {"llmbudget.io/provider-key": "true"},
+        "annotations": {"llmbudget.io/allowed-host": "events.example"},
+    },
+}
 ROOT = "LLMBudget/org"
 CHILD = "LLMBudget/agents"
 
@@ -247,6 +263,44 @@ CASES = {
         ("Secret d in namespace llm-platform", "create it with the key k"),
         account="llm-platform/org",
     ),
+    "posthog in the clear": Case(
+        lambda made: (
+            made.update({"Secret/events": EVENTS}),
+            setting(ROOT, "spec.monitoring.posthog", POSTHOG)(made),
+        ),
+        Reason.INVALID_SPEC,
+        ("in the clear", "https://events.example", "--allow-private-host=events.example"),
+        account="llm-platform/org",
+    ),
+    "a region called as another's pods": Case(
+        setting(ROOT, "spec.globalDistribution.regions", [{"name": "x"}, {"name": "x-pods"}]),
+        Reason.INVALID_SPEC,
+        ("Two Services would be called org-gateway-x-pods", "Rename one"),
+        account="llm-platform/org",
+        fatal=True,
+    ),
+    "a traffic manager called as a region": Case(
+        setting(
+            ROOT,
+            "spec.globalDistribution",
+            {"regions": [{"name": "us-east"}], "trafficManager": "gateway-us-east"},
+        ),
+        Reason.INVALID_SPEC,
+        ("Two Services would be called org-gateway-us-east:",),
+        account="llm-platform/org",
+        fatal=True,
+    ),
+    "a traffic manager called as a region's pods": Case(
+        setting(
+            ROOT,
+            "spec.globalDistribution",
+            {"regions": [{"name": "us-east"}], "trafficManager": "gateway-us-east-pods"},
+        ),
+        Reason.INVALID_SPEC,
+        ("Two Services would be called org-gateway-us-east-pods:",),
+        account="llm-platform/org",
+        fatal=True,
+    ),
     "model without price": Case(
         setting(OPENROUTER, "spec.models", [{"name": "nobody-knows"}, LISTED]),
         Reason.MODEL_UNPRICED,
@@ -386,11 +440,17 @@ def test_a_child_is_never_given_a_provider_that_it_did_not_choose() -> None:
 @pytest.mark.parametrize(
     ("collector", "url"),
     [
-        ("jaeger-collector.global:14268", "http://jaeger-collector.global:4318/v1/traces"),
-        ("jaeger:14250", "http://jaeger:4318/v1/traces"),
-        ("otel.tracing:4317", "http://otel.tracing:4318/v1/traces"),
-        ("otel.tracing:4318", "http://otel.tracing:4318/v1/traces"),
-        ("otel.tracing:9411", "http://otel.tracing:9411/v1/traces"),
+        ("jaeger-collector.global:14268", "http://jaeger-collector.global.svc:4318/v1/traces"),
+        ("jaeger:14250", "http://jaeger.llm-platform.svc:4318/v1/traces"),
+        ("otel.tracing:4317", "http://otel.tracing.svc:4318/v1/traces"),
+        ("otel.tracing:4318", "http://otel.tracing.svc:4318/v1/traces"),
+        ("otel.tracing.svc:4318", "http://otel.tracing.svc:4318/v1/traces"),
+        (
+            "otel.tracing.svc.cluster.local:4318",
+            "http://otel.tracing.svc.cluster.local:4318/v1/traces",
+        ),
+        # No name outside the cluster is meant by two words.
+        ("example.com:4318", "http://example.com.svc:4318/v1/traces"),
         ("otlp.example.com:443", "https://otlp.example.com:443/v1/traces"),
     ],
 )
@@ -401,6 +461,101 @@ def test_spans_go_where_otlp_is_spoken(collector: str, url: str) -> None:
     assert gateway_config(made, ()).tracing == url
     made = world(setting(ROOT, "spec.monitoring.distributedTracing", tracing | {"enabled": False}))
     assert gateway_config(made, ()).tracing is None
+
+
+@pytest.mark.parametrize(
+    "collector",
+    [
+        "169.254.169.254:80",
+        "127.0.0.1:4318",
+        "10.1.2.3:4318",
+        "10.1.2.3:443",
+        "jaeger:80",
+        "jaeger:443",
+        "otel.tracing:9411",
+        "otel.tracing.svc:443",
+        "otel.corp.example:4318",
+        "otel.corp.example:80",
+        "otel.tracing:0",
+        "otel.tracing:65536",
+    ],
+)
+def test_spans_go_nowhere_else_by_a_budgets_word_alone(collector: str) -> None:
+    made = world(
+        setting(
+            ROOT,
+            "spec.monitoring.distributedTracing",
+            {"enabled": True, "collector": collector},
+        )
+    )
+    (found,) = findings(made)
+    assert (found.reason, found.fatal) == (Reason.INVALID_SPEC, False)
+    assert collector in found.message or "169.254.169.254" in found.message
+    assert gateway_config(made, (found,)).tracing is None
+    unset = world()
+    assert network_policy(made, (found,)) == network_policy(unset, findings(unset))
+
+
+@pytest.mark.parametrize(
+    ("collector", "listed", "url"),
+    [
+        ("10.1.2.3:9411", "10.1.2.3:9411", "http://10.1.2.3:9411/v1/traces"),
+        ("otel.corp.example:9411", "otel.corp.example", "http://otel.corp.example:9411/v1/traces"),
+        ("169.254.169.254:80", "169.254.169.254", None),
+        ("100.100.100.200:80", "100.100.100.200", None),
+    ],
+)
+def test_spans_go_where_the_installation_allows_it_but_never_to_metadata(
+    collector: str, listed: str, url: str | None
+) -> None:
+    made = world(
+        setting(
+            ROOT,
+            "spec.monitoring.distributedTracing",
+            {"enabled": True, "collector": collector},
+        ),
+        installation=replace(
+            INSTALLATION, private_hosts=INSTALLATION.private_hosts | frozenset({listed})
+        ),
+    )
+    config = gateway_config(made, findings(made))
+    assert (config.tracing, config.tracing_private) == (url, url is not None)
+    assert len(findings(made)) == (url is None)
+
+
+def test_the_way_to_a_collector_is_open_to_its_namespace_only() -> None:
+    tracing = {"enabled": True, "collector": "jaeger:14268"}
+    made = world(setting(ROOT, "spec.monitoring.distributedTracing", tracing))
+    rules = network_policy(made, ())["spec"]["egress"]
+    (to,) = [rule["to"] for rule in rules if {"protocol": "TCP", "port": 4318} in rule["ports"]]
+    name = "kubernetes.io/metadata.name"
+    assert to == [{"namespaceSelector": {"matchLabels": {name: "llm-platform"}}}]
+
+
+def test_posthog_of_ones_own_is_reached_where_the_installation_allows_it() -> None:
+    made = world(
+        lambda made: made.update({"Secret/events": EVENTS}),
+        setting(ROOT, "spec.monitoring.posthog", POSTHOG),
+        installation=replace(
+            INSTALLATION, private_hosts=INSTALLATION.private_hosts | {"events.example"}
+        ),
+    )
+    assert findings(made) == ()
+    told = gateway_config(made, ()).posthog
+    assert told is not None
+    assert told.allow_private
+    rules = network_policy(made, ())["spec"]["egress"]
+    assert [rule for rule in rules if {"protocol": "TCP", "port": 80} in rule["ports"]]
+
+
+def test_no_two_children_have_one_name() -> None:
+    regions = [{"name": name} for name in ("x", "y", "x-pod", "pods")]
+    distribution = {"regions": regions, "trafficManager": "gateway-pods-x"}
+    made = world(setting(ROOT, "spec.globalDistribution", distribution))
+    assert findings(made) == ()
+    built = children(made, (), gateway_config(made, ()), {}, PLAIN_HTTP)
+    named = [(each["kind"], each["metadata"]["name"]) for each in built]
+    assert len(named) == len(set(named))
 
 
 def test_tokens_are_reviewed_only_by_an_operator_of_the_whole_cluster() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
+import requests
 from tests.support.collector import Collector, collecting
 
+from llmbudget.local.http1 import Answer, Request, port_of, serve
 from llmbudget.local.process import free_port
 from llmbudget.telemetry import otlp, spans
 from llmbudget.telemetry.spans import Spans
@@ -25,7 +28,7 @@ def collector() -> Iterator[Collector]:
 
 async def test_a_call_and_its_attempt_arrive_as_parent_and_child(collector: Collector) -> None:
     made = Spans("ns/team")
-    made.configure(collector.url)
+    made.configure(collector.url, allow_private=True)
     call = made.call("POST /v1/chat/completions", PARENT)
     assert call is not None
     attempt = made.attempt("chat large", call.context)
@@ -50,7 +53,7 @@ async def test_a_call_and_its_attempt_arrive_as_parent_and_child(collector: Coll
 
 async def test_a_trace_that_its_caller_does_not_sample_is_not_sent(collector: Collector) -> None:
     made = Spans("ns/team")
-    made.configure(collector.url)
+    made.configure(collector.url, allow_private=True)
     call = made.call("POST /", PARENT._replace(sampled=False))
     assert call is not None
     assert not call.context.sampled
@@ -66,11 +69,56 @@ async def test_a_trace_that_its_caller_does_not_sample_is_not_sent(collector: Co
 async def test_without_a_collector_nothing_is_made(collector: Collector) -> None:
     made = Spans("ns/team")
     assert made.call("POST /", PARENT) is None
-    made.configure(collector.url)
+    made.configure(collector.url, allow_private=True)
     assert made.call("POST /", PARENT) is not None
     made.configure(None)
     assert made.attempt("chat", PARENT) is None
     await made.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "allow_private"),
+    [
+        ("127.0.0.1", False),
+        # A name that leads to this machine: the gateway's own.
+        ("localhost", True),
+    ],
+)
+async def test_where_spans_may_not_go_none_goes(
+    collector: Collector, host: str, allow_private: bool
+) -> None:
+    made = Spans("ns/team")
+    url = collector.url.replace("127.0.0.1", host)
+    made.configure(url, allow_private=allow_private)
+    span = made.call("POST /", PARENT)
+    assert span is not None
+    span.end({})
+    await made.close()
+    assert collector.spans == []
+
+
+@pytest.mark.parametrize(
+    "address", ["169.254.169.254", "fe80::1", "::ffff:169.254.169.254", "fd00:ec2::254"]
+)
+def test_a_name_that_leads_to_metadata_is_not_connected_to(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = [(0, 0, 0, "", (address, 4318))]
+    monkeypatch.setattr(otlp.socket, "getaddrinfo", lambda *_, **__: answer)
+    request = requests.Request("POST", "http://otel.tracing.svc:4318/v1/traces").prepare()
+    with pytest.raises(requests.ConnectionError, match="where nothing is ever sent"):
+        otlp._Session(allow_private=True).send(request, timeout=1)
+
+
+async def test_a_redirect_is_not_followed(collector: Collector) -> None:
+    async def elsewhere(request: Request, answer: Answer) -> None:
+        answer.send(307, b"", headers={"location": collector.url})
+
+    async with await serve(elsewhere, 0) as server:
+        url = f"http://127.0.0.1:{port_of(server)}/v1/traces"
+        session = otlp._Session(allow_private=True)
+        found = await asyncio.to_thread(session.post, url, b"", timeout=5)
+    assert found.status_code == 307
 
 
 async def test_a_collector_that_does_not_answer_holds_nothing_up(
@@ -81,7 +129,7 @@ async def test_a_collector_that_does_not_answer_holds_nothing_up(
     collector.answering.clear()
     for url in (collector.url, f"http://127.0.0.1:{free_port()}/v1/traces"):
         made = Spans("ns/team")
-        made.configure(url)
+        made.configure(url, allow_private=True)
         for _ in range(3000):
             span = made.call("POST /", None)
             assert span is not None

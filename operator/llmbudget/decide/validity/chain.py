@@ -19,6 +19,7 @@ from llmbudget.decide.validity.gateways import (
     image_allowed,
     ledger_engine_kept,
     priority_allowed,
+    service_names_differ,
     slices_have_regions,
     time_zone,
 )
@@ -32,6 +33,7 @@ from llmbudget.decide.validity.providers import (
     providers_readable,
     vault_logins_complete,
 )
+from llmbudget.decide.validity.tracing import collector_allowed
 from llmbudget.decide.world import Budget, Provider, World
 
 CHAIN: Final[tuple[Check, ...]] = (
@@ -41,6 +43,7 @@ CHAIN: Final[tuple[Check, ...]] = (
     secrets_consent,
     posthog_consents,
     datadog_consents,
+    collector_allowed,
     ledger_consents,
     ledger_engine_kept,
     image_allowed,
@@ -50,6 +53,7 @@ CHAIN: Final[tuple[Check, ...]] = (
     private_hosts_allowed,
     key_variables_differ,
     slices_have_regions,
+    service_names_differ,
     databases_differ,
     caps_given,
     identity_possible,

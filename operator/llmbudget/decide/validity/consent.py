@@ -33,11 +33,19 @@ def secrets_consent(world: World) -> Iterator[Finding]:
 
 
 def posthog_consents(world: World) -> Iterator[Finding]:
-    """The Secret with PostHog's key consents to be sent there: who may write a budget must not be
-    able to send any Secret anywhere."""
+    """The Secret with PostHog's key consents to be sent there, and nobody on the way reads it: who
+    may write a budget must not be able to send any Secret anywhere."""
     posthog = world.root.spec.monitoring.posthog
     if posthog.enabled and posthog.api_key_secret_ref is not None:
         yield from _monitor_consents(world, posthog.api_key_secret_ref, posthog.host)
+        if urlsplit(posthog.host).scheme != "https" and not world.installation.lists(posthog.host):
+            where = urlsplit(posthog.host).netloc
+            yield Finding(
+                Reason.INVALID_SPEC,
+                f"spec.monitoring.posthog.host would be sent its key in the clear: write"
+                f" https://{where}, or start the operator with --allow-private-host={where}.",
+                account=world.root.account,
+            )
 
 
 def datadog_consents(world: World) -> Iterator[Finding]:

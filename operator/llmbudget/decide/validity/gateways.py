@@ -108,6 +108,24 @@ def slices_have_regions(world: World) -> Iterator[Finding]:
         yield Finding(Reason.INVALID_SPEC, problem, account=world.root.account)
 
 
+def service_names_differ(world: World) -> Iterator[Finding]:
+    """No two Services of a budget have one name: the last one would win, in every round."""
+    distribution = world.root.spec.global_distribution
+    regions = [f"gateway-{region.name}" for region in distribution.regions]
+    wanted = [name for region in regions for name in (region, f"{region}-pods")]
+    if regions and distribution.traffic_manager:
+        wanted.append(distribution.traffic_manager)
+    for name in sorted({name for name in wanted if wanted.count(name) > 1}):
+        yield Finding(
+            Reason.INVALID_SPEC,
+            f"Two Services would be called {world.root.name}-{name}: a region's are"
+            " BUDGET-gateway-REGION and BUDGET-gateway-REGION-pods, the one before all regions"
+            " BUDGET-TRAFFICMANAGER. Rename one in spec.globalDistribution.",
+            account=world.root.account,
+            fatal=True,
+        )
+
+
 def databases_differ(world: World) -> Iterator[Finding]:
     """No two ledgers are in one place: each needs tables of its own."""
     seen: set[tuple[str, str]] = set()

@@ -97,15 +97,14 @@ def ports_exist(world: World) -> Iterator[Finding]:
 
 def private_hosts_allowed(world: World) -> Iterator[Finding]:
     """Each private endpoint, and each private Vault, is on the installation's allow list."""
-    allowed = world.installation.private_hosts
     for provider in used_providers(world):
         for url in private_urls(provider):
-            parts = urlsplit(url)
-            if parts.hostname not in allowed and parts.netloc not in allowed:
+            if not world.installation.lists(url):
+                where = urlsplit(url).netloc
                 yield Finding(
                     Reason.PROVIDER_INVALID,
-                    f"{parts.netloc} is not on this installation's list of private hosts: start the"
-                    f" operator with --allow-private-host={parts.netloc}.",
+                    f"{where} is not on this installation's list of private hosts: start the"
+                    f" operator with --allow-private-host={where}.",
                     provider=provider.name,
                 )
 
