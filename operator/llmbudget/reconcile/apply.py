@@ -13,11 +13,11 @@ from typing import Any, Final
 from kubernetes.utils.quantity import parse_quantity
 
 from llmbudget.api.gateway_spec import SecretDelivery
-from llmbudget.api.meta import ANNOTATION_APPLIED, API_VERSION
+from llmbudget.api.meta import ANNOTATION_APPLIED, API_VERSION, LABEL_MANAGED_BY, MANAGED_BY
 from llmbudget.clients.cluster import ApiError, Cluster
 from llmbudget.clients.kinds import BUDGETS, SECRETS, kind_of
 from llmbudget.decide.world import Budget
-from llmbudget.reconcile.live import Live
+from llmbudget.reconcile.live import Live, account_of
 from llmbudget.render import names
 
 Manifest = dict[str, Any]
@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 _KEPT: Final = frozenset({"PersistentVolumeClaim"})
 """Kinds that are never deleted: the ledger outlives its budget."""
-_ADOPTED: Final = frozenset({"PersistentVolumeClaim", "ClusterRoleBinding"})
-"""Kinds without an owner: what has such a name is a child."""
+_ADOPTED: Final = frozenset({"ClusterRoleBinding"})
+"""Kinds of which whatever has such a name is a child."""
 HANDOVER: Final = "llmbudget-handover"
 """Field manager that holds a Deployment's replicas until its autoscaler does."""
 
@@ -106,9 +106,12 @@ async def _written(
         ApiError.
         _Taken: it would take another's place.
     """
+    kind = manifest["kind"]
     if found is not None:
+        if kind in _KEPT and not _ours(found, kind, root):
+            raise _Taken
         await _hand_over_replicas(cluster, manifest, found)
-    elif manifest["kind"] not in _ADOPTED:
+    elif kind not in _ADOPTED:
         try:
             return await cluster.apply_new(manifest)
         except ApiError as error:
@@ -118,7 +121,7 @@ async def _written(
         there = await cluster.get_metadata(
             kind_of(manifest), metadata.get("namespace"), metadata["name"]
         )
-        if there is not None and not _owned(there, root):
+        if there is not None and not _ours(there, kind, root):
             raise _Taken
     return await cluster.apply(manifest)
 
@@ -177,6 +180,15 @@ async def _prune(cluster: Cluster, live: Live, root: Budget, keep: set[tuple[str
 def _owned(item: Manifest, root: Budget) -> bool:
     owners = item["metadata"].get("ownerReferences") or ()
     return any(o["apiVersion"] == API_VERSION and o["uid"] == root.uid for o in owners)
+
+
+def _ours(item: Manifest, kind: str, root: Budget) -> bool:
+    """Tell whose an object is: by its owner, or a claim, which has none and outlives its budget, by
+    its labels."""
+    if kind in _KEPT:
+        managed = (item["metadata"].get("labels") or {}).get(LABEL_MANAGED_BY) == MANAGED_BY
+        return managed and account_of(item) == root.account
+    return _owned(item, root)
 
 
 def _adopted(claim: Manifest, found: Manifest) -> Manifest:

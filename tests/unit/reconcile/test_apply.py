@@ -318,6 +318,41 @@ async def test_nobodys_place_is_taken(kind: str) -> None:
     assert kind == "Deployment" or ("Deployment", GATEWAY) not in server.ours
 
 
+FOREIGN = {
+    "nobody's": {"app": "theirs"},
+    "another tool's": {"llmbudget.io/budget": "team-a", "app.kubernetes.io/managed-by": "Helm"},
+    "another budget's": {
+        "app.kubernetes.io/managed-by": "llmbudget",
+        "llmbudget.io/budget": "team-b",
+        "llmbudget.io/budget-namespace": "llm-platform",
+    },
+}
+
+
+@pytest.mark.parametrize("followed", [False, True], ids=["unknown", "followed"])
+@pytest.mark.parametrize("labels", FOREIGN.values(), ids=FOREIGN)
+async def test_nobodys_claim_is_taken(labels: dict[str, str], followed: bool) -> None:
+    server = ApiServer()
+    metadata = {"name": LEDGER, "namespace": "llm-platform", "labels": labels}
+    kind = {"apiVersion": "v1", "kind": "PersistentVolumeClaim"}
+    theirs = kind | {"metadata": metadata, "spec": {"accessModes": ["ReadWriteMany"]}}
+    server.ours["PersistentVolumeClaim", LEDGER] = theirs
+    live = server.live() if followed else Live(server, lambda _: None, lambda: None)
+    outcome = await bring(server, live)
+    assert outcome.taken
+    assert outcome.taken.startswith(f"There is a PersistentVolumeClaim {LEDGER} already")
+    assert server.ours["PersistentVolumeClaim", LEDGER] == theirs
+    assert ("Deployment", GATEWAY) not in server.ours
+
+
+async def test_the_claim_of_an_earlier_budget_of_that_name_is_its_own(server: ApiServer) -> None:
+    claim = server.ours["PersistentVolumeClaim", LEDGER]
+    server.ours = {("PersistentVolumeClaim", LEDGER): claim}
+    for live in (server.live(), Live(server, lambda _: None, lambda: None)):
+        assert (await bring(server, live)).taken is None
+        assert ("Deployment", GATEWAY) in server.ours
+
+
 async def test_where_a_name_is_taken_what_is_there_follows_its_budget(server: ApiServer) -> None:
     live = server.live()
     live.drop(server.object("ServiceAccount", GATEWAY))
