@@ -532,6 +532,22 @@ def test_the_way_to_a_collector_is_open_to_its_namespace_only() -> None:
     assert to == [{"namespaceSelector": {"matchLabels": {name: "llm-platform"}}}]
 
 
+@pytest.mark.parametrize("host", ["https://events.example:99999", "https://[::1"])
+def test_posthog_at_no_usable_url_is_said_and_not_told_anything(host: str) -> None:
+    made = world(
+        lambda made: made.update({"Secret/events": EVENTS}),
+        setting(ROOT, "spec.monitoring.posthog", POSTHOG | {"host": host}),
+        installation=replace(
+            INSTALLATION, private_hosts=INSTALLATION.private_hosts | {"events.example"}
+        ),
+    )
+    (found,) = findings(made)
+    assert found.reason is Reason.INVALID_SPEC
+    assert f"{host} is no usable URL" in found.message
+    assert gateway_config(made, (found,)).posthog is None
+    assert network_policy(made, (found,))
+
+
 def test_posthog_of_ones_own_is_reached_where_the_installation_allows_it() -> None:
     made = world(
         lambda made: made.update({"Secret/events": EVENTS}),

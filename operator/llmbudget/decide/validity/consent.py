@@ -36,16 +36,29 @@ def posthog_consents(world: World) -> Iterator[Finding]:
     """The Secret with PostHog's key consents to be sent there, and nobody on the way reads it: who
     may write a budget must not be able to send any Secret anywhere."""
     posthog = world.root.spec.monitoring.posthog
-    if posthog.enabled and posthog.api_key_secret_ref is not None:
-        yield from _monitor_consents(world, posthog.api_key_secret_ref, posthog.host)
-        if urlsplit(posthog.host).scheme != "https" and not world.installation.lists(posthog.host):
-            where = urlsplit(posthog.host).netloc
-            yield Finding(
-                Reason.INVALID_SPEC,
-                f"spec.monitoring.posthog.host would be sent its key in the clear: write"
-                f" https://{where}, or start the operator with --allow-private-host={where}.",
-                account=world.root.account,
-            )
+    if not posthog.enabled or posthog.api_key_secret_ref is None:
+        return
+    problem = _unusable(world, posthog.host)
+    if problem is not None:
+        said = f"spec.monitoring.posthog.host: {problem}"
+        yield Finding(Reason.INVALID_SPEC, said, account=world.root.account)
+        return
+    yield from _monitor_consents(world, posthog.api_key_secret_ref, posthog.host)
+
+
+def _unusable(world: World, url: str) -> str | None:
+    """Say why no key can be sent to a URL."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return f"{url} is no usable URL: write https://HOST, with a port from 1 to 65535 if any."
+    if parts.scheme == "https" or world.installation.lists(url):
+        return None
+    return (
+        f"its key would go there in the clear: write https://{parts.netloc}, or start the operator"
+        f" with --allow-private-host={parts.netloc}."
+    )
 
 
 def datadog_consents(world: World) -> Iterator[Finding]:
