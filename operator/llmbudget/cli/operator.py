@@ -60,7 +60,7 @@ _PATH = click.Path(path_type=Path)
     "private_hosts",
     multiple=True,
     metavar="HOST[:PORT]",
-    help="A private endpoint that providers with allowPrivate may name; repeatable.",
+    help="A private host for providers with allowPrivate, PostHog or spans; repeatable.",
 )
 @click.option(
     "--namespaces",
