@@ -138,6 +138,8 @@ async def test_enterprise(platform: Platform, node: Machine) -> None:
     with pytest.raises(KubectlError, match="disruption budget"):
         await evict(platform, second)
     await until("the autoscaler has come down again", rested, 180)
+    told = await platform.configuration("org")
+    assert told["posthog"] == {"host": "https://us.i.posthog.com", "sampleRate": "1.0"}
 
 
 async def evict(tenant: Tenant, pod: str) -> None:

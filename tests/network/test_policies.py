@@ -20,11 +20,15 @@ import yaml
 from bench import environment
 
 Manifest = dict[str, Any]
-RENDERED = Path(__file__).parents[1] / "golden" / "rendered"
+GOLDEN = Path(__file__).parents[1] / "golden"
+RENDERED = GOLDEN / "rendered"
 SETS = sorted(path.stem for path in RENDERED.glob("*.yaml"))
 GATEWAYS = "llm-platform"
+OPERATOR = "llmbudget-system"
+BYSTANDER = "any"
+"""A pod in each namespace, beside ours where we have some."""
 STRANGER = "stranger"
-ALWAYS_IN = {"monitoring": "8080, TCP", "llmbudget-system": "8080, TCP"}
+ALWAYS_IN = {"monitoring": "8080, TCP", OPERATOR: "8080, TCP"}
 """The guide's rule, and the operator, which follows the balances."""
 ALWAYS_OUT = {"external-apis": "443, TCP", "kube-system": "53, TCP, UDP"}
 """The guide's rule, and the cluster's DNS."""
@@ -62,16 +66,17 @@ class Allowed:
 
     sources: dict[str, str] = field(default_factory=dict)
     targets: dict[str, str] = field(default_factory=dict)
-    addresses: dict[str, str] = field(default_factory=dict)
+    addresses: list[tuple[str, str]] = field(default_factory=list)
+    """An address may be in several rules."""
 
-    def to_address(self, address: str) -> set[str]:
-        """Tell what may go to an address."""
+    def to_address(self, address: str) -> str:
+        """Tell what may go to an address; empty: nothing."""
         asked = ipaddress.ip_address(address)
-        return {
-            ports
-            for text, ports in self.addresses.items()
-            if any(asked in network for network in _networks(text))
-        }
+        found: dict[str, str] = {}
+        for text, passes in self.addresses:
+            if any(asked in network for network in _networks(text)):
+                _add(found, [address], passes)
+        return found.get(address, "")
 
 
 def _networks(text: str) -> Iterator[ipaddress.IPv4Network | ipaddress.IPv6Network]:
@@ -91,7 +96,7 @@ def cluster(rendered: str) -> list[Manifest]:
         labels = {"kubernetes.io/metadata.name": name}
         made.append(_object("v1", "Namespace", {"name": name, "labels": labels}))
     for name in NAMESPACES:
-        metadata = {"name": "any", "namespace": name, "labels": {"app": "any"}}
+        metadata = {"name": BYSTANDER, "namespace": name, "labels": {"app": "any"}}
         containers = [{"name": "main", "image": "registry.example/any:1"}]
         made.append(_object("v1", "Pod", metadata) | {"spec": {"containers": containers}})
     return made + ours
@@ -111,27 +116,40 @@ def analyser() -> Path:
 @pytest.fixture(params=SETS)
 def analysed(request: pytest.FixtureRequest, analyser: Path, tmp_path: Path) -> tuple[str, Allowed]:
     name: str = request.param
-    file, found = tmp_path / "cluster.yaml", tmp_path / "found.json"
-    file.write_text(yaml.safe_dump_all(cluster(name)))
+    return name, of_pods(GATEWAYS, rules(analyser, cluster(name), tmp_path))
+
+
+def rules(analyser: Path, documents: list[Manifest], folder: Path) -> list[Manifest]:
+    """Ask the analyser who may connect to whom."""
+    file, found = folder / "cluster.yaml", folder / "found.json"
+    file.write_text(yaml.safe_dump_all(documents))
     command = [analyser, "--connectivity", file, "-n", file, "-p", file, "-o", "json", "-f", found]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.exists(), done.stderr
     [query] = json.loads(found.read_text())
-    return name, of_gateways(query["explanation"][0]["rules"])
+    explained: list[Manifest] = query["explanation"][0]["rules"]
+    return explained
 
 
-def of_gateways(rules: list[Manifest]) -> Allowed:
-    """Keep the rules that a gateway's pod is in."""
+def of_pods(namespace: str, rules: list[Manifest]) -> Allowed:
+    """Keep the rules that our pods of a namespace are in."""
     allowed = Allowed()
     for rule in rules:
         passes = ", ".join(_named(connection) for connection in rule["connection"])
-        if GATEWAYS in rule.get("src_ns", ()):
-            allowed.targets |= dict.fromkeys(rule.get("dst_ns", ()), passes)
-            allowed.addresses |= dict.fromkeys(rule.get("dst_ip_block", ()), passes)
-        if GATEWAYS in rule.get("dst_ns", ()):
+        if namespace in rule.get("src_ns", ()) and rule["src_pods"] != [BYSTANDER]:
+            _add(allowed.targets, rule.get("dst_ns", ()), passes)
+            allowed.addresses += [(block, passes) for block in rule.get("dst_ip_block", ())]
+        if namespace in rule.get("dst_ns", ()) and rule["dst_pods"] != [BYSTANDER]:
             sources = (*rule.get("src_ns", ()), *rule.get("src_ip_block", ()))
-            allowed.sources |= dict.fromkeys(sources, passes)
+            _add(allowed.sources, sources, passes)
     return allowed
+
+
+def _add(known: dict[str, str], names: Iterable[str], passes: str) -> None:
+    """Put together what several rules allow."""
+    for name in names:
+        words = {*known.get(name, passes).split(", "), *passes.split(", ")}
+        known[name] = ", ".join(sorted(words))
 
 
 def _named(connection: Any) -> str:
@@ -161,11 +179,9 @@ def test_gateways_talk_to_whom_they_must_and_to_nobody_else(analysed: tuple[str,
 def test_addresses(analysed: tuple[str, Allowed]) -> None:
     name, allowed = analysed
     for address in API_SERVERS:
-        assert any("6443" in passes for passes in allowed.to_address(address))
-    assert allowed.to_address(METADATA_SERVICE) == set()
-    public = set() if name == "strict-network" else {"443, TCP"}
-    if name == "vault":
-        public = {"443, 8200, TCP"}
+        assert "6443" in allowed.to_address(address)
+    assert allowed.to_address(METADATA_SERVICE) == ""
+    public = {"strict-network": "", "vault": "443, 8200, TCP"}.get(name, "443, TCP")
     assert allowed.to_address(PUBLIC) == public
 
 
@@ -197,3 +213,20 @@ def test_the_guides_own_policy_is_permitted(analyser: Path, tmp_path: Path) -> N
 
 def _labelled(name: str) -> Manifest:
     return {"namespaceSelector": {"matchLabels": {"name": name}}}
+
+
+def test_the_operator_is_reached_by_nobody_and_reaches_what_it_must(
+    analyser: Path, tmp_path: Path
+) -> None:
+    installed = yaml.safe_load_all((GOLDEN / "manifests" / "default.yaml").read_text())
+    ours = [one for one in installed if one["kind"] in ("NetworkPolicy", "Deployment")]
+    found = rules(analyser, cluster("minimal") + ours, tmp_path)
+    allowed = of_pods(OPERATOR, found)
+    assert allowed.sources == {}
+    assert allowed.targets == {GATEWAYS: "8080, TCP", "kube-system": "53, TCP, UDP"}
+    for address in (*API_SERVERS, PUBLIC):
+        assert allowed.to_address(address) == "443, 465, 587, 6443, TCP"
+    assert allowed.to_address(METADATA_SERVICE) == ""
+    everything = [rule for rule in found if rule["connection"] == ["All connections"]]
+    beside = [rule for rule in everything if OPERATOR in rule.get("dst_ns", ())]
+    assert any(STRANGER in rule.get("src_ns", ()) for rule in beside), "our policy is ours alone"

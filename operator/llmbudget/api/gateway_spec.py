@@ -125,6 +125,10 @@ class Deployment(Model):
     """Requests and limits."""
     image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
     """Image of the gateway; default: the operator's own."""
+    image_pull_secrets: Annotated[
+        list[ObjectName], Field(max_length=16, json_schema_extra=SET)
+    ] = []
+    """Names of Secrets in the same namespace that the image is pulled with."""
     node_selector: Annotated[
         dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=63)]],
         Field(max_length=16),

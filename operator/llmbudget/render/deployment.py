@@ -102,6 +102,8 @@ def _pod(world: World, found: tuple[Finding, ...], region: str | None) -> Manife
         "containers": [_container(world, region, [mount for _, mount in pairs])],
         "volumes": [volume for volume, _ in pairs],
     }
+    if spec.image_pull_secrets:
+        pod["imagePullSecrets"] = [{"name": name} for name in spec.image_pull_secrets]
     if spec.node_selector:
         pod["nodeSelector"] = dict(spec.node_selector)
     if spec.tolerations:
