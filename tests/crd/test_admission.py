@@ -295,6 +295,23 @@ def test_only_the_auth_delegator_is_bound(kubectl: Kubectl, installed: None) -> 
     assert "that carry its label" in delete
 
 
+def test_the_operator_is_held_in_another_namespace_too(kubectl: Kubectl, installed: None) -> None:
+    """Even where it was given every right: an overlay may install it anywhere."""
+    name = "operator-of-another-namespace"
+    account = "--serviceaccount=llm-operators:llmbudget-operator"
+    kubectl("create", "clusterrolebinding", name, "--clusterrole=cluster-admin", account)
+    try:
+        user = "--as=system:serviceaccount:llm-operators:llmbudget-operator"
+        refused = answer(
+            kubectl,
+            *("create", "--dry-run=server", "-f", "-", user),
+            stdin=binding("cluster-admin", **{"app.kubernetes.io/managed-by": "llmbudget"}),
+        )
+    finally:
+        kubectl("delete", "clusterrolebinding", name)
+    assert "the operator manages only ClusterRoleBindings" in refused
+
+
 @pytest.fixture
 def editor(kubectl: Kubectl, installed: None, namespace: str) -> str:
     """A namespace in which someone may do anything with budgets but approve them."""
