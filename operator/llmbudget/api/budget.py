@@ -22,6 +22,7 @@ from llmbudget.api.model import (
     EnvName,
     Instant,
     LabelName,
+    Labels,
     LocalRef,
     Model,
     ModelName,
@@ -243,13 +244,7 @@ class Consumer(Model):
 class LabelSelector(Model):
     """Labels that a Deployment must carry."""
 
-    match_labels: Annotated[
-        dict[
-            Annotated[str, Field(max_length=317)],
-            Annotated[str, Field(max_length=63)],
-        ],
-        Field(min_length=1, max_length=16),
-    ]
+    match_labels: Annotated[Labels, Field(min_length=1, max_length=16)]
     """Label names and values, all of which must match."""
 
 

@@ -10,11 +10,12 @@ from pydantic import Field
 
 from llmbudget.api.model import (
     SET,
-    AnnotationName,
     Fraction,
     LabelName,
+    Labels,
     Model,
     ObjectName,
+    QualifiedName,
     Quantity,
     Rate,
     SecretKeyRef,
@@ -129,10 +130,7 @@ class Deployment(Model):
         list[ObjectName], Field(max_length=16, json_schema_extra=SET)
     ] = []
     """Names of Secrets in the same namespace that the image is pulled with."""
-    node_selector: Annotated[
-        dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=63)]],
-        Field(max_length=16),
-    ] = {}
+    node_selector: Annotated[Labels, Field(max_length=16)] = {}
     """Labels of the nodes to run on."""
     tolerations: Annotated[list[Toleration], Field(max_length=16)] = []
     """Taints to tolerate."""
@@ -226,7 +224,7 @@ class GlobalDistribution(Model):
     """Ending of the name of a Service, BUDGET-TRAFFICMANAGER, that has the gateways of all regions
     and prefers those that are near."""
     service_annotations: Annotated[
-        dict[AnnotationName, Annotated[str, Field(max_length=1024)]], Field(max_length=16)
+        dict[QualifiedName, Annotated[str, Field(max_length=1024)]], Field(max_length=16)
     ] = {}
     """Annotations of that Service, for whoever carries calls between regions or clusters: Cilium's
     service.cilium.io/global and service.cilium.io/affinity, say."""

@@ -66,7 +66,9 @@ def _rfc_3339(instant: str) -> str:
 def _qualified_name(name: str) -> str:
     prefix, slash, own = name.rpartition("/")
     if not re.fullmatch(_OWN_NAME, own) or (slash and not re.fullmatch(DNS_SUBDOMAIN, prefix)):
-        raise ValueError("must be NAME or PREFIX/NAME, such as service.cilium.io/global")
+        raise ValueError(
+            f"must be NAME or PREFIX/NAME, such as service.cilium.io/global, not {name!r}"
+        )
     return name
 
 
@@ -92,8 +94,11 @@ Quantity = Annotated[
 ObjectName = Annotated[str, Field(pattern=DNS_SUBDOMAIN, min_length=1, max_length=253)]
 LabelName = Annotated[str, Field(pattern=DNS_LABEL, min_length=1, max_length=63)]
 DataKey = Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", min_length=1, max_length=253)]
-AnnotationName = Annotated[str, Field(max_length=317), AfterValidator(_qualified_name)]
-"""A key of a map, of whose keys the CRD can ask nothing: the operator does."""
+QualifiedName = Annotated[str, Field(max_length=317), AfterValidator(_qualified_name)]
+"""Of a label or an annotation: a key of a map, of whose keys the CRD can ask nothing: the operator
+does."""
+LabelValue = Annotated[str, Field(pattern=rf"^({_OWN_NAME})?$", max_length=63)]
+Labels = dict[QualifiedName, LabelValue]
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", min_length=1, max_length=128)]
 ModelName = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9][-A-Za-z0-9._:/@+]*$", min_length=1, max_length=128)

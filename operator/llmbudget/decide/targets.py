@@ -107,7 +107,7 @@ def former_target(deployment: Manifest) -> Target | None:
     try:
         return Target(
             namespace=metadata["namespace"],
-            selector=LabelSelector(match_labels={"*": "*"}),
+            selector=LabelSelector(match_labels={"llmbudget.io/former": "target"}),
             container=container,
             env=variable,
         )

@@ -88,12 +88,14 @@ class Controller:
         api_servers: tuple[tuple[str, int], ...] = (),
         local_gateways: Path | None,
         instance: str,
+        written: Callable[[str, dict[str, Any]], None] = lambda _kind, _raw: None,
         clock: Clock = utc_now,
     ) -> None:
+        """`written` is told what the API server answers to writes of budgets and providers."""
         self._cluster = cluster
         self._installation = installation
         self._clock = clock
-        self.store = Store()
+        self.store = Store(written)
         self._roots = WorkQueue("roots", self._look, workers=_ROOT_WORKERS, failed=self._report)
         self._transitions = WorkQueue("transitions", self._write, workers=_STATUS_WORKERS)
         self._figures = WorkQueue("figures", self._write, workers=_STATUS_WORKERS)

@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -56,7 +56,7 @@ class Election:
         namespace: str,
         identity: str,
         *,
-        renewed: Callable[[], None] = lambda: None,
+        renewed: Callable[[str, Mapping[str, Any]], None] = lambda _kind, _lease: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cluster = cluster
@@ -133,7 +133,8 @@ class Election:
             if self._is_taken():
                 return False
         await self._write(holder=self._identity, seconds=LEASE_SECONDS)
-        self._renewed()
+        assert self._lease is not None
+        self._renewed(LEASES.kind, self._lease)
         return True
 
     def _is_taken(self) -> bool:

@@ -1,23 +1,26 @@
 """Whether this process still sees what happens: what its liveness probe asks.
 
-A watch that ends takes the process along; one that falls silent does not. The leader renews its
-Lease every few seconds, and its own watch must tell it so: when it does not, the process is to be
-started again. An API server that is away is no reason to: then nothing is renewed either, and
-leading ends by itself.
+A watch that ends takes the process along; one that falls silent does not. But whatever the process
+writes, its own watch of that kind must tell it soon: the Lease, which the leader renews every few
+seconds, and the statuses. When it does not, the process is to be started again. An API server that
+is away is no reason to: then nothing is written either, and leading ends by itself.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
 DEAF_SECONDS: Final = 40.0
-"""How long the Lease's watch may stay silent about a renewal."""
+"""How long a watch may stay silent about what was written."""
 _HOST: Final = "0.0.0.0"  # noqa: S104 (the kubelet asks from the node)
+
+Watch = tuple[str, str]
+"""Kind and namespace: there may be a watch for each."""
 
 
 class Health:
@@ -25,24 +28,39 @@ class Health:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._unseen: float | None = None
-        """When the first renewal was that no watch has told of yet."""
+        self._told: dict[Watch, int] = {}
+        """The newest version that a watch has told."""
+        self._unseen: dict[Watch, tuple[int, float]] = {}
+        """The newest version that was written and not told yet, and since when there is one."""
 
-    def renewed(self) -> None:
-        """The Lease was written."""
-        if self._unseen is None:
-            self._unseen = self._clock()
+    def written(self, kind: str, raw: Mapping[str, Any]) -> None:
+        """An object was written; `raw` is the API server's answer."""
+        watch, version = _origin(kind, raw)
+        if version > self._told.get(watch, 0):
+            _, since = self._unseen.get(watch, (0, self._clock()))
+            self._unseen[watch] = version, since
 
-    def seen(self) -> None:
-        """The Lease's watch told something."""
-        self._unseen = None
+    def seen(self, kind: str, raw: Mapping[str, Any]) -> None:
+        """A watch told of an object. What is older it has told before."""
+        watch, version = _origin(kind, raw)
+        self._told[watch] = max(version, self._told.get(watch, 0))
+        unseen = self._unseen.pop(watch, None)
+        if unseen is not None and unseen[0] > version:
+            # It comes along, if late.
+            self._unseen[watch] = unseen[0], self._clock()
 
     def problem(self) -> str | None:
         """Say what is wrong; None: nothing."""
-        if self._unseen is not None and self._clock() - self._unseen > DEAF_SECONDS:
-            silent = self._clock() - self._unseen
-            return f"the lease was renewed, and its watch has not told so for {silent:.0f} s"
+        for (kind, _), (_, since) in self._unseen.items():
+            silent = self._clock() - since
+            if silent > DEAF_SECONDS:
+                return f"a {kind} was written, and its watch has not told so for {silent:.0f} s"
         return None
+
+
+def _origin(kind: str, raw: Mapping[str, Any]) -> tuple[Watch, int]:
+    metadata = raw["metadata"]
+    return (kind, metadata["namespace"]), int(metadata["resourceVersion"])
 
 
 @asynccontextmanager

@@ -69,7 +69,7 @@ async def run(options: Options) -> None:
     health, stop = Health(), asyncio.Event()
     async with cluster, serve_health(health, options.health_port):
         election = Election(
-            cluster, options.installation.namespace, options.identity, renewed=health.renewed
+            cluster, options.installation.namespace, options.identity, renewed=health.written
         )
         await _until(stop, election.acquire())
         if stop.is_set():
@@ -92,6 +92,7 @@ async def _lead(cluster: Cluster, options: Options, health: Health, stop: asynci
         api_servers=await _api_servers(cluster, options),
         local_gateways=options.local_gateways,
         instance=f"{socket.gethostname()}-{os.getpid()}",
+        written=health.written,
     )
     await _list_all(controller)
     found = {"budgets": len(controller.store.budgets), "providers": len(controller.store.providers)}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 
 from llmbudget.api.budget_status import ChangedTarget, Phase
@@ -13,7 +14,7 @@ from llmbudget.api.meta import FINALIZER, account_name
 from llmbudget.clients.cluster import ApiError, Cluster
 from llmbudget.clients.kinds import BUDGETS
 from llmbudget.decide.validity.finding import used_providers
-from llmbudget.decide.world import Budget, World
+from llmbudget.decide.world import Budget, Provider, World
 from llmbudget.reconcile.apply import OwnerGone
 from llmbudget.reconcile.recorder import Recorder
 from llmbudget.reconcile.status import (
@@ -54,36 +55,50 @@ class Statuses:
         )
 
     async def write_tree(self, situation: Situation) -> None:
-        """Move targets and write the statuses of a root, its children and its providers.
+        """Move targets and write the statuses of a root, its children and its providers. Nobody
+        waits for another whose turn fails.
 
         Raises:
-            ApiError.
+            ApiError: the first one's, once all have had their turn.
         """
-        for budget in situation.world.budgets:
-            if self._is_deleting(budget.account):
-                await self.release(budget.account)
-                continue
-            now = self._store.budgets.get(budget.account)
-            if now is None or now.uid != budget.uid or not self._belongs(budget, situation.world):
-                # It has gone since it was gathered: what was put back must stay.
-                continue
-            try:
-                report = await self._targets(situation, now)
-            except OwnerGone:
-                continue
-            before = self._before("LLMBudget", budget.account)
-            status = budget_status(situation, budget, report, before, self._timestamp())
-            await self._write("LLMBudget", budget.namespace, budget.name, before, status)
-            await self._tell(budget, before, status, report)
         world = situation.world
-        for provider in used_providers(world):
-            account = account_name(provider.namespace, provider.name)
-            before = self._before("LLMProvider", account)
-            missing = situation.gateway.missing_keys
-            status = provider_status(
-                provider, world, situation.found, missing, before, self._timestamp()
-            )
-            await self._write("LLMProvider", provider.namespace, provider.name, before, status)
+        turns: list[Callable[[], Awaitable[None]]] = [
+            *(partial(self._write_budget, situation, each) for each in world.budgets),
+            *(partial(self._write_provider, situation, each) for each in used_providers(world)),
+        ]
+        failed: ApiError | None = None
+        for turn in turns:
+            try:
+                await turn()
+            except ApiError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+
+    async def _write_budget(self, situation: Situation, budget: Budget) -> None:
+        if self._is_deleting(budget.account):
+            await self.release(budget.account)
+            return
+        now = self._store.budgets.get(budget.account)
+        if now is None or now.uid != budget.uid or not self._belongs(budget, situation.world):
+            # It has gone since it was gathered: what was put back must stay.
+            return
+        try:
+            report = await self._targets(situation, now)
+        except OwnerGone:
+            return
+        before = self._before("LLMBudget", budget.account)
+        status = budget_status(situation, budget, report, before, self._timestamp())
+        await self._write("LLMBudget", budget.namespace, budget.name, before, status)
+        await self._tell(budget, before, status, report)
+
+    async def _write_provider(self, situation: Situation, provider: Provider) -> None:
+        before = self._before("LLMProvider", account_name(provider.namespace, provider.name))
+        missing = situation.gateway.missing_keys
+        status = provider_status(
+            provider, situation.world, situation.found, missing, before, self._timestamp()
+        )
+        await self._write("LLMProvider", provider.namespace, provider.name, before, status)
 
     async def reject(self, account: str, reason: Reason, message: str) -> None:
         """Write that a budget can't be reconciled, and why."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -26,7 +26,9 @@ Place = tuple[str, str]
 class Store:
     """What the watches say. Keys are `namespace/name`."""
 
-    def __init__(self) -> None:
+    def __init__(self, written: Callable[[str, Manifest], None] = lambda _kind, _raw: None) -> None:
+        """`written` is told what the API server answers to writes of ours."""
+        self._written = written
         self.budgets: dict[str, Budget] = {}
         self.providers: dict[str, Provider] = {}
         self.raw: dict[tuple[str, str], Manifest] = {}
@@ -94,6 +96,7 @@ class Store:
         Not where a watch has told later, nor where someone else's change came along: that is the
         watch's to tell, so that it is seen as a change.
         """
+        self._written(kind, raw)
         metadata = raw["metadata"]
         key = (kind, account_name(metadata["namespace"], metadata["name"]))
         known = self.raw.get(key)

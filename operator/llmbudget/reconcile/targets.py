@@ -60,10 +60,13 @@ async def reconcile_targets(
         try:
             found, _ = await cluster.list(DEPLOYMENTS, target.namespace, label_selector=labels)
         except ApiError as error:
-            if error.status != 403:
+            if error.status not in _REFUSALS:
                 raise
+            where = f"the Deployments in namespace {target.namespace}"
             report.unmatched.append(
-                f"The operator may not look at the Deployments in namespace {target.namespace}."
+                f"The operator may not look at {where}."
+                if error.status == 403
+                else f"The API server can't find {where} with the labels {labels}: {error.message}."
             )
             continue
         if target.namespace != account.partition("/")[0]:
@@ -86,7 +89,12 @@ async def put_back(cluster: Cluster, account: str, namespace: str, name: str) ->
         ApiError.
     """
     report = TargetReport()
-    deployment = await cluster.get(DEPLOYMENTS, namespace, name)
+    try:
+        deployment = await cluster.get(DEPLOYMENTS, namespace, name)
+    except ApiError as error:
+        if error.status not in _REFUSALS:
+            raise
+        return [f"Deployment {namespace}/{name}: {error.message}."]
     target = former_target(deployment) if deployment is not None else None
     if deployment is not None and target is not None:
         await _bring(cluster, account, target, deployment, None, report, None)

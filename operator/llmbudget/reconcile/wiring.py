@@ -19,12 +19,13 @@ from typing import Any, Final
 import kopf
 
 from llmbudget.api.meta import GROUP, VERSION
+from llmbudget.clients.kinds import LEASES
 from llmbudget.reconcile.controller import Controller
 from llmbudget.reconcile.election import LEASE_NAME
 from llmbudget.reconcile.health import Health
 
 _KINDS: Final = {"llmbudgets": "LLMBudget", "llmproviders": "LLMProvider"}
-_LEASES: Final = ("coordination.k8s.io", "v1", "leases")
+_HEARTBEAT: Final = ("coordination.k8s.io", "v1", "leases")
 _WATCH_SECONDS: Final = 240
 _LOGIN_SECONDS: Final = 5.0
 """Between logins, at least."""
@@ -95,7 +96,7 @@ class Watches:
         kopf.on.login(registry=handlers, id="login")(self._log_in)
         for plural in _KINDS:
             kopf.on.event(GROUP, VERSION, plural, registry=handlers, id=plural)(self._resource)
-        kopf.on.event(*_LEASES, registry=handlers, id="heartbeat")(self._heartbeat)
+        kopf.on.event(*_HEARTBEAT, registry=handlers, id="heartbeat")(self._heartbeat)
         return handlers
 
     async def _log_in(self, **event: Any) -> kopf.ConnectionInfo | None:  # noqa: ANN401
@@ -129,6 +130,7 @@ class Watches:
     ) -> None:
         kind = _KINDS[resource.plural]
         raw = dict(body) | {"apiVersion": f"{GROUP}/{VERSION}", "kind": kind}
+        self._health.seen(kind, raw)
         if type == "DELETED":
             self._controller.drop(kind, raw)
         else:
@@ -136,8 +138,8 @@ class Watches:
         if type is None:
             self.relisted.set()
 
-    async def _heartbeat(self, **_: Any) -> None:  # noqa: ANN401
-        self._health.seen()
+    async def _heartbeat(self, body: kopf.Body, **_: Any) -> None:  # noqa: ANN401
+        self._health.seen(LEASES.kind, body)
 
 
 def _settings() -> kopf.OperatorSettings:
@@ -149,7 +151,7 @@ def _settings() -> kopf.OperatorSettings:
     chosen.watching.server_timeout = _WATCH_SECONDS
     chosen.watching.client_timeout = _WATCH_SECONDS + 30
     chosen.watching.reconnect_backoff = 1
-    chosen.watching.field_selectors[_LEASES] = f"metadata.name={LEASE_NAME}"
+    chosen.watching.field_selectors[_HEARTBEAT] = f"metadata.name={LEASE_NAME}"
     chosen.persistence.diffbase_storage = _NoMemory()
     chosen.networking.error_backoffs = _Backoffs()
     return chosen

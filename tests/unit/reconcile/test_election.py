@@ -186,7 +186,7 @@ async def test_only_one_of_two_that_see_it_expire_gets_it(time: Time) -> None:
 
 async def test_a_leader_renews_and_says_so(time: Time) -> None:
     leases, renewals = Leases(), list[float]()
-    leader = candidate(leases, time, renewed=lambda: renewals.append(time.now))
+    leader = candidate(leases, time, renewed=lambda _kind, _lease: renewals.append(time.now))
     await leader.acquire()
     holding = asyncio.create_task(leader.hold())
     while time.now < 1100:

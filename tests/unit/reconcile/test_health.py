@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from llmbudget.reconcile.health import DEAF_SECONDS, Health
 
 
@@ -12,29 +16,71 @@ class Time:
         return self.now
 
 
-def test_a_renewal_that_its_watch_does_not_tell_of_is_a_problem() -> None:
+def versioned(version: int, namespace: str = "llm") -> dict[str, Any]:
+    return {"metadata": {"namespace": namespace, "resourceVersion": str(version)}}
+
+
+@pytest.mark.parametrize("kind", ["Lease", "LLMBudget", "LLMProvider"])
+def test_a_write_that_its_watch_does_not_tell_of_is_a_problem(kind: str) -> None:
     time = Time()
     health = Health(time)
-    for _ in range(100):
-        health.renewed()
+    for version in range(100):
+        health.written(kind, versioned(version))
         time.now += 2
-        health.seen()
+        health.seen(kind, versioned(version))
     assert health.problem() is None
-    health.renewed()
+    health.written(kind, versioned(100))
     time.now += DEAF_SECONDS
-    health.renewed()
+    health.written(kind, versioned(101))
     assert health.problem() is None
     time.now += 1
-    assert "has not told so for 41 s" in (health.problem() or "")
-    health.seen()
+    assert health.problem() == f"a {kind} was written, and its watch has not told so for 41 s"
+    health.seen(kind, versioned(101))
+    assert health.problem() is None
+
+
+def test_one_watch_does_not_speak_for_another() -> None:
+    time = Time()
+    health = Health(time)
+    health.written("LLMBudget", versioned(7))
+    health.written("LLMBudget", versioned(8, "elsewhere"))
+    time.now += DEAF_SECONDS + 1
+    health.seen("Lease", versioned(9))
+    health.seen("LLMBudget", versioned(8, "elsewhere"))
+    assert (health.problem() or "").startswith("a LLMBudget was written")
+
+
+def test_a_watch_may_be_faster_than_the_answer_and_may_come_late() -> None:
+    time = Time()
+    health = Health(time)
+    health.seen("LLMBudget", versioned(8))
+    health.written("LLMBudget", versioned(8))
+    time.now += 3600
+    assert health.problem() is None
+    health.written("LLMBudget", versioned(9))
+    time.now += DEAF_SECONDS - 1
+    health.written("LLMBudget", versioned(10))
+    health.seen("LLMBudget", versioned(9))
+    time.now += DEAF_SECONDS - 1
+    assert health.problem() is None, "it comes along"
+    time.now += 2
+    assert health.problem() is not None
+
+
+def test_a_write_that_changed_nothing_is_not_told_again() -> None:
+    time = Time()
+    health = Health(time)
+    health.seen("LLMProvider", versioned(8))
+    health.written("LLMProvider", versioned(5))
+    time.now += 3600
     assert health.problem() is None
 
 
 def test_an_api_server_that_is_away_is_no_reason_to_start_again() -> None:
     time = Time()
     health = Health(time)
-    health.renewed()
-    health.seen()
+    health.written("Lease", versioned(1))
+    health.seen("Lease", versioned(1))
     time.now += 3600
     assert health.problem() is None
 

@@ -13,7 +13,7 @@ from tests.unit.decide.target_helpers import deployment, env_of, patched, stored
 from tests.unit.reconcile.status_helpers import CHILD, balance, situation
 
 from llmbudget.api.meta import FINALIZER
-from llmbudget.clients.cluster import Cluster
+from llmbudget.clients.cluster import ApiError, Cluster
 from llmbudget.clients.connection import Connection
 from llmbudget.clients.kinds import BUDGETS, DEPLOYMENTS, Kind
 from llmbudget.reconcile.recorder import Recorder
@@ -191,3 +191,32 @@ async def test_what_a_budget_left_changed_is_put_back_once_it_is_surely_gone() -
     assert scene.env == [DEAR]
     scene.store.put_target(scene.api.workload, gone=False)
     assert scene.store.changed_targets(CHILD) == frozenset()
+
+
+async def test_a_selector_that_the_api_server_refuses_holds_no_deletion_up() -> None:
+    scene = Scene()
+    await scene.statuses.write_tree(scene.gathered)
+
+    async def refuse(*_: Any, **__: Any) -> Any:
+        raise ApiError(400, "BadRequest", "unable to parse requirement")
+
+    scene.store.put_target(scene.api.workload, gone=False)
+    scene.api.list = refuse  # type: ignore[method-assign]
+    await scene.delete()
+    await scene.statuses.write_tree(scene.gathered)
+    assert (scene.env, scene.api.budget) == ([DEAR], None)
+
+
+async def test_one_whose_turn_fails_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene()
+    written: list[str] = []
+
+    async def write(self: Statuses, kind: str, namespace: str, name: str, *_: Any) -> None:
+        written.append(name)
+        if len(written) == 1:
+            raise ApiError(500, "InternalError", "etcd is away")
+
+    monkeypatch.setattr(Statuses, "_write", write)
+    with pytest.raises(ApiError, match="etcd is away"):
+        await scene.statuses.write_tree(scene.gathered)
+    assert written == ["agents", "openrouter", "requesty", "localai"]
