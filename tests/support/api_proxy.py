@@ -77,8 +77,8 @@ class ApiProxy:
         self.after: Fault = none
         """As `fault`, once the API server has answered: what it said is lost then."""
         self.calls: list[Call] = []
-        self.mute = False
-        """Watches stay open and say nothing more."""
+        self.mute = ""
+        """Watches of this resource stay open and say nothing more."""
         self.url = ""
         self._session: aiohttp.ClientSession | None = None
         self._watches: set[aiohttp.ClientResponse] = set()
@@ -153,7 +153,7 @@ class ApiProxy:
         try:
             with contextlib.suppress(ConnectionError, aiohttp.ClientError):
                 async for line in found.content:
-                    if self.mute:
+                    if self.mute and self.mute in request.path:
                         await asyncio.Event().wait()
                     await answer.write(line)
         finally:

@@ -91,8 +91,9 @@ class Controller:
         written: Callable[[str, dict[str, Any]], None] = lambda _kind, _raw: None,
         clock: Clock = utc_now,
     ) -> None:
-        """`written` is told what the API server answers to writes of budgets and providers."""
+        """`written` is told of each version of a budget or a provider that is not the watches'."""
         self._cluster = cluster
+        self._written = written
         self._installation = installation
         self._clock = clock
         self.store = Store(written)
@@ -243,6 +244,7 @@ class Controller:
                     versions.add(int(version))
                     for item in items:
                         listed.add((item["metadata"]["namespace"], item["metadata"]["name"]))
+                        self._written(kind.kind, item)
                         if not gone_only:
                             self.put(kind.kind, item)
             for raw in self.store.missing_from(kind.kind, listed, min(versions)):

@@ -1,9 +1,10 @@
 """Whether this process still sees what happens: what its liveness probe asks.
 
 A watch that ends takes the process along; one that falls silent does not. But whatever the process
-writes, its own watch of that kind must tell it soon: the Lease, which the leader renews every few
-seconds, and the statuses. When it does not, the process is to be started again. An API server that
-is away is no reason to: then nothing is written either, and leading ends by itself.
+writes, and what it finds when it lists, its own watch of that kind must tell soon: the Lease, which
+the leader renews every few seconds, budgets and providers. When it does not, the process is to be
+started again. An API server that is away is no reason to: then nothing is written or listed, and
+leading ends by itself.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Any, Final
 
 from aiohttp import web
 
-DEAF_SECONDS: Final = 40.0
-"""How long a watch may stay silent about what was written."""
+DEAF_SECONDS: Final = 25.0
+"""How long a watch may stay silent about what is there."""
 _HOST: Final = "0.0.0.0"  # noqa: S104 (the kubelet asks from the node)
 
 Watch = tuple[str, str]
@@ -34,7 +35,7 @@ class Health:
         """The newest version that was written and not told yet, and since when there is one."""
 
     def written(self, kind: str, raw: Mapping[str, Any]) -> None:
-        """An object was written; `raw` is the API server's answer."""
+        """An object is there in this version: the API server said so itself."""
         watch, version = _origin(kind, raw)
         if version > self._told.get(watch, 0):
             _, since = self._unseen.get(watch, (0, self._clock()))
@@ -54,7 +55,7 @@ class Health:
         for (kind, _), (_, since) in self._unseen.items():
             silent = self._clock() - since
             if silent > DEAF_SECONDS:
-                return f"a {kind} was written, and its watch has not told so for {silent:.0f} s"
+                return f"{kind}: what is there has not been told by the watch for {silent:.0f} s"
         return None
 
 

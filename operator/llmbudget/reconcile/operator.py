@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -25,6 +26,8 @@ from llmbudget.reconcile.workloads import follow_workloads
 
 log = logging.getLogger(__name__)
 
+_LOOK_SECONDS: Final = 15.0
+"""Between two looks at which objects there are: five hundred are a request."""
 _SETTLE_SECONDS: Final = 1.0
 _RETRY_SECONDS: Final = 5.0
 _NOT_SERVED: Final = (
@@ -146,21 +149,26 @@ async def _list_all(controller: Controller) -> None:
 
 
 async def keep_listing(controller: Controller, relisted: asyncio.Event) -> None:
-    """Compare what is known with what is there, now and then, and whenever a watch has begun anew:
-    kopf does not tell what was deleted in a gap."""
+    """Compare what is known with what is there: with all of it now and then, and otherwise with
+    what objects there are, in which version. A watch may be silent, and kopf does not tell what was
+    deleted in a gap."""
+    whole_at = time.monotonic() + RESYNC_SECONDS
     while True:
-        gap = False
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(RESYNC_SECONDS):
-                gap = await relisted.wait()
+            async with asyncio.timeout(_LOOK_SECONDS):
+                await relisted.wait()
         await asyncio.sleep(_SETTLE_SECONDS)
         relisted.clear()
+        whole = time.monotonic() >= whole_at
         try:
-            await controller.relist(gone_only=gap)
+            await controller.relist(gone_only=not whole)
         except ApiError as error:
             log.warning("listing: %s", error)
             relisted.set()
             await asyncio.sleep(_RETRY_SECONDS)
+        else:
+            if whole:
+                whole_at = time.monotonic() + RESYNC_SECONDS
 
 
 async def _until(stop: asyncio.Event, *works: Awaitable[None]) -> None:
