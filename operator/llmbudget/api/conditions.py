@@ -42,6 +42,7 @@ class Reason(StrEnum):
     PARENT_CYCLE = "ParentCycle"
     PARENT_TOO_DEEP = "ParentTooDeep"
     PARENT_REFUSES = "ParentRefuses"
+    TREE_TOO_LARGE = "TreeTooLarge"
     CONSUMER_REFUSED = "ConsumerRefused"
     GATEWAY_NOT_READY = "GatewayNotReady"
     GATEWAY_UNREACHABLE = "GatewayUnreachable"

@@ -41,7 +41,7 @@ from llmbudget.reconcile.store import Place, Store
 from llmbudget.reconcile.streams import Streams
 from llmbudget.render import names
 from llmbudget.render.children import children
-from llmbudget.render.gateway_config import gateway_config
+from llmbudget.render.gateway_config import gateway_config, left_out
 
 log = logging.getLogger(__name__)
 
@@ -179,6 +179,7 @@ class Controller:
         config = None if fatal else gateway_config(world, found)
         serving = await self._certificates.serving(world)
         if config is not None:
+            found = (*found, *left_out(world, config))
             keys = await keys_for_environment(self._cluster, world, found)
             wanted = children(world, found, config, keys, serving)
             try:
