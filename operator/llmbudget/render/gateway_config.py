@@ -6,6 +6,7 @@ import contextlib
 from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
+from typing import Final
 
 from pydantic_core import from_json
 
