@@ -101,7 +101,7 @@ def test_a_provider_in_a_line(kubectl: Kubectl, namespace: str) -> None:
     ("field", "text"),
     [
         ("llmbudget.spec.budget.alertThresholds", "Actions at shares of the cap"),
-        ("llmbudget.spec.budget.alertThresholds.action", "What to do."),
+        ("llmbudget.spec.budget.alertThresholds.action", "What to do when it is crossed"),
         ("llmbudget.spec.budget.monthlyCap", "USD a month, as a decimal string."),
         ("llmbudget.status.spent", "USD spent."),
         ("llmprovider.spec.credentials", "Where the key comes from"),

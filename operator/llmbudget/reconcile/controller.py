@@ -32,6 +32,7 @@ from llmbudget.reconcile.actions import Actions
 from llmbudget.reconcile.apply import OwnerGone, apply_children
 from llmbudget.reconcile.certificates import Certificates
 from llmbudget.reconcile.gather import gather, keys_for_environment
+from llmbudget.reconcile.health import Health
 from llmbudget.reconcile.live import SELECTOR, Live, account_of
 from llmbudget.reconcile.queue import Failure, WorkQueue
 from llmbudget.reconcile.recorder import Recorder
@@ -88,15 +89,14 @@ class Controller:
         api_servers: tuple[tuple[str, int], ...] = (),
         local_gateways: Path | None,
         instance: str,
-        written: Callable[[str, dict[str, Any]], None] = lambda _kind, _raw: None,
+        health: Health,
         clock: Clock = utc_now,
     ) -> None:
-        """`written` is told of each version of a budget or a provider that is not the watches'."""
         self._cluster = cluster
-        self._written = written
+        self._health = health
         self._installation = installation
         self._clock = clock
-        self.store = Store(written)
+        self.store = Store(health.written)
         self._roots = WorkQueue("roots", self._look, workers=_ROOT_WORKERS, failed=self._report)
         self._transitions = WorkQueue("transitions", self._write, workers=_STATUS_WORKERS)
         self._figures = WorkQueue("figures", self._write, workers=_STATUS_WORKERS)
@@ -241,13 +241,16 @@ class Controller:
             versions: set[int] = set()
             for namespace in self._installation.namespaces or (None,):
                 pages = self._cluster.pages(kind, namespace, metadata_only=gone_only)
+                newest = 0
                 async for items, version in pages:
                     versions.add(int(version))
                     for item in items:
-                        listed.add((item["metadata"]["namespace"], item["metadata"]["name"]))
-                        self._written(kind.kind, item)
+                        metadata = item["metadata"]
+                        listed.add((metadata["namespace"], metadata["name"]))
+                        newest = max(newest, int(metadata["resourceVersion"]))
                         if not gone_only:
                             self.put(kind.kind, item)
+                self._health.listed(kind.kind, namespace, newest)
             for raw in self.store.missing_from(kind.kind, listed, min(versions)):
                 self.drop(kind.kind, raw)
 

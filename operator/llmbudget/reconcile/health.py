@@ -18,32 +18,44 @@ from aiohttp import web
 
 DEAF_SECONDS: Final = 25.0
 """How long a watch may stay silent about what is there."""
+BEGIN_SECONDS: Final = 120.0
+"""The same for one that has told nothing yet: at the start there may be thousands of objects."""
 _HOST: Final = "0.0.0.0"  # noqa: S104 (the kubelet asks from the node)
 
-Watch = tuple[str, str]
-"""Kind and namespace: there may be a watch for each."""
+Watch = tuple[str, str | None]
+"""Kind and namespace; None: of all namespaces."""
 
 
 class Health:
     """What is known of the watches."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, clusterwide: bool = True, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`clusterwide`: one watch of a kind is all of it; else each namespace has its own."""
+        self._clusterwide = clusterwide
         self._clock = clock
         self._told: dict[Watch, int] = {}
         """The newest version that a watch has told."""
         self._unseen: dict[Watch, tuple[int, float]] = {}
-        """The newest version that was written and not told yet, and since when there is one."""
+        """The newest version that is there and not told yet, and since when there is one."""
 
     def written(self, kind: str, raw: Mapping[str, Any]) -> None:
-        """An object is there in this version: the API server said so itself."""
-        watch, version = _origin(kind, raw)
-        if version > self._told.get(watch, 0):
-            _, since = self._unseen.get(watch, (0, self._clock()))
-            self._unseen[watch] = version, since
+        """An object was written; `raw` is what the API server answered."""
+        watch = self._watch(kind, raw["metadata"]["namespace"])
+        self._is_there(watch, _version(raw))
+
+    def listed(self, kind: str, namespace: str | None, newest: int) -> None:
+        """Of all objects of a watch this is the newest version, 0 where there are none. What is
+        gone will not be told any more."""
+        watch = self._watch(kind, namespace)
+        if newest <= self._told.get(watch, 0):
+            self._unseen.pop(watch, None)
+        self._is_there(watch, newest)
 
     def seen(self, kind: str, raw: Mapping[str, Any]) -> None:
         """A watch told of an object. What is older it has told before."""
-        watch, version = _origin(kind, raw)
+        watch, version = self._watch(kind, raw["metadata"]["namespace"]), _version(raw)
         self._told[watch] = max(version, self._told.get(watch, 0))
         unseen = self._unseen.pop(watch, None)
         if unseen is not None and unseen[0] > version:
@@ -52,16 +64,24 @@ class Health:
 
     def problem(self) -> str | None:
         """Say what is wrong; None: nothing."""
-        for (kind, _), (_, since) in self._unseen.items():
+        for watch, (_, since) in self._unseen.items():
             silent = self._clock() - since
-            if silent > DEAF_SECONDS:
+            if silent > (DEAF_SECONDS if watch in self._told else BEGIN_SECONDS):
+                kind = watch[0]
                 return f"{kind}: what is there has not been told by the watch for {silent:.0f} s"
         return None
 
+    def _watch(self, kind: str, namespace: str | None) -> Watch:
+        return kind, None if self._clusterwide else namespace
 
-def _origin(kind: str, raw: Mapping[str, Any]) -> tuple[Watch, int]:
-    metadata = raw["metadata"]
-    return (kind, metadata["namespace"]), int(metadata["resourceVersion"])
+    def _is_there(self, watch: Watch, version: int) -> None:
+        if version > self._told.get(watch, 0):
+            _, since = self._unseen.get(watch, (0, self._clock()))
+            self._unseen[watch] = version, since
+
+
+def _version(raw: Mapping[str, Any]) -> int:
+    return int(raw["metadata"]["resourceVersion"])
 
 
 @asynccontextmanager

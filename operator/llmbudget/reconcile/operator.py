@@ -69,7 +69,8 @@ async def run(options: Options) -> None:
         if options.kubeconfig
         else Cluster.in_cluster(options.service_account)
     )
-    health, stop = Health(), asyncio.Event()
+    health = Health(clusterwide=not options.installation.namespaces)
+    stop = asyncio.Event()
     async with cluster, serve_health(health, options.health_port):
         election = Election(
             cluster, options.installation.namespace, options.identity, renewed=health.written
@@ -95,7 +96,7 @@ async def _lead(cluster: Cluster, options: Options, health: Health, stop: asynci
         api_servers=await _api_servers(cluster, options),
         local_gateways=options.local_gateways,
         instance=f"{socket.gethostname()}-{os.getpid()}",
-        written=health.written,
+        health=health,
     )
     await _list_all(controller)
     found = {"budgets": len(controller.store.budgets), "providers": len(controller.store.providers)}

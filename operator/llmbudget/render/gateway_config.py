@@ -6,7 +6,6 @@ import contextlib
 from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
-from typing import Final
 
 from pydantic_core import from_json
 
@@ -38,16 +37,12 @@ from llmbudget.contract.config import (
 from llmbudget.decide.ladder import default_ladder
 from llmbudget.decide.media import audio_seconds, image_tokens, media_output_tokens
 from llmbudget.decide.prices import prices_of
+from llmbudget.decide.room import NAMESPACE_BYTES, TREE_BYTES, within_room
 from llmbudget.decide.validity.chain import callable_providers
 from llmbudget.decide.validity.consent import datadog_of, posthog_of
 from llmbudget.decide.validity.finding import Finding
 from llmbudget.decide.validity.tracing import collector_of
 from llmbudget.decide.world import Budget, Provider, World
-
-ACCOUNTS_BYTES: Final = 700 * 1024
-"""What a tree's accounts may take: a ConfigMap holds 1 MiB, and the rest is for providers."""
-CHILD_BYTES: Final = 128 * 1024
-"""What one child may take, so that none keeps its siblings out: some thousand ServiceAccounts."""
 
 
 def gateway_config(world: World, found: tuple[Finding, ...]) -> GatewayConfig:
@@ -181,38 +176,27 @@ def _accounts(world: World, providers: tuple[ProviderConfig, ...]) -> tuple[Acco
     names = [provider.name for provider in providers]
     models = [model for provider in providers for model in provider.models]
     ladders: dict[str | None, tuple[str, ...]] = {None: default_ladder(models)}
-    accounts: dict[str, AccountConfig] = {}
-    room = ACCOUNTS_BYTES
+    accounts: list[AccountConfig] = []
     for budget in world.budgets:
-        if budget.parent is not None and budget.parent not in accounts:
-            continue
         own = budget.spec.downgrade.ladder if budget.spec.downgrade else None
         ladders[budget.account] = tuple(own) if own else ladders[budget.parent]
         named = [ref.name for ref in budget.spec.providers]
         # Where none of those that were chosen can be called, no other stands in for them.
         chosen = [name for name in named if name in names] or named or names
-        account = _account(budget, ladders[budget.account], tuple(chosen))
-        size = _size(account)
-        if budget.parent is None or size <= min(room, CHILD_BYTES):
-            accounts[account.name] = account
-            room -= size
-    return tuple(accounts.values())
-
-
-def _size(account: AccountConfig) -> int:
-    """Count an account's bytes in the document, where it stands two levels deep."""
-    text = account.model_dump_json(by_alias=True, exclude_none=True, indent=1)
-    return len(text.encode()) + 2 * (text.count("\n") + 1)
+        accounts.append(_account(budget, ladders[budget.account], tuple(chosen)))
+    return within_room(accounts)
 
 
 def left_out(world: World, config: GatewayConfig) -> tuple[Finding, ...]:
     """Say of the children that found no room in a configuration why."""
     there = {account.name for account in config.accounts}
+    tree, abroad = TREE_BYTES // 1024, NAMESPACE_BYTES // 1024
     message = (
-        f"The gateway's configuration has no room for this budget or one above it: one may take"
-        f" {CHILD_BYTES // 1024} KiB, all of the tree {ACCOUNTS_BYTES // 1024} KiB. Name fewer"
+        "The gateway's configuration has no room for this budget or one above it: a tree may take"
+        f" {tree} KiB, and another namespace than the root's {abroad} KiB of it. Name fewer"
         " ServiceAccounts (a consumer without serviceAccounts is all of its namespace), or make it"
-        " a root of its own. Until then its calls are refused."
+        " a root of its own. Until then its consumers are refused, and so is whoever no budget of"
+        " the tree names in their namespaces."
     )
     return tuple(
         Finding(Reason.TREE_TOO_LARGE, message, account=budget.account)

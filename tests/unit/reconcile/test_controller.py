@@ -10,6 +10,7 @@ from tests.support.worlds import INSTALLATION
 
 from llmbudget.clients.cluster import Cluster
 from llmbudget.reconcile.controller import Controller
+from llmbudget.reconcile.health import Health
 
 ROOT, OTHER = "llm-platform/org", "llm-platform/team-b"
 
@@ -23,7 +24,9 @@ async def test_a_gateway_that_goes_back_and_forth_delays_no_others_transitions(
         written.append(root)
 
     monkeypatch.setattr(Controller, "_write", write)
-    controller = Controller(cast(Cluster, None), INSTALLATION, local_gateways=None, instance="one")
+    controller = Controller(
+        cast(Cluster, None), INSTALLATION, local_gateways=None, instance="one", health=Health()
+    )
     working = asyncio.create_task(controller.run())
     for _ in range(300):
         controller._heard(ROOT, ROOT)

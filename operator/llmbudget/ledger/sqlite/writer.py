@@ -89,8 +89,9 @@ class Writer(Thread):
         self._store.close()
 
     def _at_once(self, turn: list[Operation]) -> bool:
-        """Commit here, in the event loop, what is asked for one call while no other is under way:
-        none waits for the thread, and none has a hold, so that no stream is kept waiting."""
+        """Commit here, in the event loop, what is asked for one call while no other waits, and one
+        has a hold at most: its own, or a stream's that is kept waiting for as long as the disk
+        takes."""
         self._unanswered += len(turn)
         if self._unanswered > 1 or not turn[0].brief or not self._using.acquire(blocking=False):
             return False
