@@ -126,7 +126,7 @@ async def test_enterprise(platform: Platform, node: Machine) -> None:
         return int((found or {}).get("status", {}).get("readyReplicas", 0))
 
     async def rested() -> bool:
-        return await replicas() == 3
+        return await replicas() == len(await platform.pods(GATEWAYS)) == 3
 
     await until("the autoscaler has come down to three", rested, 120)
     await platform.spend(gateway, name="researcher", WORDS=5, WORKERS=12, PAUSE=0)
@@ -137,11 +137,18 @@ async def test_enterprise(platform: Platform, node: Machine) -> None:
     await until("the load has doubled the gateways", scaled, 180)
     assert set(statuses(await platform.users.stop_agent())) == {200}
 
+    await until("the autoscaler has come down again", rested, 180)
+
+    async def allowed() -> bool:
+        asked = ("get", "pdb", gateway, "-o", "jsonpath={.status.disruptionsAllowed}")
+        return await platform.kubectl(*asked) == "1"
+
+    await until("one pod may go", allowed, 30)
     first, second = [pod["metadata"]["name"] for pod in (await platform.pods(GATEWAYS))[:2]]
     await evict(platform, first)
     with pytest.raises(KubectlError, match="disruption budget"):
         await evict(platform, second)
-    await until("the autoscaler has come down again", rested, 180)
+    await until("another has taken the place of the one that was evicted", rested, 60)
     assert await platform.told_posthog("org") == ("https://us.i.posthog.com", "1.0")
 
 
