@@ -230,8 +230,8 @@ class Controller:
 
     async def relist(self, *, gone_only: bool = False) -> None:
         """Read all resources, and find those that have gone: before the first is reconciled, since
-        a root without its children would be rendered twice, and after a gap in a watch, which has
-        told of all others itself: `gone_only`.
+        a root without its children would be rendered twice, and now and then. `gone_only`: those
+        that are there are the watch's to tell, and only which they are is read.
 
         Raises:
             ApiError.
