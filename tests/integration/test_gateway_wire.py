@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
 import ssl
@@ -263,3 +264,36 @@ async def test_other_spellings_of_a_path_lead_nowhere(
     writer.close()
     assert answer.split(b" ", 2)[1] in (b"404", b"400"), answer[:200]
     assert (await simulator.bill())["requests"] == 0
+
+
+async def test_a_flood_of_half_open_handshakes_keeps_nobody_from_calling(
+    gateway: GatewayProcess, simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More connections than the process may open files, renewed as soon as they are dropped, all
+    from an address that is not the callers'."""
+    gateway.stop()
+    monkeypatch.setenv("SSL_CERT_FILE", str(gateway.serve_tls(tmp_path / "tls")))
+    gateway.files = 256
+    gateway.start()
+    await gateway.ready()
+    token = await gateway.token()
+
+    async def hold_open() -> None:
+        while True:
+            with contextlib.suppress(OSError):
+                reader, writer = await asyncio.open_connection(
+                    "127.0.0.1", gateway.port, local_addr=("127.0.0.2", 0)
+                )
+                try:
+                    await reader.read()
+                finally:
+                    writer.close()
+            await asyncio.sleep(0.05)
+
+    async with AsyncExitStack() as stack:
+        for _ in range(600):
+            stack.callback(asyncio.create_task(hold_open()).cancel)
+        await asyncio.sleep(1)
+        answers = [await post(gateway, body(), token) for _ in range(10)]
+    assert [answer.status_code for answer in answers] == [200] * 10, answers[0].text
+    assert (await simulator.bill())["calls"] == 10

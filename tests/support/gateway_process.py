@@ -8,6 +8,7 @@ import contextlib
 import copy
 import json
 import os
+import resource
 import signal
 import ssl
 import subprocess
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +227,8 @@ class GatewayProcess:
         self.region_postgres: Path | None = None
         """File with the connection string of its region's own database."""
         self.drain_seconds = 0.0
+        self.files: int | None = None
+        """How many files it may open; None: as many as this process."""
         self._kubeconfig = kubeconfig
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -347,6 +351,7 @@ class GatewayProcess:
                 env=os.environ
                 | {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}
                 | dict(environment or {}),
+                preexec_fn=None if self.files is None else partial(_allow_files, self.files),
                 stdout=log,
                 stderr=log,
             )
@@ -418,6 +423,11 @@ class GatewayProcess:
     async def token(self, name: str = "researcher", audience: str | None = "llmbudget") -> str:
         token, _ = await self.cluster.create_token(self.namespace, name, audience, 3600)
         return token
+
+
+def _allow_files(files: int) -> None:
+    """Let a process open so many files. Meant for the child's side of a fork."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
 
 
 async def until_connects(port: int, seconds: float = 20) -> None:

@@ -12,6 +12,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
+from heapq import nsmallest
 from typing import Final, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
@@ -35,7 +36,8 @@ would see a broken connection instead of the answer."""
 _LOOK_SECONDS: Final = 1.0
 _MOST_UNREAD: Final = 256 * 1024
 """Bytes of a body above which its caller has to wait."""
-_MOST_CONNECTIONS: Final = 4096
+_LET_GO: Final = 64
+"""Connections that are closed at once where there are too many: the search for them costs more."""
 _MOST_FIELDS: Final = 128
 """Headers of a request."""
 _MOST_WAITING: Final = 16
@@ -51,8 +53,10 @@ Application = Callable[[Incoming], Awaitable[None]]
 class Callers:
     """All connections of callers."""
 
-    def __init__(self, application: Application) -> None:
+    def __init__(self, application: Application, most: int) -> None:
         self.application = application
+        self._most = most
+        """Connections that may stand."""
         self.stopping = False
         """Connections end with the answers under way."""
         self.date = b""
@@ -68,11 +72,24 @@ class Callers:
         return CallerConnection(self)
 
     def begin(self, connection: CallerConnection) -> bool:
-        """Take a connection; False: there are too many."""
-        if self.stopping or len(self._connections) >= _MOST_CONNECTIONS:
+        """Take a connection; False: there are too many, and all of them have a call under way."""
+        if not self.stopping and len(self._connections) >= self._most:
+            self.let_go()
+        if self.stopping or len(self._connections) >= self._most:
             return False
         self._connections.add(connection)
         return True
+
+    def let_go(self) -> None:
+        """Close some connections that wait for a request: those that would be closed first anyway.
+
+        One that has asked nothing yet goes before one that is kept for the next request, so that
+        whoever opens many and says little closes none but their own.
+        """
+        idle = [each for each in self._connections if each.idle]
+        for connection in nsmallest(_LET_GO, idle, key=lambda each: each.deadline):
+            self._connections.discard(connection)
+            connection.cut()
 
     def end(self, connection: CallerConnection) -> None:
         """A connection is closed."""
@@ -147,6 +164,12 @@ class CallerConnection(asyncio.Protocol):
     def date(self) -> bytes:
         """The header of the time."""
         return self._callers.date
+
+    @property
+    def idle(self) -> bool:
+        """Whether it waits for a request, or for the rest of a request's head."""
+        busy = self._answering is not None or self.full is not None
+        return not (busy or self._closing or self._lingering)
 
     @property
     def ending(self) -> bool:

@@ -101,6 +101,7 @@ async def run(settings: Settings) -> None:
         gc.freeze()
         gc.set_threshold(*GARBAGE)
         made = Server(app, settings.host, settings.port, settings.tls)
+        made.listen()
         serving = asyncio.create_task(made.serve())
         if settings.tls is not None:
             _start(renew(made, settings.tls), stack)
