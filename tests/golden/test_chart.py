@@ -99,6 +99,14 @@ def test_the_chart_lets_the_operator_into_a_namespace(helm: Path) -> None:
     same([binding], [expected])
 
 
+def test_the_chart_is_what_prometheus_and_grafana_are_given(helm: Path) -> None:
+    arguments = ("--set", "monitoring.enabled=true")
+    made = rendered(helm, *arguments, namespace="llmbudget-system")
+    expected = built("monitoring")
+    places = [place(one) for one in expected]
+    same([one for one in made if place(one) in places], expected)
+
+
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_values(helm: Path, scenario: str, request: pytest.FixtureRequest) -> None:
     values = ("--values", HERE / f"{scenario}.values.yaml")
@@ -148,6 +156,7 @@ def test_every_value_is_described_and_checked() -> None:
         ("namespaced.apiServers={abc:99999}", "/namespaced/apiServers/0"),
         ("namespaced.apiServers={192.0.2.1:65536}", "/namespaced/apiServers/0"),
         ("apiServerPorts={api}", "/apiServerPorts/0"),
+        ("monitoring.namespace=Team_A", "/monitoring/namespace"),
         ("resources.a=1", "/resources"),
         ("resources.requests.cpu=much", "/resources/requests/cpu"),
         ("tolerations[0].kye=a", "/tolerations/0"),
@@ -170,6 +179,10 @@ def test_a_value_that_means_nothing_is_refused(helm: Path, value: str, message: 
         ),
         ({"namespaced": {"namespaces": ["team-a"]}}, "set namespaced.enabled too"),
         ({"namespaced": {"apiServers": ["192.0.2.1:6443"]}}, "set namespaced.enabled too"),
+        (
+            {"namespaced": {"enabled": True}, "monitoring": {"enabled": True}},
+            "write a PodMonitor of your own",
+        ),
         ({"imagePullSecrets": [{}]}, "missing property 'name'"),
     ],
 )

@@ -21,7 +21,7 @@ from llmbudget.local.release import kustomize
 from llmbudget.local.stage import ROOT
 
 HERE = Path(__file__).parent
-FOLDERS = ("default", "namespace", "namespaced", "prerequisites")
+FOLDERS = ("default", "monitoring", "namespace", "namespaced", "prerequisites")
 Manifest = dict[str, Any]
 
 
@@ -57,6 +57,9 @@ def test_manifests(folder: str, request: pytest.FixtureRequest) -> None:
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_no_rule_is_for_everything(folder: str) -> None:
     for name, rule in rules(built(folder)):
+        if "nonResourceURLs" in rule:
+            assert rule == {"nonResourceURLs": ["/metrics"], "verbs": ["get"]}
+            continue
         for part in ("apiGroups", "resources", "verbs"):
             assert not any("*" in word for word in rule[part]), f"{name}: {rule}"
         assert not {"escalate", "impersonate"} & set(rule["verbs"]), f"{name}: {rule}"
@@ -115,7 +118,8 @@ def gathered(documents: list[Manifest]) -> dict[str, list[Manifest]]:
 def test_the_operator_reaches_the_gateways_that_it_renders() -> None:
     (opened,) = (one for one in built("default") if one["kind"] == "NetworkPolicy")
     assert opened["spec"]["policyTypes"] == ["Ingress", "Egress"]
-    assert "ingress" not in opened["spec"]
+    (watched,) = opened["spec"]["ingress"]
+    assert [peer.keys() for peer in watched["from"]] == [{"namespaceSelector"}]
     to = [peer for rule in opened["spec"]["egress"] for peer in rule["to"]]
     (gateways,) = (peer["podSelector"]["matchLabels"] for peer in to if "podSelector" in peer)
 

@@ -215,14 +215,14 @@ def _labelled(name: str) -> Manifest:
     return {"namespaceSelector": {"matchLabels": {"name": name}}}
 
 
-def test_the_operator_is_reached_by_nobody_and_reaches_what_it_must(
+def test_the_operator_is_reached_by_prometheus_alone_and_reaches_what_it_must(
     analyser: Path, tmp_path: Path
 ) -> None:
     installed = yaml.safe_load_all((GOLDEN / "manifests" / "default.yaml").read_text())
     ours = [one for one in installed if one["kind"] in ("NetworkPolicy", "Deployment")]
     found = rules(analyser, cluster("minimal") + ours, tmp_path)
     allowed = of_pods(OPERATOR, found)
-    assert allowed.sources == {}
+    assert allowed.sources == {"monitoring": "8081, TCP"}
     assert allowed.targets == {GATEWAYS: "8080, TCP", "kube-system": "53, TCP, UDP"}
     for address in (*API_SERVERS, PUBLIC):
         assert allowed.to_address(address) == "443, 465, 587, 6443, TCP"

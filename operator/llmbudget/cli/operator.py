@@ -83,7 +83,9 @@ _PATH = click.Path(path_type=Path)
     help="Folder in which gateways that run as processes of this machine say where they listen:"
     " the --state of `llmbudget local gateway`.",
 )
-@click.option("--health-port", default=8081, show_default=True, help="Port of /healthz.")
+@click.option(
+    "--health-port", default=8081, show_default=True, help="Port of /healthz and /metrics."
+)
 @click.option(
     "--identity",
     default=socket.gethostname,

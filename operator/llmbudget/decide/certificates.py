@@ -23,6 +23,9 @@ RENEW_BEFORE: Final = timedelta(days=10)
 """Before a certificate ends, it is made anew."""
 BACKDATED: Final = timedelta(hours=1)
 """Clocks of clients may be behind."""
+ANY_GATEWAY: Final = "gateway.llmbudget.io"
+"""A name of every gateway, for who connects to a pod's address: Prometheus checks all by one name.
+No Service has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +84,9 @@ def certificate_fits(
 
 
 def serving_names(world: World, services: tuple[str, ...]) -> frozenset[str]:
-    """List the names by which the Services of a root's gateway are called."""
+    """List the names by which the Services of a root's gateway are called, and that of any."""
     namespace = world.root.namespace
     ends = ("", f".{namespace}", f".{namespace}.svc", f".{namespace}.svc.cluster.local")
     local = ("localhost", "127.0.0.1") if world.installation.loopback else ()
-    return frozenset((*(service + end for service in services for end in ends), *local))
+    called = (service + end for service in services for end in ends)
+    return frozenset((ANY_GATEWAY, *called, *local))

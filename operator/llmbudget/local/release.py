@@ -33,6 +33,7 @@ FILES: Final = {
     "llmbudget-namespace.yaml": _File(
         "namespace", "kubectl apply -n NAMESPACE -f llmbudget-namespace.yaml"
     ),
+    "llmbudget-monitoring.yaml": _File("monitoring", "kubectl apply -f llmbudget-monitoring.yaml"),
     "llmbudget-prerequisites.yaml": _File(
         "prerequisites", "kubectl apply -f llmbudget-prerequisites.yaml"
     ),

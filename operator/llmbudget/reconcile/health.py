@@ -1,4 +1,4 @@
-"""Whether this process still sees what happens: what its liveness probe asks.
+"""Whether this process still sees what happens: what its liveness probe asks; and its metrics.
 
 A watch that ends takes the process along; one that falls silent does not. But whatever the process
 writes, and what it finds when it lists, its own watch of that kind must tell soon: the Lease, which
@@ -15,6 +15,9 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from aiohttp import web
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from llmbudget.telemetry.operator_metrics import REGISTRY
 
 DEAF_SECONDS: Final = 25.0
 """How long a watch may stay silent about what is there."""
@@ -86,7 +89,7 @@ def _version(raw: Mapping[str, Any]) -> int:
 
 @asynccontextmanager
 async def serve_health(health: Health, port: int) -> AsyncIterator[None]:
-    """Answer `GET /healthz`: 200, or 503 with what is wrong.
+    """Answer `GET /healthz`: 200, or 503 with what is wrong; and `GET /metrics`.
 
     Raises:
         OSError: the port is taken.
@@ -96,8 +99,12 @@ async def serve_health(health: Health, port: int) -> AsyncIterator[None]:
         problem = health.problem()
         return web.Response(status=503 if problem else 200, text=f"{problem or 'ok'}\n")
 
+    async def metrics(_: web.Request) -> web.Response:
+        headers = {"content-type": CONTENT_TYPE_LATEST}
+        return web.Response(body=generate_latest(REGISTRY), headers=headers)
+
     app = web.Application()
-    app.add_routes([web.get("/healthz", answer)])
+    app.add_routes([web.get("/healthz", answer), web.get("/metrics", metrics)])
     runner = web.AppRunner(app, handle_signals=False, access_log=None)
     await runner.setup()
     try:

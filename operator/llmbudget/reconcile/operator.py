@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -19,10 +19,11 @@ from llmbudget.clients.cluster import ApiError, Cluster
 from llmbudget.clients.kinds import BUDGETS, PROVIDERS
 from llmbudget.decide.world import Installation
 from llmbudget.reconcile.controller import RESYNC_SECONDS, Controller
-from llmbudget.reconcile.election import Election, LeaseLost
+from llmbudget.reconcile.election import LEASE_NAME, Election, LeaseLost
 from llmbudget.reconcile.health import Health, serve_health
 from llmbudget.reconcile.wiring import Watches
 from llmbudget.reconcile.workloads import follow_workloads
+from llmbudget.telemetry.operator_metrics import LEADER, REGISTRY, ReadinessCollector
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ async def run(options: Options) -> None:
     )
     health = Health(clusterwide=not options.installation.namespaces)
     stop = asyncio.Event()
+    LEADER.labels(LEASE_NAME).set(0)
     async with cluster, serve_health(health, options.health_port):
         election = Election(
             cluster, options.installation.namespace, options.identity, renewed=health.written
@@ -102,12 +104,26 @@ async def _lead(cluster: Cluster, options: Options, health: Health, stop: asynci
     found = {"budgets": len(controller.store.budgets), "providers": len(controller.store.providers)}
     log.info("listed", extra={"fields": found})
     watches = Watches(controller, health, stop, options.installation.namespaces)
-    await _first_end(
-        controller.run(),
-        watches.run(),
-        keep_listing(controller, watches.relisted),
-        follow_workloads(cluster, options.installation.namespaces, controller.put_target),
-    )
+    with _measured(controller):
+        await _first_end(
+            controller.run(),
+            watches.run(),
+            keep_listing(controller, watches.relisted),
+            follow_workloads(cluster, options.installation.namespaces, controller.put_target),
+        )
+
+
+@contextlib.contextmanager
+def _measured(controller: Controller) -> Iterator[None]:
+    """Let the metrics tell of what this process leads."""
+    leader, readiness = LEADER.labels(LEASE_NAME), ReadinessCollector(controller.store.readiness)
+    REGISTRY.register(readiness)
+    leader.set(1)
+    try:
+        yield
+    finally:
+        leader.set(0)
+        REGISTRY.unregister(readiness)
 
 
 async def _api_servers(cluster: Cluster, options: Options) -> tuple[tuple[str, int], ...]:

@@ -16,6 +16,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
+from llmbudget.telemetry import operator_metrics as metrics
+
 log = logging.getLogger(__name__)
 
 _FIRST_SECONDS: Final = 0.2
@@ -58,6 +60,10 @@ class WorkQueue:
         self._awaited = math.inf
         """When the workers that have nothing to do look again by themselves."""
         self._changed = asyncio.Event()
+        metrics.DEPTH.labels(name).set_function(lambda: len(self._due))
+        self._waited = metrics.WAITED.labels(name)
+        self._worked = metrics.WORKED.labels(name)
+        self._retries = metrics.RETRIES.labels(name)
 
     def add(self, key: str, delay: float = 0.0) -> None:
         """Make a key due in `delay` seconds, or earlier where it already is.
@@ -84,7 +90,8 @@ class WorkQueue:
             key = await self._next()
             self._running.add(key)
             try:
-                await self._work(key)
+                with self._worked.time():
+                    await self._work(key)
             except Exception as error:
                 # The edge of one key's work: whatever went wrong, the others go on.
                 await self._retry(key, error)
@@ -117,13 +124,14 @@ class WorkQueue:
             for item in waiting:
                 heapq.heappush(self._heap, item)
             if found is not None:
-                del self._due[found]
+                self._waited.observe(loop.time() - self._due.pop(found))
                 return found
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(None if math.isinf(self._awaited) else self._awaited):
                     await self._changed.wait()
 
     async def _retry(self, key: str, error: Exception) -> None:
+        self._retries.inc()
         count = self._failures.get(key, 0)
         self._failures[key] = count + 1
         pause = min(_LONGEST_SECONDS, _FIRST_SECONDS * 2.0 ** min(count, 16))

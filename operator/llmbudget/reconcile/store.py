@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
 from llmbudget.api.budget import BudgetSpec
+from llmbudget.api.conditions import ConditionType
 from llmbudget.api.meta import (
     ANNOTATION_ALLOW_BUDGET,
     ANNOTATION_ORIGINAL_ENV,
@@ -17,6 +18,7 @@ from llmbudget.api.profiles import effective
 from llmbudget.api.provider import ProviderSpec
 from llmbudget.decide.tree import EMPTY, Forest, regrown
 from llmbudget.decide.world import Budget, Provider
+from llmbudget.telemetry.operator_metrics import Readiness
 
 Manifest = dict[str, Any]
 Place = tuple[str, str]
@@ -136,6 +138,14 @@ class Store:
     def providers_in(self, namespace: str) -> dict[str, Provider]:
         """List a namespace's providers by name."""
         return dict(self._providers_in.get(namespace, {}))
+
+    def readiness(self) -> Iterator[Readiness]:
+        """Tell of each resource what its status says."""
+        for (kind, account), raw in self.raw.items():
+            conditions = (raw.get("status") or {}).get("conditions") or ()
+            ready = [each for each in conditions if each["type"] == ConditionType.READY]
+            is_ready = any(each["status"] == "True" for each in ready)
+            yield Readiness(kind, account, is_ready, "".join(each["reason"] for each in ready))
 
     def _is_past(self, kind: str, raw: Manifest) -> bool:
         """Tell whether something later is known of the same object."""

@@ -1,4 +1,4 @@
-"""All metrics, their names and labels, in one place.
+"""The gateway's metrics, their names and labels, in one place.
 
 Tokens and durations follow the OpenTelemetry semantic conventions for generative AI; money has
 names of our own. Labels come from the configuration and from verified identities, never from what a

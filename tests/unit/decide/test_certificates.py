@@ -102,6 +102,7 @@ def test_the_names_are_those_by_which_the_services_are_called() -> None:
     assert serving_names(world, ("a", "b")) == {
         *("a", "a.llm-platform", "a.llm-platform.svc", "a.llm-platform.svc.cluster.local"),
         *("b", "b.llm-platform", "b.llm-platform.svc", "b.llm-platform.svc.cluster.local"),
+        "gateway.llmbudget.io",
     }
     here = replace(world, installation=replace(world.installation, loopback=True))
     assert serving_names(here, ("a",)) >= {"localhost", "127.0.0.1", "a"}

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from llmbudget.api.money import Nano
-from llmbudget.telemetry import metrics
+from llmbudget.telemetry import metrics, operator_metrics
 from llmbudget.telemetry.calls import MOST_SERIES, MOST_VALUES, OTHER, CallMetrics
 
-DOCUMENT = Path(__file__).parents[3] / "docs" / "observability.md"
+TEXT = (Path(__file__).parents[3] / "docs" / "observability.md").read_text(encoding="utf-8")
 
 
 def samples(calls: CallMetrics) -> dict[tuple[str, ...], float]:
@@ -74,11 +75,10 @@ def test_money_adds_up_exactly() -> None:
 
 
 def test_the_document_lists_every_metric_and_no_other() -> None:
-    listed = {
-        line.split("`")[1].partition("{")[0]
-        for line in DOCUMENT.read_text().splitlines()
-        if line.startswith(("| `gen_ai_", "| `llmbudget_"))
-    }
-    names = {family.name for family in metrics.REGISTRY.collect()}
-    counters = {family.name for family in metrics.REGISTRY.collect() if family.type == "counter"}
-    assert listed == (names - counters) | {f"{name}_total" for name in counters}
+    listed = set(re.findall(r"^\| `([a-z_]+)` \| (?:counter|gauge|histogram)", TEXT, re.MULTILINE))
+    readiness = operator_metrics.ReadinessCollector(tuple)
+    ours = (metrics.REGISTRY, operator_metrics.REGISTRY, readiness)
+    families = [family for each in ours for family in each.collect()]
+    counters = {family.name for family in families if family.type == "counter"}
+    names = {family.name for family in families} - counters | {f"{name}_total" for name in counters}
+    assert listed == {name for name in names if not name.startswith(("process_", "python_"))}
