@@ -15,16 +15,20 @@ from langchain_openai import ChatOpenAI
 from openai.types.chat import ChatCompletionMessageParam
 from pydantic import SecretStr
 from tests.support.gateway_process import (
+    KEY,
     USD,
     GatewayProcess,
     Simulator,
+    Threshold,
     account,
     config,
+    model,
     provider,
     rows,
 )
 from tests.support.official_clients import OfficialClients
 
+from llmbudget.api.budget import Action, OnExceeded
 from llmbudget.api.credentials import KeyHeader
 from llmbudget.api.provider import Protocol
 
@@ -251,6 +255,79 @@ async def test_a_service_tier_is_charged_as_it_was_served(callers: Callers, aske
     assert found[0].held % max(rate, 2_000) == 0
 
 
+async def moved_in_tier(callers: Callers, namespace: str, asked: str) -> None:
+    """Call a model with tiers, plain and streamed, that another one without them stands in for."""
+    client, tier = callers.openai, {"service_tier": asked}
+    hello: list[ChatCompletionMessageParam] = [{"role": "user", "content": HELLO}]
+    before = len(await rows(callers.gateway))
+    for stream in (False, True):
+        chat = await client.chat.completions.with_raw_response.create(
+            model="tiered", messages=hello, stream=stream, extra_body=tier
+        )
+        response = await client.responses.with_raw_response.create(
+            model="tiered", input=HELLO, stream=stream, extra_body=tier
+        )
+        for answer in (chat, response):
+            assert answer.headers["x-llmbudget-service-tier"] == "default"
+            parsed = answer.parse()
+            if stream:
+                assert [event async for event in parsed]
+            else:
+                # The provider tells back what it was asked for: nothing.
+                assert parsed.service_tier is None
+    await callers.agree(before + 4)
+
+
+@pytest.mark.parametrize("asked", ["flex", "priority"])
+async def test_a_downgraded_call_goes_in_the_usual_tier_where_the_cheaper_model_has_no_other(
+    callers: Callers, namespace: str, simulator: Simulator, asked: str
+) -> None:
+    """It is the budget that chose the model: the caller can't be told to ask it otherwise."""
+    crossed = Threshold(percentage=1, action=Action.DOWNGRADE_MODELS)
+    lowered = account(namespace, USD // 200, ladder=("tiered", "small"), thresholds=(crossed,))
+    await callers.gateway.configure(
+        config(namespace, (lowered,), (provider("sim", simulator.port),), generation=3)
+    )
+    await asyncio.sleep(0.5)
+    hello: list[ChatCompletionMessageParam] = [{"role": "user", "content": HELLO}]
+    first = await callers.openai.chat.completions.with_raw_response.create(
+        model="tiered", messages=hello, extra_body={"service_tier": asked}
+    )
+    assert first.headers["x-llmbudget-model"] == "tiered"
+    assert "x-llmbudget-service-tier" not in first.headers
+    await moved_in_tier(callers, namespace, asked)
+    models = [row.model for row in await rows(callers.gateway)]
+    assert models == ["tiered", "small", "small", "small", "small"]
+
+
+async def test_without_money_a_free_model_answers_in_its_usual_tier(
+    callers: Callers, namespace: str, simulator: Simulator
+) -> None:
+    spent = account(namespace, 0, on_exceeded=OnExceeded.DOWNGRADE)
+    await callers.gateway.configure(
+        config(namespace, (spent,), (provider("sim", simulator.port),), generation=3)
+    )
+    await asyncio.sleep(0.5)
+    await moved_in_tier(callers, namespace, "priority")
+
+
+async def test_the_next_provider_answers_in_its_usual_tier(
+    callers: Callers, namespace: str, simulator: Simulator
+) -> None:
+    plain = model("tiered", "small").model_copy(update={"upstream_name": "small"})
+    both = account(namespace, USD, providers=("away", "sim"), retries=1)
+    providers = (provider("away", 1), provider("sim", simulator.port, models=(plain,)))
+    await callers.gateway.configure(config(namespace, (both,), providers, generation=3))
+    await asyncio.sleep(0.5)
+    hello: list[ChatCompletionMessageParam] = [{"role": "user", "content": HELLO}]
+    answer = await callers.openai.chat.completions.with_raw_response.create(
+        model="tiered", messages=hello, extra_body={"service_tier": "flex"}
+    )
+    assert answer.headers["x-llmbudget-service-tier"] == "default"
+    found = [(row.provider, row.status, row.cost > 0) for row in await rows(callers.gateway)]
+    assert found == [("away", "error", False), ("sim", "fallback", True)]
+
+
 async def test_a_service_tier_without_a_price_is_refused(callers: Callers) -> None:
     hello: list[ChatCompletionMessageParam] = [{"role": "user", "content": HELLO}]
     with pytest.raises(openai.BadRequestError, match=r"Field service_tier .*cost\.serviceTiers"):
@@ -381,3 +458,46 @@ async def test_langchain_is_told_why_it_may_not(callers: Callers) -> None:
     )
     with pytest.raises(openai.PermissionDeniedError, match="unknown is not offered"):
         await model.ainvoke(HELLO)
+
+
+@pytest.mark.parametrize("end", ["", "/"])
+async def test_gemini_by_its_compatible_endpoint(
+    callers: Callers, namespace: str, simulator: Simulator, end: str
+) -> None:
+    """Its thoughts stand in the total alone, its streams have figures in each chunk, and its
+    documentation writes the endpoint with a slash at the end."""
+    gemini = provider(
+        "gemini",
+        simulator.port,
+        endpoint=f"http://127.0.0.1:{simulator.port}/v1beta/openai{end}",
+        models=(model("small", "small"), model("free", "free"), model("small@no-usage", "small")),
+    )
+    (callers.gateway.folder / "keys" / "gemini").write_text(KEY)
+    mine = account(namespace, USD, providers=("gemini",))
+    await callers.gateway.configure(config(namespace, (mine,), (gemini,), generation=3))
+    await asyncio.sleep(0.5)
+    client = callers.openai
+    hello: list[ChatCompletionMessageParam] = [{"role": "user", "content": HELLO}]
+    plain = await client.chat.completions.create(model="small", messages=hello, max_tokens=50)
+    assert plain.usage is not None
+    assert (plain.usage.completion_tokens, plain.usage.total_tokens) == (
+        6,
+        plain.usage.prompt_tokens + 12,
+    )
+    tools: Any = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    await client.chat.completions.create(model="small", messages=hello, tools=tools, n=2)
+    for options in ({}, {"stream_options": {"include_usage": True}}):
+        stream = await client.chat.completions.create(
+            model="small", messages=hello, max_tokens=50, stream=True, **options
+        )
+        chunks = [chunk async for chunk in stream]
+        assert "".join(c.choices[0].delta.content or "" for c in chunks).startswith("money is")
+    embedded = await client.embeddings.create(model="free", input="canary prompt")
+    assert embedded.data
+    await callers.agree(5)
+    found = await rows(callers.gateway)
+    assert [row.tokens_out for row in found] == [12, 24, 12, 12, 0]
+    # What it does not tell is charged at the hold.
+    await client.chat.completions.create(model="small@no-usage", messages=hello, max_tokens=50)
+    last = (await rows(callers.gateway))[-1]
+    assert last.cost == last.held > 0

@@ -211,7 +211,8 @@ class Calls:
         """Hold, send, and bring the answer back; None: the caller has its answer."""
         if offer.prices is None:
             raise AssertionError("routing leaves out what has no price")
-        demand = call.asked.demand
+        asked = _in_its_tier(call.asked, offer, found)
+        demand = asked.demand
         left = self._left_beside_spent(call)
         try:
             limit, amount = to_hold(demand, offer.model, offer.prices, left)
@@ -231,15 +232,17 @@ class Calls:
             )
             if demand.adjustable:
                 attempt.headers.append(("x-llmbudget-output-limit", str(limit)))
-            body = call.asked.write(offer, limit)
+            if asked is not call.asked:
+                attempt.headers.append(("x-llmbudget-service-tier", "default"))
+            body = asked.write(offer, limit)
             upstream = call.upstreams[offer.provider.name]
             headers = call.upstream_headers + attempt.record.trace_headers
             try:
                 answer = await upstream.post(
-                    call.operation.path_at(offer), body, key, headers, call.asked.content_type
+                    call.operation.path_at(offer), body, key, headers, asked.content_type
                 )
                 try:
-                    return await self._answer(call, attempt, answer)
+                    return await self._answer(call, asked, attempt, answer)
                 finally:
                     answer.close()
             except NotSent as error:
@@ -255,24 +258,26 @@ class Calls:
                 attempt.record.end(Status.ERROR, cost, None, "the gateway ended", "ended")
                 raise
 
-    async def _answer(self, call: Call, attempt: Attempt, answer: Answer) -> Failed | None:
+    async def _answer(
+        self, call: Call, asked: CallRequest, attempt: Attempt, answer: Answer
+    ) -> Failed | None:
         """Bring the provider's answer to the caller, and charge it."""
         if answer.status != 200:
             return await _error_answer(call, attempt, answer)
         if answer.content_type.startswith("text/event-stream"):
             attempt.headers += self._left(call, attempt)
-            meter = call.asked.meter(attempt.plausible)
+            meter = asked.meter(attempt.plausible)
             await relay(attempt, answer, call.exchange, meter, call.count_tokens)
             return None
         content_type = _content_type(answer)
         if call.operation.answers_sound and content_type != "application/json":
             attempt.headers += self._left(call, attempt)
-            usage = call.asked.usage_of(b"", attempt.plausible)
+            usage = asked.usage_of(b"", attempt.plausible)
             sound = RawMeter(usage, content_type)
             await relay(attempt, answer, call.exchange, sound, call.count_tokens)
             return None
         body = await answer.read()
-        usage = attempt.believed(call.asked.usage_of(body, attempt.plausible))
+        usage = attempt.believed(asked.usage_of(body, attempt.plausible))
         charged = attempt.costs(usage)
         headers = attempt.headers + self._left(call, attempt, charged)
         headers += [("x-llmbudget-cost-usd", format_usd(charged))]
@@ -313,6 +318,16 @@ class Calls:
         if rate:
             headers.append(("x-llmbudget-remaining-tokens", str(int(left // rate))))
         return headers
+
+
+def _in_its_tier(asked: CallRequest, offer: Offer, found: Route) -> CallRequest:
+    """Ask a model for the usual service tier in place of one that it has no price for, where it was
+    not the caller who chose it: after a downgrade, or when the first provider has failed."""
+    if asked.usual is None or offer.prices is None:
+        return asked
+    chosen = found.downgraded_from is None and offer is found.offers[0]
+    priced = asked.demand.service in (offer.prices.services or {})
+    return asked if chosen or priced else asked.usual()
 
 
 async def _parsed(operation: Operation, body: bytes) -> CallRequest:

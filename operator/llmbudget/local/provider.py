@@ -1,9 +1,9 @@
 """A provider simulator that keeps its own bill.
 
-It speaks the protocols of OpenAI and Anthropic, wants the right key, and charges by its own price
-table and arithmetic, which share nothing with the ledger: that the two agree to the nano-dollar
-means something. A call is written to the bill when it is accepted, before the first byte of the
-answer leaves, so that it counts whatever happens to the caller.
+It speaks the protocols of OpenAI, as Azure and Gemini do too, and of Anthropic, wants the right
+key, and charges by its own price table and arithmetic, which share nothing with the ledger: that
+the two agree to the nano-dollar means something. A call is written to the bill when it is accepted,
+before the first byte of the answer leaves, so that it counts whatever happens to the caller.
 
 The answer's length is the request's: a prompt that says "37 words" gets 37 tokens, any other one as
 many as its limit allows. A model called `NAME@MODE` costs what NAME costs and misbehaves as MODE

@@ -6,8 +6,8 @@ that was bounded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -106,8 +106,6 @@ def parse_chat(body: bytes) -> CallRequest:
     others = read.inside({key: found[key] for key in found if key not in _APART})
     written = b'"messages":' + read.serialise(messages)
     field, limit = output_limit(found)
-    head = written_anew(found, _WRITTEN, options)
-    service = service_of(found)
     demand = Demand(
         prompt_bytes=_prompt_bytes(messages, written, others) - media.bytes,
         messages=len(messages),
@@ -118,22 +116,26 @@ def parse_chat(body: bytes) -> CallRequest:
         audio=media.audio,
         opaque=media.file,
         file=media.file,
-        service=service,
+        service=service_of(found),
         kinds=_kinds(media, speaks="audio" in found),
     )
-
-    def write(offer: Offer, most: int) -> bytes:
-        upstream = upstream_head(offer, head, field, limit, most)
-        return read.joined(upstream, written, schemas, others)
-
     asked = options.get("include_usage", False)
-    return CallRequest(
-        model,
-        demand,
-        write,
-        lambda most: ChatMeter(most, include_usage=asked, service=service),
-        lambda answer, most: usage_of(answer, most, service),
-    )
+
+    def request(head: Fields, demand: Demand) -> CallRequest:
+        def write(offer: Offer, most: int) -> bytes:
+            upstream = upstream_head(offer, head, field, limit, most)
+            return read.joined(upstream, written, schemas, others)
+
+        return CallRequest(
+            model,
+            demand,
+            write,
+            lambda most: ChatMeter(most, include_usage=asked, service=demand.service),
+            lambda answer, most: usage_of(answer, most, demand.service),
+            usual=usual_of(request, head, demand),
+        )
+
+    return request(written_anew(found, _WRITTEN, options), demand)
 
 
 def upstream_head(
@@ -330,6 +332,16 @@ def _check_service(value: object) -> None:
     if not isinstance(value, str) or value not in ("default", *_SERVICES):
         allowed = f"only default, {' and '.join(_SERVICES)} are allowed"
         raise bad("service_tier", f"{allowed}: others have other prices")
+
+
+def usual_of(
+    request: Callable[[Fields, Demand], CallRequest], head: Fields, demand: Demand
+) -> Callable[[], CallRequest] | None:
+    """Offer to make a request without the service tier that it asks for; None: it asks for none."""
+    if demand.service is None:
+        return None
+    others = {key: value for key, value in head.items() if key != "service_tier"}
+    return lambda: request(others, replace(demand, service=None))
 
 
 def service_of(found: Fields) -> str | None:

@@ -34,6 +34,8 @@ class CallRequest:
     """Of what `write` writes."""
     identity: Callable[[], bytes] | None = None
     """Write what the same call has in common, where the bytes of its body are others each time."""
+    usual: Callable[[], CallRequest] | None = None
+    """Make the same request in the usual service tier; None: it asks for no other."""
 
 
 @dataclass(frozen=True, slots=True)

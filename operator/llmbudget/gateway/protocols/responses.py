@@ -15,7 +15,14 @@ from llmbudget.decide.bounds import Demand, longest_form
 from llmbudget.decide.catalogue import Offer
 from llmbudget.decide.prices import Units, Usage
 from llmbudget.gateway.protocols import fields as read
-from llmbudget.gateway.protocols.chat import CHECKS, REASONS, check_detail, service_of, with_service
+from llmbudget.gateway.protocols.chat import (
+    CHECKS,
+    REASONS,
+    check_detail,
+    service_of,
+    usual_of,
+    with_service,
+)
 from llmbudget.gateway.protocols.fields import HOSTED, MEDIA, STORED, Fields, bad
 from llmbudget.gateway.protocols.operation import CallRequest, Operation
 from llmbudget.gateway.protocols.sse import TypedMeter, as_object, count, usage_part
@@ -84,10 +91,8 @@ def parse_response(body: bytes) -> CallRequest:
     schemas = read.inside({key: found[key] for key in found if key in _SCHEMAS})
     others = read.inside({key: found[key] for key in found if key not in _APART})
     written = b'"input":' + read.serialise(found["input"])
-    head: dict[str, object] = {key: found[key] for key in _HEAD if key in found}
     searches = _searches(found)
     opaque = "tools" if searches else _named(found, "previous_response_id") or media.opaque
-    service = service_of(found)
     stores = found.get("store") is True
     demand = Demand(
         prompt_bytes=_prompt_bytes(found["input"], written, others) - media.bytes,
@@ -97,30 +102,36 @@ def parse_response(body: bytes) -> CallRequest:
         images=media.images,
         opaque=opaque,
         file=media.file,
-        service=service,
+        service=service_of(found),
         rounds=searches + _MORE_ROUNDS if searches else 1,
         stored="store" if stores else _named(found, "previous_response_id"),
         kinds=_kinds(media, opaque),
         units=Units(searches=searches) if searches else None,
     )
 
-    def write(offer: Offer, most: int) -> bytes:
-        upstream: dict[str, object] = {
-            "model": offer.model.upstream_name,
-            "max_output_tokens": most,
-            "store": stores,
-        }
-        upstream |= {"stream": stream} | with_service(offer, head)
-        return read.joined(upstream, written, schemas, others)
+    model = read.model_of(found)
 
-    asked = _Asked(searching=bool(searches), service=service)
-    return CallRequest(
-        read.model_of(found),
-        demand,
-        write,
-        lambda most: ResponseMeter(most, asked),
-        lambda answer, most: response_usage(answer, most, asked),
-    )
+    def request(head: Fields, demand: Demand) -> CallRequest:
+        def write(offer: Offer, most: int) -> bytes:
+            upstream: dict[str, object] = {
+                "model": offer.model.upstream_name,
+                "max_output_tokens": most,
+                "store": stores,
+            }
+            upstream |= {"stream": stream} | with_service(offer, head)
+            return read.joined(upstream, written, schemas, others)
+
+        asked = _Asked(searching=bool(searches), service=demand.service)
+        return CallRequest(
+            model,
+            demand,
+            write,
+            lambda most: ResponseMeter(most, asked),
+            lambda answer, most: response_usage(answer, most, asked),
+            usual=usual_of(request, head, demand),
+        )
+
+    return request({key: found[key] for key in _HEAD if key in found}, demand)
 
 
 def _prompt_bytes(parsed: object, written: bytes, others: bytes) -> int:

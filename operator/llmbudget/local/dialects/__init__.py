@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from llmbudget.local.dialects.anthropic import CountTokens, Messages
+from llmbudget.local.dialects.gemini import GeminiChat, GeminiEmbeddings
 from llmbudget.local.dialects.media import Images, Speech, Transcriptions
 from llmbudget.local.dialects.openai import Chat, Completions, Embeddings, Moderations, Responses
 
@@ -14,6 +15,7 @@ DIALECTS: Final = {
         *(Chat(), Completions(), Responses(), Embeddings(), Moderations()),
         *(Transcriptions(), Speech(), Images()),
         *(Messages(), CountTokens()),
+        *(GeminiChat(), GeminiEmbeddings()),
     )
 }
 FREE: Final = (CountTokens.path,)

@@ -30,21 +30,21 @@ class Chat(Dialect):
             {"index": choice, "message": message, "finish_reason": "stop"}
             for choice in range(call.choices)
         ]
-        return _openai(call, "chat.completion", choices=choices, usage=_tokens(call))
+        return openai_document(call, "chat.completion", choices=choices, usage=_tokens(call))
 
     def piece(self, call: Call, choice: int, text: str) -> bytes:
         delta = {"index": choice, "delta": {"role": "assistant", "content": text}}
-        return _data(_openai(call, "chat.completion.chunk", choices=[delta]))
+        return data(openai_document(call, "chat.completion.chunk", choices=[delta]))
 
     def closing(self, call: Call) -> bytes:
         stops = [
             {"index": choice, "delta": {}, "finish_reason": "stop"}
             for choice in range(call.choices)
         ]
-        end = _data(_openai(call, "chat.completion.chunk", choices=stops))
+        end = data(openai_document(call, "chat.completion.chunk", choices=stops))
         usage = _tokens(call)
         if call.include_usage and usage is not None:
-            end += _data(_openai(call, "chat.completion.chunk", choices=[], usage=usage))
+            end += data(openai_document(call, "chat.completion.chunk", choices=[], usage=usage))
         return end + b"data: [DONE]\n\n"
 
 
@@ -66,10 +66,12 @@ class Completions(Chat):
             {"index": choice, "text": text, "finish_reason": "stop"}
             for choice in range(call.choices)
         ]
-        return _openai(call, "text_completion", choices=choices, usage=_tokens(call))
+        return openai_document(call, "text_completion", choices=choices, usage=_tokens(call))
 
     def piece(self, call: Call, choice: int, text: str) -> bytes:
-        return _data(_openai(call, "text_completion", choices=[{"index": choice, "text": text}]))
+        return data(
+            openai_document(call, "text_completion", choices=[{"index": choice, "text": text}])
+        )
 
 
 class Responses(Dialect):
@@ -148,9 +150,9 @@ class Embeddings(Dialect):
         return 0
 
     def plain(self, call: Call) -> Document:
-        data = [{"object": "embedding", "index": 0, "embedding": [0.25, -0.5]}]
+        found = [{"object": "embedding", "index": 0, "embedding": [0.25, -0.5]}]
         usage = {"prompt_tokens": call.tokens_in, "total_tokens": call.tokens_in}
-        return {"object": "list", "model": call.model, "data": data, "usage": usage}
+        return {"object": "list", "model": call.model, "data": found, "usage": usage}
 
 
 class Moderations(Embeddings):
@@ -163,7 +165,10 @@ class Moderations(Embeddings):
         return {"id": call.id, "model": call.model, "results": [result]}
 
 
-def _openai(call: Call, kind: str, usage: Document | None = None, **fields: object) -> Document:
+def openai_document(
+    call: Call, kind: str, usage: Document | None = None, **fields: object
+) -> Document:
+    """Write what all of OpenAI's answers have in common."""
     document = {"id": call.id, "object": kind, "created": 0, "model": call.model, **fields}
     if call.service is not None:
         document["service_tier"] = call.service
@@ -181,5 +186,6 @@ def _tokens(call: Call) -> Document | None:
     }
 
 
-def _data(document: Document) -> bytes:
+def data(document: Document) -> bytes:
+    """Write one event of a stream, which has no name."""
     return f"data: {json.dumps(document)}\n\n".encode()
