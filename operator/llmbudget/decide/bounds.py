@@ -34,13 +34,14 @@ some, or asks for some.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from decimal import Context, Decimal, Inexact
 from functools import lru_cache
 from typing import Final
 from unicodedata import normalize
 
 from llmbudget.api.money import Nano, round_up
+from llmbudget.api.values import value
 from llmbudget.contract.config import TOKENS, ModelConfig, Prices, Rates, Unit
 from llmbudget.decide.media import has_search_block
 from llmbudget.decide.prices import NoImagePrice, Units, with_units
@@ -86,7 +87,7 @@ _BYTES_PER_TOKEN: Final = 3
 _EXACT: Final = Context(prec=60, traps=[Inexact])
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Demand:
     """What a request may make a model read and write."""
 

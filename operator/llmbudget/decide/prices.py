@@ -8,7 +8,6 @@ the genai-prices package, which only the operator reads: the gateway gets them r
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from decimal import ROUND_CEILING, Context, Decimal, Inexact
 from functools import lru_cache
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from llmbudget.api.costs import Cost, CostTier, OtherRates, ServiceTierCost
 from llmbudget.api.money import NANO_PER_USD, Nano, parse_price, round_up
 from llmbudget.api.provider import Protocol, ProviderModel, ProviderSpec
+from llmbudget.api.values import value
 from llmbudget.contract.config import COUNTERPARTS, ImagePrice, Prices, Rates, RatesByLength, Tier
 from llmbudget.decide.media import has_place, searches_by_itself
 from llmbudget.decide.world import Provider
@@ -66,7 +66,7 @@ _SEARCHING: Final = ("search", "research", "sonar")
 """Models named so search the web by themselves, and each search is charged."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class MediaTokens:
     """Tokens of a call that are no text. Those read from a cache are in the cached figures only."""
 
@@ -78,7 +78,7 @@ class MediaTokens:
     output_image: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Units:
     """What a call used, or may use at most, that is counted otherwise than by tokens."""
 
@@ -96,7 +96,7 @@ class Units:
     """Of the web, by the provider; None: nobody knows."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Usage:
     """What one call used.
 
@@ -137,12 +137,16 @@ def cost(usage: Usage, prices: Prices, kinds: frozenset[str] = frozenset()) -> N
 
 def _at(rates: Rates, usage: Usage, prices: Prices, kinds: frozenset[str]) -> Nano:
     fma = _EXACT.fma
-    total = fma(usage.tokens_in - usage.cached - usage.cache_write, rates.input, Decimal(0))
-    total = fma(usage.cached, rates.cached_input, total)
-    total = fma(usage.cache_write - usage.cache_write_hour, rates.cache_write, total)
-    total = fma(usage.cache_write_hour, rates.hour, total)
+    total = _EXACT.multiply(usage.tokens_in - usage.cached - usage.cache_write, rates.input)
     total = fma(usage.tokens_out - usage.reasoning, rates.output, total)
-    total = fma(usage.reasoning, rates.reasoning, total)
+    # Most calls have none of these, and each product costs more than to look.
+    if usage.cached:
+        total = fma(usage.cached, rates.cached_input, total)
+    if usage.cache_write:
+        total = fma(usage.cache_write - usage.cache_write_hour, rates.cache_write, total)
+        total = fma(usage.cache_write_hour, rates.hour, total)
+    if usage.reasoning:
+        total = fma(usage.reasoning, rates.reasoning, total)
     if usage.media is not None:
         for kind in _MEDIA:
             total = fma(getattr(usage.media, kind), _beyond(rates, kind), total)

@@ -253,16 +253,14 @@ class App:
         exchange.response_bytes(201, JSON, envelope_document(envelope))
 
     async def _envelope(self, request: Request, exchange: Exchange) -> None:
-        self._serving()
-        caller = "/".join(await self._service_account(request))
+        caller = "/".join(await self._service_account(request, self._serving()))
         envelope = await self._ledger.envelope(request.path.removeprefix(f"{ENVELOPES_PATH}/"))
         if envelope is None or caller not in envelope.users:
             raise errors.no_envelope()
         exchange.response_bytes(200, JSON, envelope_document(envelope))
 
     async def _close_envelope(self, request: Request, exchange: Exchange) -> None:
-        self._serving()
-        caller = "/".join(await self._service_account(request))
+        caller = "/".join(await self._service_account(request, self._serving()))
         envelope_id = request.path.removeprefix(f"{ENVELOPES_PATH}/").removesuffix("/close")
         envelope = await self._ledger.close_envelope(envelope_id, caller)
         exchange.response_bytes(200, JSON, envelope_document(envelope))
@@ -323,7 +321,7 @@ class App:
         return routes
 
     async def _consumer(self, request: Request, routes: Routes) -> Consumer:
-        account = await self._service_account(request)
+        account = await self._service_account(request, routes)
         return _match(routes, account, request.headers.get(_BUDGET_HEADER))
 
     async def _payer(self, request: Request, routes: Routes) -> tuple[Consumer, Envelope | None]:
@@ -331,14 +329,14 @@ class App:
         wanted = request.headers.get(ENVELOPE_HEADER)
         if wanted is None:
             return await self._consumer(request, routes), None
-        account = await self._service_account(request)
+        account = await self._service_account(request, routes)
         envelope = await self._ledger.envelope(wanted)
         if envelope is None or "/".join(account) not in envelope.users:
             raise errors.no_envelope()
         return _match(routes, account, envelope.account), envelope
 
-    async def _service_account(self, request: Request) -> tuple[str, str]:
-        identify = self._identify(self._serving().config.identity_mode, AUDIENCE)
+    async def _service_account(self, request: Request, routes: Routes) -> tuple[str, str]:
+        identify = self._identify(routes.config.identity_mode, AUDIENCE)
         identity = await identify(request.token, request.client)
         if identity.service_account is None:
             raise errors.unidentified(f"The token's audience is {AUDIENCE}, but not its owner's.")

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from llmbudget.clients.cluster import ApiError, Cluster
@@ -31,11 +31,6 @@ def steady_seconds() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def utc_now() -> datetime:
-    """Read the wall clock."""
-    return datetime.now(UTC)
-
-
 class TrustedClock:
     """The time, as the API server told it last."""
 
@@ -43,12 +38,12 @@ class TrustedClock:
         self,
         server: datetime,
         steady: Callable[[], float] = steady_seconds,
-        wall: Callable[[], datetime] = utc_now,
+        wall: Callable[[], float] = time.time,
     ) -> None:
+        """`steady` tells seconds since any instant, `wall` seconds since 1970."""
         self._steady = steady
         self._wall = wall
-        self._server = server
-        self._read_at = steady()
+        self._set(server)
         self._jump = timedelta(0)
         self._jumps = 0
 
@@ -70,8 +65,11 @@ class TrustedClock:
     @property
     def wrong(self) -> bool:
         """Whether calls must be denied: this machine, or the API server, tells another time."""
-        off = (self._wall() - self()).total_seconds()
-        return abs(off) > MOST_SECONDS or self._jumps > 0
+        return abs(self._seconds_off()) > MOST_SECONDS or self._jumps > 0
+
+    def _seconds_off(self) -> float:
+        """Tell how far this machine's clock is ahead."""
+        return self._wall() - self._steady() - self._ahead
 
     def take(self, server: datetime) -> None:
         """Take the API server's time over. One that jumped must be told several times."""
@@ -84,7 +82,12 @@ class TrustedClock:
             if self._jumps < _CONSISTENT:
                 return
         self._jumps = 0
+        self._set(server)
+
+    def _set(self, server: datetime) -> None:
         self._server, self._read_at = server, self._steady()
+        self._ahead = server.timestamp() - self._read_at
+        """How many seconds more the wall clock should tell than the steady one."""
 
     async def follow(self, cluster: Cluster) -> None:
         """Compare until cancelled; an API server that is away proves nothing."""
@@ -95,4 +98,4 @@ class TrustedClock:
             except ApiError:
                 continue
             if self.wrong:
-                log.error("clock", extra={"fields": {"off": str(self._wall() - self())}})
+                log.error("clock", extra={"fields": {"off": round(self._seconds_off(), 1)}})

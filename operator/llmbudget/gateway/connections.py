@@ -44,10 +44,10 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+        self._parser = HttpResponseParser(self)
         self._reset()
 
     def _reset(self) -> None:
-        self._parser = HttpResponseParser(self)
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
         """Of the answer, by lower-case names; the first of several."""
@@ -78,7 +78,8 @@ class Connection(asyncio.Protocol):
         now = self._loop.time()
         self._idle_seconds, self._total_end, self._last = idle_seconds, now + total_seconds, now
         self._transport.write(request)
-        self._watch()
+        if self._timer is None:  # one of an exchange before comes no later
+            self._watch()
 
     @property
     def usable(self) -> bool:
@@ -117,9 +118,7 @@ class Connection(asyncio.Protocol):
             self._paused = False
             self._last = self._loop.time()
             self._transport.resume_reading()
-            if self._timer is not None:
-                self._timer.cancel()
-                self._watch()
+            self._watch()
         return chunk
 
     async def _change(self) -> None:
@@ -138,9 +137,6 @@ class Connection(asyncio.Protocol):
     def finish(self) -> bool:
         """End the exchange; True: the connection can take another one. One with an unread answer
         is closed."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         keep = (
             self._complete
             and self.usable
@@ -174,7 +170,13 @@ class Connection(asyncio.Protocol):
         self._wake()
 
     def _watch(self) -> None:
-        """Look again when the answer may be overdue: one timer an exchange, however many chunks."""
+        """Look again when the answer may be overdue: one timer at a time, however many exchanges
+        and chunks, since most end long before."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._complete or self._closed:
+            return  # nobody waits for anything
         due = self._total_end
         if not self._paused:
             due = min(due, self._last + self._idle_seconds)
@@ -219,6 +221,9 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """The connection is gone."""
         self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         # The parser knows its methods: without this, only the collector of cycles would free both.
         del self._parser
         if not self._complete and self._failure is None:

@@ -202,7 +202,9 @@ class _State:
 
     def _free(self) -> bool:
         """Tell whether the first in line may go."""
-        return not self._full() and not self._bucket_delays()[0]
+        if self._full():
+            return False
+        return not (self._requests or self._tokens) or not self._bucket_delays()[0]
 
     def _delay(self) -> float:
         """Tell how many seconds one that joins the line waits at least."""

@@ -22,6 +22,7 @@ from typing import Protocol
 
 from llmbudget.api.budget import Action
 from llmbudget.api.money import Nano
+from llmbudget.api.values import value
 from llmbudget.contract.config import AccountConfig
 from llmbudget.contract.events import LedgerEvent
 from llmbudget.decide.periods import Period
@@ -46,7 +47,7 @@ class Outcome(StrEnum):
     """The provider certainly charged nothing."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class HoldRequest:
     """Ask for money before a call leaves."""
 
@@ -122,7 +123,7 @@ class Envelope:
         return self.held if self.closed else max(self.held, self.cap - self.spent)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Hold:
     """Money that is reserved."""
 
@@ -135,7 +136,7 @@ class Hold:
     None: no cap anywhere."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Settlement:
     """What a call turned out to be. `cost` None: not known, charged at the hold."""
 
@@ -145,7 +146,7 @@ class Settlement:
     status: Status = Status.OK
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Entry:
     """One terminal row: exactly one for every attempt that a provider may have accepted."""
 
@@ -170,7 +171,7 @@ class Entry:
     """The one that it was paid from."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Balance:
     """One account in the current period, as last committed."""
 

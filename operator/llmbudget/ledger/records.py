@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Final
 
 from llmbudget.api.budget import OnExceeded
+from llmbudget.api.values import value
 from llmbudget.contract.config import AccountConfig, Threshold
 from llmbudget.ledger.interface import ActionRow, Entry, Envelope, HoldRequest
 
@@ -180,7 +181,7 @@ class Figures:
         return max(0, beyond - self.carried)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class OpenHold:
     """A hold that is neither settled nor released."""
 
@@ -200,7 +201,7 @@ class OpenHold:
     """The one that it takes its money from: its path's money is set aside there."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class EntryRow:
     """An entry and the accounts that it was charged to."""
 

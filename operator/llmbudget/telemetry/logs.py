@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
 
+from pydantic_core import to_json
+
 _CALLS: Final = logging.getLogger("llmbudget.calls")
 _GATHER_SECONDS: Final = 0.1
 
@@ -40,7 +42,7 @@ class CallLog:
     kernel by itself costs more than much else of a call."""
 
     def __init__(self) -> None:
-        self._lines: list[str] = []
+        self._lines: list[bytes] = []
 
     def write(self, fields: Mapping[str, object]) -> None:
         """Write a line, unless the level leaves it out."""
@@ -50,12 +52,12 @@ class CallLog:
         document = {"time": now, "level": "info", "logger": _CALLS.name, "message": "call"}
         if not self._lines:
             asyncio.get_running_loop().call_later(_GATHER_SECONDS, self.flush)
-        self._lines.append(json.dumps({**document, **fields}))
+        self._lines.append(to_json({**document, **fields}))
 
     def flush(self) -> None:
         """Write what was gathered."""
         if self._lines:
-            text = "\n".join(self._lines)
+            text = b"\n".join(self._lines).decode()
             self._lines.clear()
             print(text, file=sys.stderr, flush=True)
 

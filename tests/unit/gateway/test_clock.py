@@ -31,7 +31,7 @@ def machine() -> Machine:
 
 @pytest.fixture
 def clock(machine: Machine) -> TrustedClock:
-    return TrustedClock(NOON, lambda: machine.seconds, lambda: machine.wall)
+    return TrustedClock(NOON, lambda: machine.seconds, lambda: machine.wall.timestamp())
 
 
 def test_it_goes_on_by_the_steady_clock(clock: TrustedClock, machine: Machine) -> None:

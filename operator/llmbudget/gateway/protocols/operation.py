@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from llmbudget.api.provider import Protocol
+from llmbudget.api.values import value
 from llmbudget.decide.bounds import Demand
 from llmbudget.decide.catalogue import Offer
 from llmbudget.decide.prices import Usage
@@ -17,7 +18,7 @@ Write = Callable[[Offer, int], bytes]
 """Write the body for a provider: its own model name, and the output limit that is held for."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CallRequest:
     """A request that was read, allowed and measured."""
 

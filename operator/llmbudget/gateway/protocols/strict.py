@@ -8,7 +8,10 @@ nesting that exhausts a stack.
 from __future__ import annotations
 
 import json
+import math
 from typing import Final, NoReturn
+
+from pydantic_core import PydanticSerializationError, to_json
 
 MAX_DEPTH: Final = 64
 """Levels of nesting; real requests have 10, tool schemas seldom 20."""
@@ -54,14 +57,12 @@ def serialise(value: object) -> bytes:
     """Write a parsed value compactly.
 
     Raises:
-        NotStrict: it has a number beyond a double's range, or half of a surrogate pair.
+        NotStrict: it has half of a surrogate pair.
     """
     try:
-        return _ENCODER.encode(value).encode("utf-8")
-    except UnicodeEncodeError:
+        return to_json(value)
+    except PydanticSerializationError:
         raise NotStrict("The body has half of a surrogate pair") from None
-    except ValueError:
-        raise NotStrict("The body has a number beyond the range of a double") from None
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -73,6 +74,13 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _refuse(_: str) -> NoReturn:
     raise NotStrict("The body has NaN or an infinity")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise NotStrict("The body has a number beyond the range of a double")
+    return number
 
 
 def _check_depth(value: object) -> None:
@@ -91,8 +99,7 @@ def _check_depth(value: object) -> None:
     raise NotStrict(f"The body is nested deeper than {MAX_DEPTH} levels")
 
 
-# Made once: json.loads and json.dumps make new ones for each call with options.
-_DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
-_ENCODER: Final = json.JSONEncoder(
-    ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
+# Made once: json.loads makes a new one for each call with options.
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_float=_finite, parse_constant=_refuse
 )

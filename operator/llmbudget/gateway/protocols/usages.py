@@ -28,26 +28,23 @@ def tokens_of(
     of_input = as_object(usage.get(f"{read}_tokens_details", usage.get(f"{read}_token_details")))
     of_output = as_object(usage.get(f"{written}_tokens_details"))
     left_out = None if usage.get("total_tokens") is None else 0
-    counts = [
-        count(usage.get(f"{read}_tokens"), plausible),
-        count(usage.get(f"{written}_tokens", left_out), plausible),
-        count(given(usage, "total_tokens"), plausible),
-        count(given(of_input, "cached_tokens"), plausible),
-        count(given(of_input, "cache_write_tokens"), plausible),
-        count(given(of_output, "reasoning_tokens"), plausible),
-    ]
-    media = _media(of_input, of_output, plausible)
-    known = [found for found in counts if found is not None]
-    if media is None or len(known) < len(counts) or not known[0] + known[1]:
+    tokens_in = count(usage.get(f"{read}_tokens"), plausible)
+    tokens_out = count(usage.get(f"{written}_tokens", left_out), plausible)
+    total = count(given(usage, "total_tokens"), plausible)
+    parts = _parts(of_input, of_output, plausible) if of_input or of_output else _NO_PARTS
+    if tokens_in is None or tokens_out is None or total is None or parts is None:
         return None
-    tokens_in, tokens_out, total, cached, cache_write, reasoning = known
+    if not tokens_in + tokens_out:
+        return None
+    cached, cache_write, reasoning, media = parts
     tokens_in += cached + cache_write if cached + cache_write > tokens_in else 0
-    tokens_in = max(tokens_in, sum(getattr(media, kind) for kind in _INPUT))
+    if media is not None:
+        tokens_in = max(tokens_in, sum(getattr(media, kind) for kind in _INPUT))
     tokens_out = max(tokens_out, total - tokens_in)
     tokens_out += reasoning if reasoning > tokens_out else 0
-    tokens_out = max(tokens_out, media.output_audio + media.output_image)
-    told = None if media == _TEXT else media
-    return Usage(tokens_in, tokens_out, cached, cache_write, reasoning, media=told)
+    if media is not None:
+        tokens_out = max(tokens_out, media.output_audio + media.output_image)
+    return Usage(tokens_in, tokens_out, cached, cache_write, reasoning, media=media)
 
 
 def served(usage: Usage | None, asked: str | None, told: object) -> Usage | None:
@@ -69,26 +66,31 @@ _USUAL: Final = ("default", "standard", "on_demand")
 """Names of the usual tier: OpenAI's, OpenRouter's, Groq's."""
 _UNTOLD: Final = "auto"
 """What servers answer that repeat what they were asked for, or what they take an omission for."""
-_TEXT = MediaTokens()
 _INPUT = ("input_audio", "cached_audio", "input_image", "cached_image")
+_Parts = tuple[int, int, int, MediaTokens | None]
+_NO_PARTS: Final[_Parts] = (0, 0, 0, None)
 
 
-def _media(of_input: Fields, of_output: Fields, plausible: int) -> MediaTokens | None:
-    """Read which tokens are no text; None: a figure is none. Of tokens from a cache most providers
-    don't tell the kind: they count as text, which leaves the dearer ones uncached."""
+def _parts(of_input: Fields, of_output: Fields, plausible: int) -> _Parts | None:
+    """Read what was cached, written to the cache and spent on reasoning, and which tokens are no
+    text; None: a figure is none. Of tokens from a cache most providers don't tell the kind: they
+    count as text, which leaves the dearer ones uncached."""
     of_cached = as_object(of_input.get("cached_tokens_details"))
-    counts = [
-        count(given(part, name), plausible)
-        for part in (of_input, of_cached, of_output)
-        for name in ("audio_tokens", "image_tokens")
-    ]
-    known = [found for found in counts if found is not None]
-    if len(known) < len(counts):
+    told = (
+        given(of_input, "cached_tokens"),
+        given(of_input, "cache_write_tokens"),
+        given(of_output, "reasoning_tokens"),
+        *(given(part, "audio_tokens") for part in (of_input, of_cached, of_output)),
+        *(given(part, "image_tokens") for part in (of_input, of_cached, of_output)),
+    )
+    known = [found for value in told if (found := count(value, plausible)) is not None]
+    if len(known) < len(told):
         return None
-    if not any(known):
-        return _TEXT
-    audio, image, cached_audio, cached_image, output_audio, output_image = known
-    return MediaTokens(
+    cached, cache_write, reasoning, *media = known
+    if not any(media):
+        return cached, cache_write, reasoning, None
+    audio, cached_audio, output_audio, image, cached_image, output_image = media
+    tokens = MediaTokens(
         input_audio=max(0, audio - cached_audio),
         cached_audio=cached_audio,
         output_audio=output_audio,
@@ -96,3 +98,4 @@ def _media(of_input: Fields, of_output: Fields, plausible: int) -> MediaTokens |
         cached_image=cached_image,
         output_image=output_image,
     )
+    return cached, cache_write, reasoning, tokens
