@@ -128,8 +128,8 @@ class Request:
         """
         scheme, _, bearer = self.headers.get("authorization", "").partition(" ")
         bearer = bearer.strip() if scheme.lower() == "bearer" else ""
-        keys = (bearer, self.headers.get("x-api-key", ""), self.headers.get("api-key", ""))
-        found = {key for key in keys if key}
+        found = {bearer, self.headers.get("x-api-key", ""), self.headers.get("api-key", "")}
+        found.discard("")
         if len(found) > 1:
             raise malformed("Authorization, x-api-key and api-key differ: send one of them.")
         if not found:
