@@ -1,17 +1,54 @@
-"""One physical attempt at a provider, with the money that is held for it."""
+"""A call under way, and its physical attempts at providers, each with the money held for it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from llmbudget.api.money import Nano
 from llmbudget.contract.config import Prices
-from llmbudget.decide.catalogue import Offer
+from llmbudget.decide.catalogue import Catalogue, Offer
+from llmbudget.decide.consumers import Consumer
 from llmbudget.decide.prices import Usage, cost, told
 from llmbudget.gateway.admission import HeldCall
-from llmbudget.gateway.observe import CallRecord
-from llmbudget.gateway.wire import Headers
-from llmbudget.ledger.interface import Settlement, Status
+from llmbudget.gateway.observe import CallRecord, CallStory
+from llmbudget.gateway.protocols.errors import Refusal
+from llmbudget.gateway.protocols.operation import CallRequest, Operation
+from llmbudget.gateway.upstream import Upstream
+from llmbudget.gateway.wire import Exchange, Headers
+from llmbudget.ledger.interface import Envelope, Settlement, Status
+
+
+@dataclass(slots=True)
+class Call:
+    """One call under way."""
+
+    consumer: Consumer
+    operation: Operation
+    asked: CallRequest
+    catalogue: Catalogue
+    upstreams: Mapping[str, Upstream]
+    exchange: Exchange
+    count_tokens: Callable[[int], None]
+    envelope: Envelope | None
+    """What it is paid from; None: the budget itself."""
+    task_id: str | None
+    idempotency_key: str | None
+    fingerprint: str | None
+    betas: str | None
+    """The caller's `anthropic-beta`, checked."""
+    story: CallStory
+
+    @property
+    def upstream_headers(self) -> Headers:
+        """Headers for the provider beside the key."""
+        betas = [("anthropic-beta", self.betas)] if self.betas else []
+        return [*self.operation.headers, *betas]
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """Accounts that are charged, root first."""
+        return self.catalogue.names
 
 
 @dataclass(slots=True)
@@ -47,3 +84,14 @@ class Attempt:
         else:
             settlement = Settlement(charged, usage.tokens_in, usage.tokens_out, self.status)
             await self.held.settle(settlement)
+
+
+@dataclass(slots=True)
+class Failed:
+    """An attempt that the next provider may make good."""
+
+    refusal: Refusal
+    charged: bool = False
+    """The provider may have done the work, so its hold was charged in full."""
+    key_refused: bool = False
+    """The provider does not accept the key, which may have been rotated."""

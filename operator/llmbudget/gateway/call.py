@@ -9,97 +9,42 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Final
 
 from llmbudget.api.budget import OnExceeded
-from llmbudget.api.money import Nano, format_usd
+from llmbudget.api.money import Nano
 from llmbudget.decide.bounds import (
     Unbounded,
     plausible_tokens,
     to_hold,
 )
-from llmbudget.decide.catalogue import Catalogue, Offer
+from llmbudget.decide.catalogue import Offer
 from llmbudget.decide.consumers import Consumer
 from llmbudget.decide.routing import NoRoute, Route, free_route, only_named, route
 from llmbudget.gateway.admission import Admission
-from llmbudget.gateway.attempt import Attempt
+from llmbudget.gateway.answers import bring, doubt
+from llmbudget.gateway.attempt import Attempt, Call, Failed
 from llmbudget.gateway.connections import Doubtful, NotSent
 from llmbudget.gateway.ids import new_entry_id
-from llmbudget.gateway.keys import Keys, mask
+from llmbudget.gateway.keys import Keys
 from llmbudget.gateway.observe import CallRecord, CallStory
 from llmbudget.gateway.protocols import errors
 from llmbudget.gateway.protocols.errors import Refusal
 from llmbudget.gateway.protocols.messages import check_betas
 from llmbudget.gateway.protocols.operation import CallRequest, Operation
-from llmbudget.gateway.protocols.sse import RawMeter
 from llmbudget.gateway.routes import Routes
-from llmbudget.gateway.stream import relay
-from llmbudget.gateway.upstream import Answer, Upstream
 from llmbudget.gateway.wire import Exchange, Headers, Request, checked_headers
 from llmbudget.ledger.interface import (
     BudgetExceeded,
     Envelope,
     HoldRequest,
     Ledger,
-    LedgerError,
     Status,
 )
 
-_DOUBTFUL_STATUSES: Final = frozenset({408, 499, 502, 504, *range(520, 528)})
-"""Errors of something between here and the provider: it may have worked on the call. 529 is none:
-with it Anthropic refuses a call when it is overloaded."""
-_KEY_REFUSED: Final = frozenset({401, 403})
-_CALLERS_FAULT: Final = frozenset({400, 405, 406, 409, 410, 411, 413, 414, 415, 416, 422})
-"""Errors that another provider would answer too: they go back to the caller."""
-_HARMLESS: Final = re.compile(r"application/json\b|text/plain\b|text/vtt\b|audio/[-.+a-z0-9]+")
 _LARGE: Final = 1024 * 1024
 """Bytes of a body that is read in a thread of its own."""
-
-
-@dataclass(slots=True)
-class Failed:
-    """An attempt that the next provider may make good."""
-
-    refusal: Refusal
-    charged: bool = False
-    """The provider may have done the work, so its hold was charged in full."""
-    key_refused: bool = False
-    """The provider does not accept the key, which may have been rotated."""
-
-
-@dataclass(slots=True)
-class Call:
-    """One call under way."""
-
-    consumer: Consumer
-    operation: Operation
-    asked: CallRequest
-    catalogue: Catalogue
-    upstreams: Mapping[str, Upstream]
-    exchange: Exchange
-    count_tokens: Callable[[int], None]
-    envelope: Envelope | None
-    """What it is paid from; None: the budget itself."""
-    task_id: str | None
-    idempotency_key: str | None
-    fingerprint: str | None
-    betas: str | None
-    """The caller's `anthropic-beta`, checked."""
-    story: CallStory
-
-    @property
-    def upstream_headers(self) -> Headers:
-        """Headers for the provider beside the key."""
-        betas = [("anthropic-beta", self.betas)] if self.betas else []
-        return [*self.operation.headers, *betas]
-
-    @property
-    def path(self) -> tuple[str, ...]:
-        """Accounts that are charged, root first."""
-        return self.catalogue.names
 
 
 class Calls:
@@ -242,7 +187,7 @@ class Calls:
                     call.operation.path_at(offer), body, key, headers, asked.content_type
                 )
                 try:
-                    return await self._answer(call, asked, attempt, answer)
+                    return await bring(self._ledger, call, asked, attempt, answer)
                 finally:
                     answer.close()
             except NotSent as error:
@@ -251,73 +196,17 @@ class Calls:
                 name = offer.provider.name
                 return Failed(errors.upstream_failed(502, f"Provider {name}: {error}.", 1))
             except Doubtful as error:
-                return await _doubt(attempt, str(error), "no_answer")
+                return await doubt(attempt, str(error), "no_answer")
             except asyncio.CancelledError:
                 # What is held is charged, as the end of the block sees to.
                 cost = held.hold.amount
                 attempt.record.end(Status.ERROR, cost, None, "the gateway ended", "ended")
                 raise
 
-    async def _answer(
-        self, call: Call, asked: CallRequest, attempt: Attempt, answer: Answer
-    ) -> Failed | None:
-        """Bring the provider's answer to the caller, and charge it."""
-        if answer.status != 200:
-            return await _error_answer(call, attempt, answer)
-        if answer.content_type.startswith("text/event-stream"):
-            attempt.headers += self._left(call, attempt)
-            meter = asked.meter(attempt.plausible)
-            await relay(attempt, answer, call.exchange, meter, call.count_tokens)
-            return None
-        content_type = _content_type(answer)
-        if call.operation.answers_sound and content_type != "application/json":
-            attempt.headers += self._left(call, attempt)
-            usage = asked.usage_of(b"", attempt.plausible)
-            sound = RawMeter(usage, content_type)
-            await relay(attempt, answer, call.exchange, sound, call.count_tokens)
-            return None
-        body = await answer.read()
-        usage = attempt.believed(asked.usage_of(body, attempt.plausible))
-        charged = attempt.costs(usage)
-        headers = attempt.headers + self._left(call, attempt, charged)
-        headers += [("x-llmbudget-cost-usd", format_usd(charged))]
-        headers += [("content-type", content_type)]
-        call.exchange.response_bytes(200, headers, mask(body, attempt.key))
-        if usage is not None:
-            call.count_tokens(usage.tokens_in + usage.tokens_out)
-        attempt.record.end(attempt.status, charged, usage, None if usage else "no usage")
-        # Only now: the answer need not wait for it. Whatever is asked next is queued behind it, and
-        # where it is lost, all that is held is charged.
-        await attempt.charge(usage, charged)
-        return None
-
     def _left_beside_spent(self, call: Call) -> Nano | None:
         if call.envelope is None:
             return self._admission.left_beside_spent(call.path)
         return Nano(call.envelope.left + call.envelope.held)
-
-    def _left(self, call: Call, attempt: Attempt, charged: Nano | None = None) -> Headers:
-        """Tell what is left in the envelope or on the path, in dollars and in tokens of the
-        model."""
-        hold = attempt.held.hold
-        given_back = 0 if charged is None else hold.amount - charged
-        if call.envelope is not None:
-            left = (hold.remaining or 0) + max(0, given_back)
-        else:
-            try:
-                balances = [self._ledger.balance(account) for account in call.path]
-            except LedgerError:
-                # The budget was removed meanwhile: its last call is answered all the same.
-                return []
-            lefts = [found.remaining for found in balances if found.remaining is not None]
-            if not lefts:
-                return []
-            left = max(0, min(lefts) + given_back)
-        headers = [("x-llmbudget-remaining-usd", format_usd(left))]
-        rate = max(attempt.prices.input, attempt.prices.output)
-        if rate:
-            headers.append(("x-llmbudget-remaining-tokens", str(int(left // rate))))
-        return headers
 
 
 def _in_its_tier(asked: CallRequest, offer: Offer, found: Route) -> CallRequest:
@@ -339,43 +228,6 @@ async def _parsed(operation: Operation, body: bytes) -> CallRequest:
 
 def _fingerprint(asked: CallRequest, body: bytes) -> str:
     return hashlib.sha256(body if asked.identity is None else asked.identity()).hexdigest()
-
-
-async def _error_answer(call: Call, attempt: Attempt, answer: Answer) -> Failed | None:
-    """Charge what an error may have cost; send it on where it is the caller's own."""
-    certain = answer.status >= 400 and answer.status not in _DOUBTFUL_STATUSES
-    key_refused = answer.status in _KEY_REFUSED
-    if not certain or attempt.offer.provider.bills_errors:
-        failed = await _doubt(attempt, f"status {answer.status}", str(answer.status))
-        failed.key_refused = key_refused
-        return failed
-    body = await answer.read()
-    await attempt.held.release()
-    why = f"status {answer.status}"
-    attempt.record.end(Status.ERROR, Nano(0), None, why, str(answer.status))
-    if answer.status in _CALLERS_FAULT:
-        headers = [*attempt.headers, ("content-type", _content_type(answer))]
-        headers += [("x-llmbudget-cost-usd", format_usd(0)), ("x-should-retry", "false")]
-        call.story.answered = answer.status
-        call.exchange.response_bytes(answer.status, headers, mask(body, attempt.key))
-        return None
-    name = attempt.offer.provider.name
-    if answer.status == 429:
-        wait = _seconds(answer.retry_after)
-        return Failed(errors.rate_limited(f"Provider {name} limits its rate.", wait))
-    message = f"Provider {name} answered with status {answer.status}."
-    return Failed(errors.upstream_failed(502, message, 1), key_refused=key_refused)
-
-
-async def _doubt(attempt: Attempt, why: str, error: str) -> Failed:
-    """Charge in full: the provider may have done the work."""
-    attempt.status = Status.ERROR
-    charged = attempt.costs(None)
-    await attempt.charge(None, charged)
-    attempt.record.end(Status.ERROR, charged, None, why, error)
-    name = attempt.offer.provider.name
-    message = f"Provider {name}: {why}. The call was charged {format_usd(charged)} USD."
-    return Failed(errors.upstream_failed(502, message), charged=True)
 
 
 def _goes_on_free(call: Call, error: BudgetExceeded) -> Route | None:
@@ -414,14 +266,3 @@ def _answer_headers(entry_id: str, offer: Offer, found: Route) -> Headers:
     if found.downgraded_from is not None:
         headers.append(("x-llmbudget-downgraded-from", found.downgraded_from))
     return headers
-
-
-def _content_type(answer: Answer) -> str:
-    # Whatever a provider says, a browser must not take its answer for a page.
-    found = _HARMLESS.match(answer.content_type)
-    return found[0] if found else "application/octet-stream"
-
-
-def _seconds(retry_after: str | None) -> int:
-    seconds = retry_after or ""
-    return int(seconds) if seconds.isascii() and seconds.isdigit() and len(seconds) <= 6 else 1
