@@ -78,7 +78,8 @@ class Connection(asyncio.Protocol):
         now = self._loop.time()
         self._idle_seconds, self._total_end, self._last = idle_seconds, now + total_seconds, now
         self._transport.write(request)
-        if self._timer is None:  # one of an exchange before comes no later
+        due = now + min(idle_seconds, total_seconds)
+        if self._timer is None or self._timer.when() > due:
             self._watch()
 
     @property

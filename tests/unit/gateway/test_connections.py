@@ -199,6 +199,28 @@ async def test_silence_ends(sent: bytes) -> None:
             await fetched(pool_of(server.port), idle=0.2)
 
 
+async def test_silence_ends_on_a_connection_that_answered_before() -> None:
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if server.requests == 1:
+            writer.write(OK)
+
+    async with serving(answer) as server:
+        pool = pool_of(server.port)
+        assert await fetched(pool, idle=30.0) == b"hello"
+        with pytest.raises(Doubtful, match=r"nothing came for 0\.05 s"):
+            await begun(pool, idle=0.05)
+        assert (server.connections, server.requests) == (1, 2)
+
+
+async def test_a_connection_that_is_kept_is_not_timed() -> None:
+    async with serving(OK) as server:
+        pool = pool_of(server.port)
+        assert await fetched(pool, idle=0.05) == b"hello"
+        await asyncio.sleep(0.1)
+        assert await fetched(pool, idle=0.05) == b"hello"
+        assert server.connections == 1
+
+
 async def test_a_trickle_ends_too() -> None:
     async def trickle(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")

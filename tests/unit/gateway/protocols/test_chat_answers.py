@@ -290,3 +290,9 @@ def test_the_cost_travels_in_a_comment() -> None:
     comment = cost_comment("01J", "0.0012")
     assert comment == b": llmbudget cost_usd=0.0012 entry_id=01J\n\n"
     assert run(STREAM + comment + DONE)[0] == STREAM + comment
+
+
+def test_a_text_that_a_limit_cut_within_a_character_hides_no_usage() -> None:
+    usage = b'"usage": {"prompt_tokens": 10, "completion_tokens": 20}'
+    body = b'{"choices": [{"message": {"content": "\\ud83d"}}], %b}' % usage
+    assert usage_of(body, PLAUSIBLE) == Usage(10, 20)
