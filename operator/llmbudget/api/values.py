@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeVar, dataclass_transform
 
-Class = TypeVar("Class", bound=type)
+Class = TypeVar("Class")
 
 
 @dataclass_transform(frozen_default=True)
-def value(cls: Class) -> Class:
+def value(cls: type[Class]) -> type[Class]:
     """Make a dataclass whose objects are never changed."""
-    made: Class = dataclass(slots=True, unsafe_hash=True)(cls)
-    return made
+    return dataclass(slots=True, unsafe_hash=True)(cls)
