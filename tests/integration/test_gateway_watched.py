@@ -95,6 +95,27 @@ async def test_metrics_are_for_those_who_may(
     assert found[429] == 180 - found[200]
 
 
+async def test_an_account_that_has_gone_leaves_no_series_nor_does_its_cap(
+    gateway: GatewayProcess, namespace: str, simulator: Simulator
+) -> None:
+    sim = (provider("sim", simulator.port),)
+    child = account(namespace, USD, name=f"{namespace}/child", parent=f"{namespace}/team-a")
+    capless = child.model_copy(update={"cap_nano": None})
+    root = account(namespace, USD)
+    ours = ("llmbudget_spent_usd", "llmbudget_cap_usd", "llmbudget_downgrade_level")
+    for generation, (accounts, expected) in enumerate(
+        (((root, child), [2, 2, 2]), ((root, capless), [2, 1, 2]), ((root,), [1, 1, 1])), 2
+    ):
+        await gateway.configure(config(namespace, accounts, sim, generation))
+        async with asyncio.timeout(20):
+            text = ""
+            while f"llmbudget_config_generation {generation}.0" not in text:
+                text = await gateway.scrape()
+        lines = text.splitlines()
+        found = [sum(line.startswith(f"{name}{{") for line in lines) for name in ours]
+        assert found == expected
+
+
 async def test_bad_tokens_do_not_flood_the_api_server(
     gateway: GatewayProcess, control_plane: ControlPlane, namespace: str
 ) -> None:

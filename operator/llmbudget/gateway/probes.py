@@ -72,7 +72,9 @@ class Monitoring:
         return list(metrics.REGISTRY.collect())
 
     def _look(self, config: GatewayConfig | None) -> None:
-        """Set the gauges that nobody keeps."""
+        """Set the gauges that nobody keeps; an account that has gone, or its cap, leaves none."""
+        for gauge in metrics.OF_BALANCES:
+            gauge.clear()
         for name, balance in self._ledger.balances().items():
             metrics.SPENT.labels(name).set(balance.spent / NANO_PER_USD)
             metrics.HELD.labels(name).set(balance.held / NANO_PER_USD)

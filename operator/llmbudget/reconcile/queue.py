@@ -60,7 +60,6 @@ class WorkQueue:
         self._awaited = math.inf
         """When the workers that have nothing to do look again by themselves."""
         self._changed = asyncio.Event()
-        metrics.DEPTH.labels(name).set_function(lambda: len(self._due))
         self._waited = metrics.WAITED.labels(name)
         self._worked = metrics.WORKED.labels(name)
         self._retries = metrics.RETRIES.labels(name)
@@ -81,6 +80,9 @@ class WorkQueue:
 
     async def run(self) -> None:
         """Work until cancelled."""
+        time = asyncio.get_running_loop().time
+        depth = metrics.DEPTH.labels(self._name)
+        depth.set_function(lambda: sum(due <= time() for due in self._due.values()))
         async with asyncio.TaskGroup() as group:
             for _ in range(self._workers):
                 group.create_task(self._worker())

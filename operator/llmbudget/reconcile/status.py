@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from typing import Any, Final, Literal
 
@@ -17,7 +18,6 @@ from llmbudget.contract.config import GatewayConfig
 from llmbudget.contract.events import ActionEvent, BalanceEvent
 from llmbudget.decide.catalogue import Catalogue, catalogues
 from llmbudget.decide.prices import prices_of
-from llmbudget.decide.tree import Rejection
 from llmbudget.decide.validity.chain import about
 from llmbudget.decide.validity.finding import Finding
 from llmbudget.decide.world import Budget, Provider, World
@@ -26,13 +26,15 @@ from llmbudget.reconcile.targets import TargetReport
 
 Manifest = dict[str, Any]
 Truth = Literal["True", "False", "Unknown"]
+Problem = tuple[Reason, str]
+"""A reason, and what to do."""
 
 _MOST_FIRED: Final = 16
+"""Thresholds that a status can tell of: they may have been changed many times in a month."""
 _ADMITTING: Final = "Calls are admitted against the budget."
 _NOBODY: Final = (
     "No call is admitted, since nobody is a consumer: name ServiceAccounts in spec.consumers."
 )
-"""Thresholds that a status can tell of: they may have been changed many times in a month."""
 _FIGURES: Final = (
     *("period", "cap", "spent", "held", "remaining", "spentPercentage"),
     *("lent", "borrowed", "toppedUp", "rolledOver"),
@@ -120,36 +122,34 @@ def rejected_status(
     return _dump(status)
 
 
-def rejection_status(
-    budget: Budget, rejection: Rejection, before: Mapping[str, Any], timestamp: str
-) -> Manifest:
-    """Write the status of a budget whose parentRef leads nowhere."""
-    return rejected_status(
-        budget.generation, rejection.reason, rejection.message, before, timestamp
-    )
+def provider_problem(
+    provider: Provider, found: Sequence[Finding], missing_keys: Mapping[str, str]
+) -> Problem | None:
+    """Find what is wrong with a provider in the eyes of one root budget, and of its gateway."""
+    for finding in found:
+        if finding.provider == provider.name:
+            return finding.reason, finding.message
+    if provider.name in missing_keys:
+        return Reason.SECRET_NOT_FOUND, _no_key(provider.name, missing_keys)
+    return None
 
 
 def provider_status(
     provider: Provider,
-    world: World,
-    found: Sequence[Finding],
-    missing_keys: Mapping[str, str],
+    problem: Problem | None,
+    now: datetime,
     before: Mapping[str, Any],
     timestamp: str,
 ) -> Manifest:
     """Write the status of a provider that a budget uses."""
     generation = provider.generation
-    mine = [finding for finding in found if finding.provider == provider.name]
-    problem: tuple[Reason, str] | None = (mine[0].reason, mine[0].message) if mine else None
-    if problem is None and provider.name in missing_keys:
-        problem = (Reason.SECRET_NOT_FOUND, _no_key(provider.name, missing_keys))
     conditions = [_condition(ConditionType.READY, "True", Reason.RECONCILED, "", generation)]
     if problem is not None:
         conditions = [
             _condition(ConditionType.READY, "False", *problem, generation),
             _condition(ConditionType.STALLED, "True", *problem, generation),
         ]
-    priced = [prices for prices in prices_of(provider, world.now) if prices is not None]
+    priced = [prices for prices in prices_of(provider, now) if prices is not None]
     status = ProviderStatus(
         observed_generation=generation,
         models=len(priced),

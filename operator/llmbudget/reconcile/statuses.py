@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from functools import partial
 from typing import Any, Final
 
 from llmbudget.api.budget_status import ChangedTarget, Phase
-from llmbudget.api.conditions import Reason
+from llmbudget.api.conditions import ConditionType, Reason
 from llmbudget.api.meta import FINALIZER, account_name
 from llmbudget.clients.cluster import ApiError, Cluster
 from llmbudget.clients.kinds import BUDGETS
@@ -18,9 +19,11 @@ from llmbudget.decide.world import Budget, Provider, World
 from llmbudget.reconcile.apply import OwnerGone
 from llmbudget.reconcile.recorder import Recorder
 from llmbudget.reconcile.status import (
+    Problem,
     Situation,
     budget_status,
     lowering,
+    provider_problem,
     provider_status,
     rejected_status,
     status_manifest,
@@ -46,6 +49,8 @@ class Statuses:
         self._store = store
         self._recorder = recorder
         self._clock = clock
+        self._problems: defaultdict[str, dict[str, Problem | None]] = defaultdict(dict)
+        """Of each provider, in the eyes of each root budget that uses it."""
 
     def are_current(self, world: World) -> bool:
         """Tell whether every budget of a tree has a status of its present generation."""
@@ -93,11 +98,22 @@ class Statuses:
         await self._tell(budget, before, status, report)
 
     async def _write_provider(self, situation: Situation, provider: Provider) -> None:
-        before = self._before("LLMProvider", account_name(provider.namespace, provider.name))
-        missing = situation.gateway.missing_keys
-        status = provider_status(
-            provider, situation.world, situation.found, missing, before, self._timestamp()
-        )
+        account = account_name(provider.namespace, provider.name)
+        before = self._before("LLMProvider", account)
+        root = situation.world.root.account
+        mine = provider_problem(provider, situation.found, situation.gateway.missing_keys)
+        told = self._problems[account]
+        told[root] = mine
+        problem = None
+        if any(told.values()) or not _is_ready(before):
+            users = {root, *self._store.users_of(provider)}
+            if mine is None and before and not users <= told.keys():
+                # One that has not been asked since the start may be why it is not ready.
+                return
+            each = (told.get(user) for user in sorted(users))
+            problem = next((one for one in each if one is not None), None)
+        now = situation.world.now
+        status = provider_status(provider, problem, now, before, self._timestamp())
         await self._write("LLMProvider", provider.namespace, provider.name, before, status)
 
     async def reject(self, account: str, reason: Reason, message: str) -> None:
@@ -279,3 +295,10 @@ class Statuses:
 
     def _timestamp(self) -> str:
         return self._clock().strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _is_ready(status: Mapping[str, Any]) -> bool:
+    return any(
+        each["type"] == ConditionType.READY and each["status"] == "True"
+        for each in status.get("conditions") or ()
+    )

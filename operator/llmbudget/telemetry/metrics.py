@@ -41,6 +41,8 @@ CAP: Final = Gauge("llmbudget_cap_usd", "The period's cap, in USD.", ("budget",)
 LEVEL: Final = Gauge(
     "llmbudget_downgrade_level", "Step of the ladder in force.", ("budget",), registry=REGISTRY
 )
+OF_BALANCES: Final = (SPENT, HELD, LENT, CAP, LEVEL, ENVELOPES)
+"""Written anew each time they are asked for."""
 CONFIG_GENERATION: Final = Gauge(
     "llmbudget_config_generation", "Configuration in force.", registry=REGISTRY
 )

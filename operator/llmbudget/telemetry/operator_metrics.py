@@ -31,9 +31,7 @@ _SECONDS: Final = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 LEADER: Final = Gauge(
     "leader_election_master_status", "1 while this replica acts.", _QUEUE, registry=REGISTRY
 )
-DEPTH: Final = Gauge(
-    "workqueue_depth", "Keys that wait, those of a later time too.", _QUEUE, registry=REGISTRY
-)
+DEPTH: Final = Gauge("workqueue_depth", "Keys that wait for a worker.", _QUEUE, registry=REGISTRY)
 WAITED: Final = Histogram(
     "workqueue_queue_duration_seconds",
     "From a key's being due to the beginning of its work.",
@@ -49,7 +47,7 @@ WORKED: Final = Histogram(
     registry=REGISTRY,
 )
 RETRIES: Final = Counter(
-    "workqueue_retries", "Works on a key that failed.", _QUEUE, registry=REGISTRY
+    "workqueue_retries", "How often the work on a key failed.", _QUEUE, registry=REGISTRY
 )
 
 

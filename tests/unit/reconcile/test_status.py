@@ -20,12 +20,11 @@ from tests.unit.reconcile.status_helpers import (
 
 from llmbudget.api.budget_status import ChangedTarget
 from llmbudget.api.conditions import Reason
-from llmbudget.decide.tree import Rejection
 from llmbudget.decide.validity.finding import Finding
 from llmbudget.reconcile.status import (
+    provider_problem,
     provider_status,
     rejected_status,
-    rejection_status,
     status_manifest,
 )
 from llmbudget.reconcile.targets import TargetReport
@@ -179,17 +178,15 @@ def test_a_rejected_budget_has_failed_and_says_why() -> None:
     assert (status["phase"], status["observedGeneration"]) == ("Failed", 4)
     assert condition(status, "Ready") == ("False", "ApiError", "y" * 2048)
     assert condition(status, "Stalled") == ("True", "ApiError", "y" * 2048)
-    made = situation().world.children[0]
-    rejection = Rejection(Reason.PARENT_REFUSES, "add it")
-    found = condition(rejection_status(made, rejection, status, EARLY), "Ready")
-    assert found == ("False", "ParentRefuses", "add it")
+    later = rejected_status(5, Reason.PARENT_REFUSES, "add it", status, EARLY)
+    assert condition(later, "Ready") == ("False", "ParentRefuses", "add it")
 
 
 def test_a_sound_provider_is_ready_and_counts_its_priced_models() -> None:
     world = situation().world
-    status = provider_status(
-        world.providers["openrouter"], world, (), {"requesty": "no file"}, {}, NOW
-    )
+    provider = world.providers["openrouter"]
+    assert provider_problem(provider, (), {"requesty": "no file"}) is None
+    status = provider_status(provider, None, world.now, {}, NOW)
     assert (status["models"], status["observedGeneration"]) == (1, 1)
     assert condition(status, "Ready") == ("True", "Reconciled", "")
     assert condition(status, "Stalled") is None
@@ -213,7 +210,9 @@ def test_a_provider_tells_its_first_fault(
     found: tuple[Finding, ...], missing: dict[str, str], expected: str, said: str
 ) -> None:
     world = situation().world
-    status = provider_status(world.providers["openrouter"], world, found, missing, {}, NOW)
+    provider = world.providers["openrouter"]
+    problem = provider_problem(provider, found, missing)
+    status = provider_status(provider, problem, world.now, {}, NOW)
     for kind, truth in (("Ready", "False"), ("Stalled", "True")):
         shown = condition(status, kind)
         assert shown is not None
@@ -224,7 +223,7 @@ def test_a_provider_tells_its_first_fault(
 def test_a_provider_that_cannot_be_read_has_no_models() -> None:
     world = situation().world
     provider = replace(world.providers["openrouter"], spec=None, error="spec.endpoint: no URL")
-    assert provider_status(provider, world, (), {}, {}, NOW)["models"] == 0
+    assert provider_status(provider, None, world.now, {}, NOW)["models"] == 0
 
 
 def test_a_status_is_applied_to_its_resource_alone() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -220,3 +221,70 @@ async def test_one_whose_turn_fails_keeps_nobody_waiting(monkeypatch: pytest.Mon
     with pytest.raises(ApiError, match="etcd is away"):
         await scene.statuses.write_tree(scene.gathered)
     assert written == ["agents", "openrouter", "requesty", "localai"]
+
+
+class Shared:
+    """A provider that two root budgets use, each with a gateway of its own."""
+
+    def __init__(self) -> None:
+        self.gathered = situation(balance())
+        self.provider = self.gathered.world.providers["openrouter"]
+        self.store = Store()
+        self.store.put_provider(self.raw({}))
+        for name in ("org", "other"):
+            metadata = {"namespace": self.provider.namespace, "name": name, "uid": name}
+            spec = {"providers": [{"name": "openrouter"}]}
+            self.store.put_budget({"kind": "LLMBudget", "metadata": metadata, "spec": spec})
+        self.said: list[tuple[str, str]] = []
+        self.begin()
+
+    def begin(self) -> None:
+        """As when the operator is started."""
+        api, recorder = Api(None, {}), Recorder(Api(None, {}), "test")
+        api.apply_status = self.apply_status  # type: ignore[method-assign]
+        self.statuses = Statuses(api, self.store, recorder, lambda: datetime.now(UTC))
+
+    def raw(self, status: Manifest) -> Manifest:
+        metadata = {"namespace": self.provider.namespace, "name": "openrouter", "uid": "p"}
+        version = str(len(getattr(self, "said", ())) + 1)
+        metadata["resourceVersion"] = version
+        return {"kind": "LLMProvider", "metadata": metadata, "spec": {}, "status": status}
+
+    async def apply_status(self, manifest: Manifest) -> Manifest:
+        ready = next(c for c in manifest["status"]["conditions"] if c["type"] == "Ready")
+        self.said.append((ready["status"], ready["message"]))
+        return self.raw(manifest["status"])
+
+    async def look(self, root: str, missing: str = "") -> None:
+        """Write the provider's status as the gateway of a root sees it."""
+        world = self.gathered.world
+        seen = replace(
+            self.gathered,
+            world=replace(world, root=replace(world.root, name=root)),
+            gateway=replace(
+                self.gathered.gateway, missing_keys={"openrouter": missing} if missing else {}
+            ),
+        )
+        await self.statuses._write_provider(seen, self.provider)
+
+
+async def test_a_provider_is_ready_once_no_gateway_lacks_its_key() -> None:
+    shared = Shared()
+    for _ in range(3):
+        await shared.look("org")
+        await shared.look("other", "no file")
+    told = "The gateway has no key for provider openrouter: no file."
+    assert shared.said == [("True", ""), ("False", told)], "nobody takes another's word back"
+    shared.begin()
+    await shared.look("org")
+    assert len(shared.said) == 2, "the other has not been asked since"
+    await shared.look("other")
+    assert shared.said[2:] == [("True", "")]
+
+
+async def test_a_root_that_has_gone_says_nothing_of_a_provider_any_more() -> None:
+    shared = Shared()
+    await shared.look("other", "no file")
+    shared.store.drop("LLMBudget", {"metadata": {"namespace": "llm-platform", "name": "other"}})
+    await shared.look("org")
+    assert [ready for ready, _ in shared.said] == ["False", "True"]

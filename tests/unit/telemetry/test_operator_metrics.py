@@ -23,14 +23,19 @@ def test_a_queue_tells_what_waits_what_was_done_and_what_failed() -> None:
     )
 
     async def scenario(bench: Bench) -> None:
+        async def look() -> None:
+            assert value("workqueue_depth") == 1, "b; a is worked on, and c is not due yet"
+
+        bench.make(1)
         bench.failing["a"] = 2
-        bench.queue.add("a")
-        bench.queue.add("b", delay=500)
+        bench.during["a"] = look
+        for key, delay in (("a", 0), ("b", 0), ("c", 500)):
+            bench.queue.add(key, delay)
         await bench.work_for(60)
-        assert value("workqueue_depth") == 1, "b, which is not due yet"
+        assert value("workqueue_depth") == 0
 
     on_bench(scenario)
-    assert value("workqueue_work_duration_seconds_count") - done == 3
+    assert value("workqueue_work_duration_seconds_count") - done == 4
     assert value("workqueue_retries_total") - failed == 2
     assert value("workqueue_queue_duration_seconds_sum") - waited < 1, "a delay is no waiting"
 
