@@ -1,14 +1,14 @@
 """The CustomResourceDefinitions, generated from the pydantic models.
 
 Pydantic writes JSON Schema with references, titles and defaults; the API server wants a structural
-schema: everything inline, every field typed. The defaults are dropped on purpose: the API server
-would store them before a profile applies (see `profiles.py`).
+schema: everything inline, every field typed. The defaults become words of the descriptions: as
+values the API server would store them before a profile applies (see `profiles.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import yaml
@@ -18,6 +18,7 @@ from llmbudget.api.budget import BudgetSpec
 from llmbudget.api.budget_status import BudgetStatus
 from llmbudget.api.meta import GROUP, VERSION
 from llmbudget.api.model import rules
+from llmbudget.api.profiles import PROFILES
 from llmbudget.api.provider import ProviderSpec, ProviderStatus
 
 MAX_BUDGET_NAME: Final = 52
@@ -54,6 +55,8 @@ class Kind:
     status: type[BaseModel]
     columns: tuple[Column, ...]
     root_rules: Mapping[str, Any]
+    profiles: Mapping[str, Any] = field(default_factory=dict)
+    """Values of the spec by the profile that sets them."""
 
 
 KINDS: Final = (
@@ -95,6 +98,7 @@ KINDS: Final = (
                 "a budget can't be its own parent: name another one in spec.parentRef",
             ),
         ),
+        profiles={profile.value: values for profile, values in PROFILES.items()},
     ),
     Kind(
         name="LLMProvider",
@@ -116,10 +120,11 @@ KINDS: Final = (
 )
 
 
-def structural(model: type[BaseModel]) -> dict[str, Any]:
-    """Convert a model to a structural OpenAPI v3 schema."""
+def structural(model: type[BaseModel], profiles: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Convert a model to a structural OpenAPI v3 schema. Defaults are told, with those that
+    profiles set, unless `profiles` is None."""
     schema = model.model_json_schema(by_alias=True)
-    return _convert(schema, schema.get("$defs", {}))
+    return _convert(schema, schema.get("$defs", {}), profiles)
 
 
 def crd(kind: Kind) -> dict[str, Any]:
@@ -149,9 +154,19 @@ def file_name(kind: Kind) -> str:
     return f"{kind.plural}.{GROUP}.yaml"
 
 
+class _NoAliases(yaml.SafeDumper):
+    """Writes what appears twice twice, as everyone expects of a manifest."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ANN401
+        return True
+
+
 def to_yaml(document: Mapping[str, Any]) -> str:
     """Write a definition as the text of its file."""
-    return _HEADER + yaml.safe_dump(dict(document), sort_keys=False, width=100, allow_unicode=True)
+    text = yaml.dump(
+        dict(document), Dumper=_NoAliases, sort_keys=False, width=100, allow_unicode=True
+    )
+    return _HEADER + text
 
 
 def _version(kind: Kind) -> dict[str, Any]:
@@ -183,13 +198,17 @@ def _root(kind: Kind) -> dict[str, Any]:
             },
             "kind": {"type": "string", "description": f"Kind of the resource: {kind.name}."},
             "metadata": {"type": "object"},
-            "spec": structural(kind.spec),
+            "spec": structural(kind.spec, kind.profiles),
             "status": structural(kind.status),
         },
     }
 
 
-def _convert(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
+def _convert(
+    schema: Mapping[str, Any],
+    definitions: Mapping[str, Any],
+    profiles: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Make one node structural: resolve it, drop what the API server refuses, recurse."""
     node = _resolve(schema, definitions)
     result = {key: value for key, value in node.items() if key not in _DROPPED}
@@ -198,16 +217,59 @@ def _convert(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[
     if result.get("type") == "integer":
         result["format"] = "int64"
     if "description" in result:
-        result["description"] = " ".join(result["description"].split())
+        told = () if profiles is None else _defaults(node, profiles)
+        result["description"] = " ".join([*result["description"].split(), *told])
+    below: Mapping[str, Any] | None = None if profiles is None else {}
     if "items" in result:
-        result["items"] = _convert(result["items"], definitions)
+        result["items"] = _convert(result["items"], definitions, below)
     if "properties" in result:
-        properties = result["properties"].items()
-        result["properties"] = {name: _convert(value, definitions) for name, value in properties}
+        result["properties"] = {
+            name: _convert(value, definitions, _part(profiles, name))
+            for name, value in result["properties"].items()
+        }
     extra = result.pop("additionalProperties", False)
     if isinstance(extra, Mapping):
-        result["additionalProperties"] = _convert(extra, definitions)
+        result["additionalProperties"] = _convert(extra, definitions, below)
     return result
+
+
+def _part(profiles: Mapping[str, Any] | None, name: str) -> Mapping[str, Any] | None:
+    """Take what profiles say of one field."""
+    if profiles is None:
+        return None
+    return {
+        profile: values[name]
+        for profile, values in profiles.items()
+        if isinstance(values, Mapping) and name in values
+    }
+
+
+def _defaults(node: Mapping[str, Any], profiles: Mapping[str, Any]) -> Iterator[str]:
+    """Tell in words what a field is where nobody writes it, unless its description does."""
+    values = [
+        f"{_text(value)} ({profile})"
+        for profile, value in profiles.items()
+        if not isinstance(value, Mapping)
+    ]
+    own = node.get("default")
+    if own and not isinstance(own, Mapping) and not _says_default(node):
+        values.append(f"{'else ' if values else ''}{_text(own)}")
+    if values:
+        yield f"Default: {'; '.join(values)}."
+
+
+def _says_default(node: Mapping[str, Any]) -> bool:
+    return "default" in node["description"].lower()
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return " ".join(map(_text, value.values()))
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
+    return str(value)
 
 
 def _resolve(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:

@@ -121,7 +121,8 @@ class Deployment(Model):
     """The gateway's pods."""
 
     replicas: Annotated[int, Field(ge=1, le=100)] = 1
-    """Number of pods, in each region; more than one needs a PostgreSQL ledger."""
+    """Number of pods, in each region; more than one needs a PostgreSQL ledger, and has a
+    PodDisruptionBudget."""
     resources: Resources = Resources()
     """Requests and limits."""
     image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
@@ -170,7 +171,7 @@ class HighAvailability(Model):
     }
 
     enabled: bool = False
-    """Whether the gateway is autoscaled and has a PodDisruptionBudget."""
+    """Whether the gateway is autoscaled, by the metrics API (metrics-server)."""
     auto_scaling: AutoScaling = AutoScaling()
     """Bounds of the autoscaling."""
 

@@ -409,7 +409,7 @@ def _tell(
     # On the server: a client's apply would keep a copy in an annotation, of keys too.
     apply = "  kubectl apply --server-side -f"
     click.echo(f"  kubectl create namespace {place.namespace}")
-    click.echo(f"  kubectl apply -n {place.namespace} -k manifests/namespace")
+    click.echo(f"  kubectl apply --server-side -n {place.namespace} -k manifests/namespace")
     click.echo(f"{apply} {output / 'secrets.yaml'} -f {output / 'providers.yaml'}")
     if "opening.yaml" in written:
         job = f"job/{place.name}-opening"

@@ -29,17 +29,20 @@ class _File:
 
 
 FILES: Final = {
-    "llmbudget.yaml": _File("default", "kubectl apply -f llmbudget.yaml", images=2),
+    "llmbudget.yaml": _File("default", "kubectl apply --server-side -f llmbudget.yaml", images=2),
     "llmbudget-namespace.yaml": _File(
-        "namespace", "kubectl apply -n NAMESPACE -f llmbudget-namespace.yaml"
+        "namespace", "kubectl apply --server-side -n NAMESPACE -f llmbudget-namespace.yaml"
     ),
-    "llmbudget-monitoring.yaml": _File("monitoring", "kubectl apply -f llmbudget-monitoring.yaml"),
+    "llmbudget-monitoring.yaml": _File(
+        "monitoring", "kubectl apply --server-side -f llmbudget-monitoring.yaml"
+    ),
     "llmbudget-prerequisites.yaml": _File(
-        "prerequisites", "kubectl apply -f llmbudget-prerequisites.yaml"
+        "prerequisites", "kubectl apply --server-side -f llmbudget-prerequisites.yaml"
     ),
     "llmbudget-namespaced.yaml": _File(
         "namespaced",
-        "sed s/llmbudget-team/NAMESPACE/ llmbudget-namespaced.yaml | kubectl apply -f -",
+        "sed s/llmbudget-team/NAMESPACE/ llmbudget-namespaced.yaml"
+        " | kubectl apply --server-side -f -",
         images=2,
     ),
 }

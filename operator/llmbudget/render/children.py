@@ -60,5 +60,6 @@ def children(
         built.append(deployment(world, found, region))
         if spec.high_availability.enabled:
             built.append(autoscaler(world, region))
+        if spec.high_availability.enabled or spec.deployment.replicas > 1:
             built.append(disruption_budget(world, region))
     return tuple(built)

@@ -79,6 +79,26 @@ def test_every_property_is_described() -> None:
     assert bare == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "path", "ending"),
+    [
+        (0, "deployment.replicas", "Default: 1 (smb); 5 (enterprise); 15 (global); else 1."),
+        (0, "budget.onExceeded", "Default: Block."),
+        (0, "ledger.sqlite.storage", "Default: 10Gi."),
+        (0, "monitoring.datadog.enabled", "Default: true (enterprise)."),
+        (0, "network.ingressNamespaces", "operator's. Default: monitoring."),
+        (1, "timeouts.idle", "Default: 60s."),
+        (0, "deployment.image", "default: the operator's own."),
+    ],
+)
+def test_defaults_are_told_and_those_of_profiles(kind: int, path: str, ending: str) -> None:
+    node = crd(KINDS[kind])["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    for name in ("spec", *path.split(".")):
+        node = node["properties"][name]
+    assert node["description"].endswith(ending)
+    assert "default" not in node
+
+
 def test_descriptions_are_one_line() -> None:
     texts = [node["description"] for _, node in ALL if "description" in node]
     assert [text for text in texts if text != " ".join(text.split())] == []
