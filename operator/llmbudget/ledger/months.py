@@ -7,7 +7,9 @@ there too. A late settle that makes a debit more posts the difference, always to
 in one that is over, a debit would hold nobody back. What was held when the month turned counts as
 used: it is not carried, even where it is given back later.
 
-Top-ups end with their month: unused money of theirs is not carried.
+Top-ups end with their month: unused money of theirs is not carried. Accounts that are left out of
+the configuration when the month turns are closed and carried like all others, by their last terms:
+whether they were deleted or found no room, they may come back.
 
 Thresholds are evaluated for the current period only: a late settle of a closed month may make it
 cross one, but nobody can act on that any more.
@@ -98,7 +100,7 @@ class Months(Rooms):
         clock, self._clock = self._clock, lambda: last
         self._standing.clear()
         try:
-            rolling = [a.name for a in self.accounts.values() if a.active and a.rollover]
+            rolling = [a.name for a in self.accounts.values() if a.rollover]
             names = dict.fromkeys([*self._shelf.accounts_in(ended), *rolling])
             with self._survey():
                 return {name: self._closing(name) for name in names}
@@ -111,10 +113,9 @@ class Months(Rooms):
         own = None if account is None else self._own(account, figures)
         if account is None or own is None:
             return _Closing(None, 0)
-        loans, unused = self._loans(account), 0
-        if account.active:
-            regular = own - self._topped_up(account)
-            unused = min(account.rollover, max(0, regular - figures.used - loans.lent))
+        loans = self._loans(account)
+        regular = own - self._topped_up(account)
+        unused = min(account.rollover, max(0, regular - figures.used - loans.lent))
         return _Closing(min(own + loans.borrowed - loans.lent - unused, LIMIT), unused)
 
     def _carry(self, name: str, period: str, figures: Figures) -> None:

@@ -23,6 +23,7 @@ from llmbudget.ledger.interface import (
     EnvelopeRequest,
     Hold,
     HoldRequest,
+    LedgerUnavailable,
     Settlement,
     Status,
     UnknownAccount,
@@ -47,6 +48,8 @@ class Subject:
 
 
 NOTHING: Final = Subject()
+_AGAIN_SECONDS: Final = 1.0
+"""Between two tries to give back what nobody waits for."""
 
 
 class Reading(Protocol):
@@ -119,18 +122,25 @@ class Operations(ABC):
         )
         asked = self._submit(lambda book: book.hold(request), about=about)
         try:
-            return await asyncio.shield(asked)
+            return await asked
         except asyncio.CancelledError:
-            asked.add_done_callback(self._give_back)
+            self._give_back(request.id)
             raise
 
-    def _give_back(self, asked: asyncio.Future[Hold]) -> None:
-        if asked.cancelled() or asked.exception() is not None or self._closed:
+    def _give_back(self, hold_id: str) -> None:
+        """Release a hold that nobody waits for, if it was granted: it runs after what asked for it.
+        Where that can't be done now, it is tried again until the ledger is closed; whatever is held
+        then is charged by the next owner."""
+        if self._closed:
             return
-        hold_id = asked.result().id
+
+        def done(given: asyncio.Future[Entry]) -> None:
+            # UnknownHold: it was refused.
+            if not given.cancelled() and isinstance(given.exception(), LedgerUnavailable):
+                given.get_loop().call_later(_AGAIN_SECONDS, self._give_back, hold_id)
+
         given = self._submit(lambda book: book.release(hold_id), about=Subject(hold_id))
-        # Nobody is there to be told; a hold that stays is charged by the next owner.
-        given.add_done_callback(lambda done: done.cancelled() or done.exception())
+        given.add_done_callback(done)
 
     async def settle(self, hold_id: str, settlement: Settlement) -> Entry:
         """See `Ledger.settle`.

@@ -198,7 +198,7 @@ class Pages:
         return period_named(self.period, self.header.time_zone)
 
     def _now(self, name: str) -> Figures:
-        period = self.period
+        period = self.header.period or self.period
         return self._figures.get((name, period)) or self._read(name, period)
 
     def _read(self, name: str, period: str) -> Figures:

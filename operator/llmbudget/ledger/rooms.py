@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Final
 
 from llmbudget.api.money import Nano
 from llmbudget.decide.lending import Cohort, Loans, Member
@@ -17,6 +18,9 @@ from llmbudget.decide.thresholds import STOPPING, awaiting_approval, crossed, do
 from llmbudget.ledger.interface import AwaitingApproval, Balance, BudgetExceeded
 from llmbudget.ledger.pages import Pages
 from llmbudget.ledger.records import LIMIT, Account, Figures
+
+
+_NONE: Final = Loans()
 
 
 class Rooms(Pages):
@@ -81,13 +85,15 @@ class Rooms(Pages):
     def _loans(self, account: Account) -> Loans:
         """Tell what an account has borrowed and lent."""
         parent = account.cohort(self.period)
-        return Loans() if parent is None else self._siblings(parent).loans[account.name]
+        return _NONE if parent is None else self._siblings(parent).loans[account.name]
 
     def _cut_loans(self, names: Iterable[str]) -> None:
         """Cut the loans of former terms down to what was not given back: anew, it is lent by the
         terms in force."""
         accounts = [self.accounts[name] for name in names if name in self.accounts]
         loans = [each.loan_in(self.period) for each in accounts if each.loan is not None]
+        if not loans:
+            return
         for parent in {loan.parent for loan in loans if loan is not None}:
             still = [(each, self._still_borrowed(each)) for each in self._with_loans(parent)]
             standing = sum(borrowed for _, borrowed in still)
@@ -119,6 +125,8 @@ class Rooms(Pages):
 
     def _refuse_unapproved(self, path: Sequence[Account]) -> None:
         for account in path:
+            if not account.thresholds:
+                continue
             stops = [each for each in account.thresholds if each.action in STOPPING]
             if not stops:
                 continue
@@ -190,8 +198,9 @@ class Rooms(Pages):
         """Tell where a configured account stands in the current period."""
         account, figures = self.accounts[name], self._now(name)
         own = self._own(account, figures)
-        reached = crossed(account.thresholds, figures.total, own)
+        reached = crossed(account.thresholds, figures.total, own) if account.thresholds else ()
         loans = self._loans(account)
+        room, beside_holds = self._rooms(account, figures, own)
         return Balance(
             account=name,
             period=self._current(),
@@ -200,12 +209,27 @@ class Rooms(Pages):
             held=Nano(figures.held),
             level=downgrade_level(reached, account.steps),
             awaiting_approval=awaiting_approval(reached, account.approved_period, self.period),
-            remaining=_not_below_0(self._room(account)),
-            beside_holds=_not_below_0(self._room(account, held=False)),
+            remaining=room,
+            beside_holds=beside_holds,
             lent=Nano(figures.lent + loans.lent),
             borrowed=Nano(loans.borrowed),
             topped_up=Nano(self._topped_up(account)),
             rolled_over=Nano(figures.rolled),
+        )
+
+    def _rooms(
+        self, account: Account, figures: Figures, own: int | None
+    ) -> tuple[Nano | None, Nano | None]:
+        """Tell how much more may be held on an account, and how much if all holds were let go."""
+        if own is None:
+            return None, None
+        parent = account.cohort(self.period)
+        if parent is None:
+            room = own - figures.used
+            return _not_below_0(room), _not_below_0(room + figures.held)
+        room = self._siblings(parent).room(account.name)
+        return _not_below_0(room), _not_below_0(
+            self._siblings(parent, held=False).room(account.name)
         )
 
     def changed_accounts(self) -> set[str]:
@@ -216,7 +240,7 @@ class Rooms(Pages):
         parents = {self.accounts[name].cohort(self.period) for name in names} - {None}
         for parent in parents:
             names |= {each.name for each in self._cohort(parent or "")}
-        return names & self.active_accounts()
+        return {name for name in names if self.accounts[name].active}
 
 
 def _raise_worst(refusals: Sequence[BudgetExceeded]) -> None:
@@ -224,5 +248,5 @@ def _raise_worst(refusals: Sequence[BudgetExceeded]) -> None:
         raise min(refusals, key=lambda refusal: refusal.only_held)
 
 
-def _not_below_0(room: int | None) -> Nano | None:
-    return None if room is None else Nano(max(0, room))
+def _not_below_0(room: int) -> Nano:
+    return Nano(room if room > 0 else 0)

@@ -88,6 +88,14 @@ FAULTS = {
             "rows: are not charged as their outcome says: 4",
         ],
     ),
+    "a row of an unknown outcome that was charged beyond its hold": (
+        "UPDATE entries SET cost = 6 WHERE id = '4'",
+        [
+            "llm/org in 2026-11: charged beyond holds 0.000000115 USD, its rows 0.000000116 USD",
+            "llm/team in 2026-11: charged beyond holds 0.000000015 USD, its rows 0.000000016 USD",
+            "rows: are not charged as their outcome says: 4",
+        ],
+    ),
     "a hold that is gone": (
         "DELETE FROM holds WHERE id = '7'",
         [

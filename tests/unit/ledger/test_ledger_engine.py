@@ -9,6 +9,7 @@ from tests.unit.ledger.ledger_helpers import account, ask
 from llmbudget.api.budget import Action, OnExceeded
 from llmbudget.api.money import Nano
 from llmbudget.contract.events import ActionEvent, BalanceEvent, SnapshotEvent
+from llmbudget.ledger import operations
 from llmbudget.ledger.interface import (
     AwaitingApproval,
     BudgetExceeded,
@@ -288,6 +289,44 @@ async def test_caller_that_is_gone_holds_nothing(ledger):
         await waiting
     while await ledger.entry("1") is None or ledger.balance("llm/org").held:
         await ledger.tick()
+    assert ledger.balance("llm/org").remaining == 100
+
+
+async def test_giving_back_is_tried_until_the_ledger_can(ledger, monkeypatch):
+    await configure(ledger, account(cap=100))
+    submit, tries = ledger._submit, 0
+
+    def failing(run, **how):
+        nonlocal tries
+        if how["about"].new or tries == 2:
+            return submit(run, **how)
+        tries += 1
+        refused = asyncio.get_running_loop().create_future()
+        refused.set_exception(LedgerUnavailable("away"))
+        return refused
+
+    monkeypatch.setattr(ledger, "_submit", failing)
+    monkeypatch.setattr(operations, "_AGAIN_SECONDS", 0.01)
+    waiting = asyncio.ensure_future(ledger.hold(ask("1", 100)))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    while await ledger.entry("1") is None:
+        await asyncio.sleep(0.005)
+    assert tries == 2
+    assert (await ledger.entry("1")).outcome is Outcome.RELEASED
+
+
+async def test_a_caller_that_is_gone_and_was_refused_leaves_nothing(ledger):
+    await configure(ledger, account(cap=100))
+    waiting = asyncio.ensure_future(ledger.hold(ask("1", 101)))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await ledger.tick()
+    assert await ledger.entry("1") is None
     assert ledger.balance("llm/org").remaining == 100
 
 

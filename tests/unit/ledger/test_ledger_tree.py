@@ -169,19 +169,30 @@ async def test_what_was_carried_away_covers_no_late_overage(ledger, clock):
     assert (balance.cap, balance.spent) == (190, 15)
 
 
-async def test_top_ups_and_budgets_that_are_gone_carry_nothing(ledger, clock):
-    await configure(
-        ledger,
-        account(cap=100, rollover_nano=500, top_ups=[top_up()]),
-        account(A, 100, rollover_nano=500),
-    )
-    await configure(ledger, account(cap=100, rollover_nano=500, top_ups=[top_up()]), generation=2)
+async def test_top_ups_are_not_carried(ledger, clock):
+    await configure(ledger, account(cap=100, rollover_nano=500, top_ups=[top_up()]))
     clock.now = DECEMBER
     await ledger.tick()
     assert ledger.balance(ROOT).cap == 200
-    back = account(cap=100, rollover_nano=500), account(A, 100, rollover_nano=500)
-    await configure(ledger, *back, generation=3)
-    assert ledger.balance(A).cap == 100
+
+
+async def test_a_budget_that_is_left_out_while_months_turn_is_carried_by_its_last_terms(
+    ledger, clock
+):
+    root, left_out = account(ROOT, 1000), account(A, 100, ROOT, rollover_nano=90)
+    await configure(ledger, root, left_out, account(B, 100, ROOT))
+    await spend(ledger, "1", 30, A)
+    await configure(ledger, root, generation=2)
+    clock.now = DECEMBER
+    await ledger.tick()
+    await configure(ledger, root, left_out, account(B, 100, ROOT), generation=3)
+    assert (ledger.balance(A).rolled_over, ledger.balance(A).cap) == (70, 170)
+    assert ledger.balance(B).cap == 100, "it has no rollover"
+    await configure(ledger, root, generation=4)
+    clock.now = JANUARY
+    await ledger.tick()
+    await configure(ledger, root, left_out, generation=5)
+    assert ledger.balance(A).rolled_over == 90, "never more than the maximum"
 
 
 # Lending
