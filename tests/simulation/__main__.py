@@ -16,7 +16,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from tests.simulation.regions import RegionsWorld
-from tests.simulation.world import Report, World
+from tests.simulation.story import Report
+from tests.simulation.world import World
 
 BATCH = 50
 

@@ -19,8 +19,14 @@ from tests.simulation.clockwork import Clockwork, Process
 
 from llmbudget.ledger.book import Book
 from llmbudget.ledger.feed import Committed, Feed
-from llmbudget.ledger.interface import BudgetExceeded, LedgerError, LedgerUnavailable
+from llmbudget.ledger.interface import (
+    BudgetExceeded,
+    EnvelopeExceeded,
+    LedgerError,
+    LedgerUnavailable,
+)
 from llmbudget.ledger.operations import NOTHING, Operations, Reading, Subject
+from llmbudget.ledger.records import Account
 from llmbudget.ledger.sqlite.store import Store
 
 Result = TypeVar("Result")
@@ -134,13 +140,35 @@ def run_operation(operation: Operation, book: Book) -> None:
     try:
         operation.result = operation.run(book)
     except BudgetExceeded as error:
-        figures, account = book._now(error.account), book.accounts[error.account]
-        room = (account.cap or 0) - figures.total
-        if not error.only_held and error.asked <= room and room > 0:
-            raise Broken(f"402 though {room} is left beside {error.asked}") from error
+        _check_refusal(book, error)
         operation.error = error
     except LedgerError as error:
         operation.error = error
+
+
+def _check_refusal(book: Book, error: BudgetExceeded) -> None:
+    """Nobody is told that all is spent while what is asked for is there."""
+    if error.only_held:
+        return
+    if isinstance(error, EnvelopeExceeded):
+        envelope = book.envelopes[error.account]
+        room = envelope.cap - envelope.spent
+    else:
+        account, figures = book.accounts[error.account], book._now(error.account)
+        if _lent(book, account):
+            return
+        room = (book._own(account, figures) or 0) - figures.total - figures.lent
+    if error.asked <= room and room > 0:
+        raise Broken(f"402 though {room} is left beside {error.asked}") from error
+
+
+def _lent(book: Book, account: Account) -> bool:
+    """Tell whether an account's siblings may have spent its money."""
+    parent = account.cohort(book.period)
+    if parent is None:
+        return False
+    members = [(each, book._now(each.name)) for each in book._cohort(parent)]
+    return any(sums.total + sums.lent > (book._own(each, sums) or 0) for each, sums in members)
 
 
 def _check_cap(book: Book, granted: set[str]) -> None:

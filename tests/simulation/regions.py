@@ -8,232 +8,57 @@ a bill of their own. Afterwards that bill is compared with the authority's ledge
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Final, TypeVar
 
-from tests.simulation.clockwork import Clockwork, Process
+from tests.simulation.books import Books
 from tests.simulation.database import Broken
-from tests.simulation.shared import (
-    REGION_SECONDS,
-    SharedDatabase,
-    SimulatedAuthority,
-    SimulatedRegion,
-)
+from tests.simulation.regional import CENTRAL, Call, Gateway
+from tests.simulation.shared import REGION_SECONDS, SharedDatabase
+from tests.simulation.story import Gone, Report, Story, Trouble
 from tests.simulation.tables import Tables
-from tests.simulation.world import Gone, Report
 
-from llmbudget.api.money import Nano
-from llmbudget.contract.config import AccountConfig
-from llmbudget.ledger.interface import (
-    AwaitingApproval,
-    BudgetExceeded,
-    Entry,
-    HoldRequest,
-    LedgerError,
-    LedgerUnavailable,
-    Outcome,
-    Settlement,
-    UnknownAccount,
-    UnknownHold,
-)
-from llmbudget.ledger.records import OpenHold, Slice
+from llmbudget.contract.config import AccountConfig, BorrowingConfig
+from llmbudget.ledger.records import TransferKind
 from llmbudget.ledger.regions.authority import AuthorityBook
-from llmbudget.ledger.regions.lease import Lease
 from llmbudget.ledger.regions.local import RegionalBook
-from llmbudget.ledger.regions.regional import RegionalLedger
-from llmbudget.ledger.regions.slices import SLICE
 
-SECONDS: Final = 90.0
-"""How long a run lasts before everything is left to settle."""
 SETTLING: Final = 3 * REGION_SECONDS
 """Long enough for whoever is silent to be given up, and for what comes late."""
+Answer = TypeVar("Answer")
+
 CALLERS: Final = 6
-ROOT, TEAM, APP = "llm/org", "llm/team", "llm/app"
+TASKS: Final = 2
+"""Callers that set money aside first."""
+ROOT, TEAM, APP, LAB = "llm/org", "llm/team", "llm/app", "llm/lab"
+ACCOUNTS: Final = (ROOT, TEAM, APP, APP, LAB)
 NAMES: Final = ("us", "eu", "ap", "sa")
-CENTRAL: Final = "central"
-"""In place of a region: gateways that ask the authority for each call."""
-FAR, NEAR = 0.25, 0.01
-"""The longest way to the authority, and to the region's own database, in seconds."""
 LARGEST: Final = 1_000
 
 
-@dataclass(slots=True)
-class Call:
-    """One call, and what its provider bills."""
-
-    id: str
-    account: str
-    amount: int
-    answer: str = ""
-    billed: int | None = None
-    """None: it was not sent."""
-    period: str = ""
-
-    @property
-    def within(self) -> int:
-        """What is billed within the hold."""
-        return min(self.billed or 0, self.amount)
-
-
-class Gateway:
-    """One gateway process of a region, as far as it counts."""
-
-    def __init__(self, world: RegionsWorld, region: str, number: int) -> None:
-        self._world = world
-        self.region = region
-        self.process = Process(f"{region}-{number}")
-        self._serving: dict[asyncio.Future[None], None] = {}
-        loop, chance = world.loop, world.chance
-        self.authority = SimulatedAuthority(world.authority, self.process, loop, chance, FAR)
-        self.links = [self.authority.courier]
-        self.ledger: SimulatedAuthority | RegionalLedger = self.authority
-        if region != CENTRAL:
-            lease = Lease(REGION_SECONDS, loop.time)
-            self.ledger = RegionalLedger(self.authority, self._open_region, region, lease)
-        self.ready = False
-        self.closed = False
-        self._config = world.config
-        self._configuring = asyncio.Lock()
-        self.configure(world.config)
-
-    def _open_region(self) -> SimulatedRegion:
-        world = self._world
-        database = world.databases[self.region]
-        made = SimulatedRegion(database, self.process, world.loop, world.chance, NEAR)
-        self.links.append(made.courier)
-        return made
-
-    def configure(self, config: tuple[int, tuple[AccountConfig, ...]]) -> None:
-        """Take over a configuration, as from the ConfigMap."""
-        self._config = config
-        self._world.loop.start(self.process, self._configure())
-
-    async def _configure(self) -> None:
-        async with self._configuring:
-            while not self.closed:
-                generation, accounts = self._config
-                try:
-                    await self.ledger.configure(accounts, time_zone="UTC", generation=generation)
-                except LedgerError:
-                    await asyncio.sleep(1.0)
-                else:
-                    self.ready = True
-                    return
-
-    async def serve(self, call: Call) -> None:
-        """Let a call be counted and sent, or break off when the gateway dies."""
-        await self._do(self._serve(call))
-
-    async def close(self) -> None:
-        """End in order."""
-        self.closed = True
-        await self._do(self.ledger.close())
-        self.kill()
-
-    async def _do(self, work: Awaitable[None]) -> None:
-        reply: asyncio.Future[None] = self._world.loop.create_future()
-        self._serving[reply] = None
-
-        async def run() -> None:
-            try:
-                await work
-            except Exception as error:
-                self._world.faults.append(error)
-            if not reply.done():
-                reply.set_result(None)
-
-        self._world.loop.start(self.process, run())
-        try:
-            await reply
-        finally:
-            self._serving.pop(reply, None)
-
-    async def _serve(self, call: Call) -> None:
-        chance, ledger = self._world.chance, self.ledger
-        try:
-            hold = await ledger.hold(
-                HoldRequest(call.id, call.account, Nano(call.amount), "north", "large")
-            )
-        except (BudgetExceeded, AwaitingApproval, UnknownAccount, LedgerUnavailable) as refusal:
-            call.answer = type(refusal).__name__
-            return
-        call.answer, call.period = "sent", hold.period
-        if chance.random() < 0.1:
-            await self._until_done(lambda: ledger.release(call.id))
-            return
-        dear = chance.random() < 0.03
-        call.billed = chance.randint(0, call.amount + (call.amount // 2 if dear else 0))
-        await asyncio.sleep(chance.choice((0.05, 0.5, 3.0, 20.0)))
-        known = chance.random() < 0.9
-        settlement = Settlement(Nano(call.billed) if known else None)
-        await self._until_done(lambda: ledger.settle(call.id, settlement))
-
-    async def _until_done(self, resolve: Callable[[], Awaitable[Entry]]) -> None:
-        while not self.closed:
-            try:
-                await resolve()
-            except UnknownHold:
-                return  # It went with its database.
-            except LedgerUnavailable:
-                await asyncio.sleep(1.0)
-            else:
-                return
-
-    def kill(self) -> None:
-        """End it between two instructions."""
-        self.process.alive = False
-        for reply in list(self._serving):
-            if not reply.done():
-                reply.set_exception(Gone())
-
-
-class RegionsWorld:
+class RegionsWorld(Story):
     """One run."""
 
+    seconds = 90.0
+    calm = 3.0
+
     def __init__(self, seed: int) -> None:
-        self.chance = random.Random(seed)
-        self.loop = Clockwork()
-        self.faults: list[Exception] = []
-        self.trace: list[str] = []
-        self.events: Counter[str] = Counter()
+        super().__init__(seed)
         self.answers: Counter[str] = Counter()
-        self.calls: dict[str, Call] = {}
-        self.caps: dict[str, list[int]] = {}
-        self.hanging = 0
         self.authority = SharedDatabase("authority", AuthorityBook, self.loop, self.chance)
         self.regions = NAMES[: self.chance.randint(2, 4)]
         self.databases = {
             name: SharedDatabase(name, RegionalBook, self.loop, self.chance)
             for name in self.regions
         }
+        self._books = Books(ROOT, self.authority, (self.authority, *self.databases.values()))
         self.config = self._next_configuration(1)
         self._born: list[Gateway] = []
         """All that there ever were: a task that is forgotten would run on to its end."""
         self._gateways: dict[str, list[Gateway]] = {}
         self._backups: dict[str, Tables] = {}
-        self._forgotten: set[str] = set()
-        """Calls that a database which was restored knows nothing of."""
-        self._restored: dict[str, float] = {}
-        """When tables came from a backup first."""
-
-    def run(self) -> Report:
-        """Let it happen.
-
-        Raises:
-            Broken: a promise does not hold.
-        """
-        asyncio.set_event_loop(self.loop)
-        try:
-            self.loop.run_until_complete(self._story())
-            return self._report()
-        finally:
-            self.loop.bury()
-            asyncio.set_event_loop(None)
-            self.loop.close()
 
     # What happens
 
@@ -242,22 +67,20 @@ class RegionsWorld:
         for place in places:
             self._gateways[place] = [self._new_gateway(place) for _ in range(2)]
         await asyncio.sleep(3.0)
-        everything = asyncio.gather(self._trouble(), *(self._caller(at) for at in range(CALLERS)))
+        everything = asyncio.gather(
+            self._trouble(),
+            *(self._caller(at) for at in range(CALLERS)),
+            *(self._tasks(at) for at in range(TASKS)),
+        )
         await self._unbroken(everything)
         await self._unbroken(asyncio.ensure_future(self._mend()))
 
-    async def _unbroken(self, work: asyncio.Future[object]) -> None:
-        broken = [database.broken for database in self._all_databases()]
-        done, _ = await asyncio.wait({work, *broken}, return_when=asyncio.FIRST_COMPLETED)
-        for one in done:
-            one.result()
-
-    def _all_databases(self) -> Iterable[SharedDatabase]:
-        return (self.authority, *self.databases.values())
+    def _broken(self) -> Iterable[asyncio.Future[None]]:
+        return [database.broken for database in self._books.databases]
 
     async def _mend(self) -> None:
         """Let all come back, try whether they serve, and end everything in order."""
-        for database in self._all_databases():
+        for database in self._books.databases:
             database.down = False
         for gateway in self._alive():
             for link in gateway.links:
@@ -283,31 +106,46 @@ class RegionsWorld:
         return self._born[-1]
 
     def _next_configuration(self, generation: int) -> tuple[int, tuple[AccountConfig, ...]]:
-        caps = {
-            ROOT: self.chance.randint(5, 80) * LARGEST,
-            TEAM: self.chance.choice((None, self.chance.randint(5, 60) * LARGEST)),
-            APP: self.chance.randint(2, 40) * LARGEST,
+        cap = {
+            ROOT: self._money(5, 80),
+            TEAM: self.chance.choice((None, self._money(5, 60))),
+            APP: self._money(1, 20),
+            LAB: self._money(2, 40),
         }
-        accounts = [AccountConfig(name=ROOT, cap_nano=caps[ROOT], providers=())]
-        accounts.append(AccountConfig(name=TEAM, cap_nano=caps[TEAM], parent=ROOT, providers=()))
-        # It moves in the tree, and is not there at times.
-        if generation == 1 or self.chance.random() < 0.8:
-            parent = self.chance.choice((TEAM, ROOT))
-            accounts.append(
-                AccountConfig(name=APP, cap_nano=caps[APP], parent=parent, providers=())
+        rollover = {name: self.chance.choice((0, self._money(1, 20))) for name in cap}
+        accounts = [
+            AccountConfig(
+                name=name,
+                parent=parent,
+                cap_nano=cap[name],
+                rollover_nano=rollover[name],
+                borrowing=self._borrowing() if name in (APP, LAB) else None,
+                providers=(),
             )
-        for name, cap in caps.items():
-            self.caps.setdefault(name, []).append(2**62 if cap is None else cap)
+            for name, parent in (
+                (ROOT, None),
+                (TEAM, ROOT),
+                # They move in the tree, and are not there at times.
+                (APP, self.chance.choice((TEAM, TEAM, ROOT))),
+                (LAB, self.chance.choice((TEAM, TEAM, ROOT))),
+            )
+            if generation == 1 or name in (ROOT, TEAM) or self.chance.random() < 0.8
+        ]
+        self._books.configured(accounts)
         return generation, tuple(accounts)
 
-    async def _trouble(self) -> None:
-        while self.loop.now < SECONDS:
-            await asyncio.sleep(self.chance.expovariate(1 / 3.0))
-            name, what = self.chance.choice(self._troubles())
-            self.note(name)
-            await what()
+    def _money(self, least: int, most: int) -> int:
+        return self.chance.randint(least, most) * LARGEST
 
-    def _troubles(self) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
+    def _borrowing(self) -> BorrowingConfig | None:
+        if self.chance.random() < 0.1:
+            return None
+        return BorrowingConfig(
+            limit_nano=self.chance.choice((0, self._money(1, 20))),
+            lending_limit_nano=self.chance.choice((None, self._money(1, 20))),
+        )
+
+    def _troubles(self) -> list[Trouble]:
         return [
             ("a gateway is killed", self._kill),
             ("a gateway is killed", self._kill),
@@ -322,6 +160,7 @@ class RegionsWorld:
             ("a region's database is restored", self._restore),
             ("a region ends", self._end_region),
             ("the clock moves", self._shift),
+            ("the month ends", self._end_month),
             ("the caps change", self._reconfigure),
         ]
 
@@ -390,15 +229,18 @@ class RegionsWorld:
             return
         database, incarnation = self.databases[region], backup.header.incarnation
         opened = {id for id, place in database.opened.items() if place[0] == incarnation}
-        self._forgotten |= opened - backup.holds.keys() - backup.entry_rows.keys()
-        self._restored.setdefault(incarnation, self.loop.now)
+        self._books.forgotten |= opened - backup.holds.keys() - backup.entry_rows.keys()
+        self._books.restored.setdefault(incarnation, self.loop.now)
         database.tables = backup.backup()
 
     async def _shift(self) -> None:
-        database = self.chance.choice((self.authority, *self._all_databases()))
+        database = self.chance.choice((self.authority, *self._books.databases))
         database.shift += self.chance.choice(
             (timedelta(days=30), timedelta(hours=-2), timedelta(hours=13))
         )
+
+    async def _end_month(self) -> None:
+        self.authority.shift += timedelta(days=30)
 
     async def _reconfigure(self) -> None:
         self.config = self._next_configuration(self.config[0] + 1)
@@ -409,17 +251,53 @@ class RegionsWorld:
 
     async def _caller(self, number: int) -> None:
         turn = 0
-        while self.loop.now < SECONDS:
+        while self.loop.now < self.seconds:
             await asyncio.sleep(self.chance.expovariate(1.5))
             turn += 1
             group, at = self._some_gateway()
             await self._call(group[at], f"call-{number}-{turn}")
 
-    async def _call(self, gateway: Gateway, name: str) -> Call:
-        account = self.chance.choice((ROOT, TEAM, APP, APP))
-        call = Call(name, account, self.chance.randint(1, LARGEST))
-        if gateway.process.alive and gateway.ready and not gateway.closed:
-            self.calls[name] = call
+    async def _tasks(self, number: int) -> None:
+        turn = 0
+        while self.loop.now < self.seconds:
+            await asyncio.sleep(self.chance.expovariate(1 / 3))
+            turn += 1
+            await self._task(f"task-{number}-{turn}")
+
+    async def _task(self, name: str) -> None:
+        """Set money aside, spend it anywhere, and give back what is left, or leave it to expire."""
+        account, amount = self.chance.choice(ACCOUNTS), self.chance.randint(1, 3 * LARGEST)
+        seconds = self.chance.choice((2.0, 10.0, 3600.0))
+        if not await self._asked(lambda at: at.open(name, account, amount, seconds)):
+            return
+        self.note("an envelope is opened")
+        for each in range(self.chance.randint(1, 6)):
+            group, at = self._some_gateway()
+            await self._call(group[at], f"{name}-{each}", account, envelope=name)
+        if self.chance.random() < 0.7:
+            await self._asked(lambda at: at.end(name))
+
+    async def _asked(self, ask: Callable[[Gateway], Awaitable[Answer]]) -> Answer | None:
+        """Ask some gateway; None: it is not there, or died."""
+        group, at = self._some_gateway()
+        if not group[at].serves:
+            return None
+        try:
+            return await ask(group[at])
+        except Gone:
+            return None
+
+    async def _call(
+        self,
+        gateway: Gateway,
+        name: str,
+        account: str | None = None,
+        envelope: str | None = None,
+    ) -> Call:
+        account = account or self.chance.choice(ACCOUNTS)
+        call = Call(name, account, self.chance.randint(1, LARGEST), envelope)
+        if gateway.serves:
+            self._books.calls[name] = call
             self.hanging += 1
             try:
                 await gateway.serve(call)
@@ -433,26 +311,21 @@ class RegionsWorld:
             raise Broken(f"a gateway failed: {self.faults[0]!r}") from self.faults[0]
         return call
 
-    def note(self, what: str) -> None:
-        """Take down what happened."""
-        self.events["calls" if ": " in what else what] += 1
-        self.trace.append(f"{self.loop.now:9.4f} {what}")
-
     # What must hold
 
     def _check_held(self) -> None:
         """What came late is resolved and told, and each hold of the authority has its reason."""
-        for database in self._all_databases():
+        for database in self._books.databases:
             # What comes back with a backup is held until the gateway ends that had resolved it.
-            if database.tables.header.incarnation not in self._restored:
+            if database.tables.header.incarnation not in self._books.restored:
                 self._check_no_holds(database)
         for database in self.databases.values():
             holder = self.authority.tables.holder_rows.get(database.tables.header.incarnation)
             told = holder is not None and holder.shipped_seq == database.tables.last
             if not told and not self._is_given_nothing(database):
                 raise Broken(f"{database.name} has not told all: {holder}, {database.tables.last}")
-        self._check_sums()
-        self._check_missing(ended=False)
+        self._books.check_sums()
+        self._books.check_missing(ended=False)
 
     def _check_no_holds(self, database: SharedDatabase) -> None:
         if database.tables.holds and not self._is_given_nothing(database):
@@ -462,11 +335,10 @@ class RegionsWorld:
         """When all is mended, every gateway serves."""
         accounts = (
             AccountConfig(name=ROOT, cap_nano=10**9, providers=()),
-            *(AccountConfig(name=name, parent=ROOT, providers=()) for name in (TEAM, APP)),
+            *(AccountConfig(name=name, parent=ROOT, providers=()) for name in (TEAM, APP, LAB)),
         )
         self.config = self.config[0] + 1, accounts
-        for name in (ROOT, TEAM, APP):
-            self.caps[name].append(10**9)
+        self._books.configured(accounts)
         for gateway in self._alive():
             gateway.configure(self.config)
         await asyncio.sleep(15.0)
@@ -479,14 +351,15 @@ class RegionsWorld:
     def _report(self) -> Report:
         if self.hanging:
             raise Broken(f"{self.hanging} callers have no answer")
-        for database in self._all_databases():
+        for database in self._books.databases:
             self._check_no_holds(database)
-        self._check_sums()
-        self._check_rows()
-        self._check_missing(ended=True)
-        self._check_caps()
+        self._books.check()
+        transfers = self.authority.tables.transfers.values()
+        carried = [each for each in transfers if each.kind is TransferKind.ROLLOVER]
+        self.events["unused money is carried on"] = len(carried)
+        self.events["money of siblings is granted"] = self.authority.loans
         rows = self.authority.tables.entry_rows.values()
-        billed = sum(call.billed or 0 for call in self.calls.values())
+        billed = sum(call.billed or 0 for call in self._books.calls.values())
         return Report(
             Counter(self.answers),
             self.events,
@@ -494,88 +367,3 @@ class RegionsWorld:
             sum(row.entry.cost for row in rows),
             tuple(self.trace),
         )
-
-    def _check_sums(self) -> None:
-        """Every account of the authority is the sum of its rows, and holds what calls and slices
-        hold."""
-        tables = self.authority.tables
-        spent: Counter[tuple[str, str]] = Counter()
-        held: Counter[tuple[str, str]] = Counter()
-        for row in tables.entry_rows.values():
-            spent.update({(name, row.entry.period): row.entry.cost for name in row.path})
-        holding: list[tuple[OpenHold | Slice, int]] = [(h, h.amount) for h in tables.holds.values()]
-        holding += [(each, each.outstanding) for each in tables.slice_rows.values()]
-        for found, amount in holding:
-            if amount < 0:
-                raise Broken(f"more came back than was given: {found}")
-            held.update({(name, found.period): amount for name in found.path})
-        for key, figures in tables.sums.items():
-            if (figures.spent + figures.overage, figures.held) != (spent[key], held[key]):
-                raise Broken(f"{key}: {figures}, rows {spent[key]}, held {held[key]}")
-
-    def _check_rows(self) -> None:
-        """I2: what a provider bills has one row, and what no provider bills costs nothing, or is
-        unknown."""
-        rows = self.authority.tables.entry_rows
-        for row in rows.values():
-            entry = row.entry
-            if entry.provider == SLICE:
-                continue
-            call = self.calls[entry.id]
-            if entry.outcome is Outcome.RELEASED and call.billed is not None:
-                raise Broken(f"I2: {entry.id} was billed {call.billed} and released")
-            if entry.outcome is Outcome.METERED and entry.cost != call.billed:
-                raise Broken(f"{entry.id} was billed {call.billed} and charged {entry.cost}")
-            if entry.cost < call.within:
-                raise Broken(f"{entry.id} was billed {call.billed} and charged {entry.cost}")
-
-    def _check_missing(self, *, ended: bool) -> None:
-        """No money is lost: what has no row was in a database that is gone, and is charged as
-        unknown, all of it. What the last gateways of a region could not tell any more is held until
-        it is."""
-        tables = self.authority.tables
-        missing: Counter[tuple[str, str, str]] = Counter()
-        for call in self._unbooked():
-            incarnation = self._place(call)[0]
-            holder = tables.holder_rows.get(incarnation)
-            if holder is None or not (holder.lost or ended or self._is_open(call)):
-                raise Broken(f"I2: {call.id} was billed {call.billed} and has no row, {holder}")
-            missing[incarnation, call.account, call.period] += call.within
-        for key, billed in missing.items():
-            found = tables.slice_rows.get(key)
-            if found is None or billed > found.unknown + found.outstanding:
-                raise Broken(f"{billed} was billed in {key}, and is not charged: {found}")
-
-    def _is_open(self, call: Call) -> bool:
-        return any(call.id in database.tables.holds for database in self._all_databases())
-
-    def _unbooked(self) -> Iterable[Call]:
-        """List what was billed and has no row, but for what no ledger can know: what a database
-        that was restored has forgotten, and spent until that was found."""
-        rows, holders = self.authority.tables.entry_rows, self.authority.tables.holder_rows
-        for call in self.calls.values():
-            if call.billed is None or call.id in rows or call.id in self._forgotten:
-                continue
-            incarnation, opened = self._place(call)
-            holder = holders.get(incarnation)
-            since = self._restored.get(incarnation, opened)
-            if holder is None or not holder.went_back or opened <= since:
-                yield call
-
-    def _place(self, call: Call) -> tuple[str, float]:
-        return next(
-            each.opened[call.id] for each in self._all_databases() if call.id in each.opened
-        )
-
-    def _check_caps(self) -> None:
-        """I1 by the bill: no month of any account has more than its highest cap."""
-        rows = self.authority.tables.entry_rows
-        billed: Counter[tuple[str, str]] = Counter()
-        known = [call for call in self.calls.values() if call.id in rows]
-        for call in (*known, *self._unbooked()):
-            billed[ROOT, call.period] += call.within
-            if call.account != ROOT:
-                billed[call.account, call.period] += call.within
-        for (name, period), total in billed.items():
-            if total > max(self.caps[name]):
-                raise Broken(f"I1: {name} was billed {total} in {period}, caps {self.caps[name]}")

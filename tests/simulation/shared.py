@@ -35,7 +35,7 @@ from llmbudget.ledger.operations import NOTHING, Operations, Reading
 from llmbudget.ledger.postgres.engine import PostgresLedger
 from llmbudget.ledger.postgres.owners import Watch
 from llmbudget.ledger.postgres.rows import Rows
-from llmbudget.ledger.records import Holder
+from llmbudget.ledger.records import Account, Holder, TransferKind
 from llmbudget.ledger.regions.authority import AuthorityBook
 from llmbudget.ledger.regions.ledgers import AuthorityLedger, RegionLedger
 from llmbudget.ledger.regions.messages import Answer, Told
@@ -60,6 +60,8 @@ class SharedDatabase:
         self.down = False
         self.broken: asyncio.Future[None] = loop.create_future()
         """Gets the first broken promise as its exception."""
+        self.loans = 0
+        """How often something was granted of siblings' money."""
         self.opened: dict[str, tuple[str, float]] = {}
         """In which tables a hold was taken, and when."""
         self._loop = loop
@@ -84,6 +86,7 @@ class SharedDatabase:
         book = self.book(owner.epoch)
         try:
             book.turn()
+            self._check_carried(book)
             for operation in operations:
                 self._run(operation, book)
         except Exception as error:
@@ -123,6 +126,9 @@ class SharedDatabase:
         for hold_id in book.changes.opened.keys() - opened:
             hold = book.changes.opened[hold_id]
             self._check_cap(book, hold.path, hold.period)
+        for id, envelope in book.changes.envelopes.items():
+            if id not in self.tables.envelope_rows:
+                self._check_cap(book, envelope.path, envelope.period)
         for key, each in book.changes.slices.items():
             before = given.get(key) or self.tables.slice_rows.get(key)
             if each.granted > (before.granted if before else 0):
@@ -131,10 +137,36 @@ class SharedDatabase:
     def _check_cap(self, book: AuthorityBook, path: tuple[str, ...], period: str) -> None:
         """I1: whatever was granted fits, on every account of its path."""
         for name in path:
-            figures = book._read(name, period)
-            own = book._own(book.accounts[name], figures)
-            if own is not None and figures.used > own:
-                raise Broken(f"I1: {name} has {figures.total} + {figures.held} of {own}")
+            account, figures = book.accounts[name], book._read(name, period)
+            own = book._own(account, figures)
+            if own is None or figures.used <= own:
+                continue
+            if figures.used > own + account.limits(period)[0]:
+                raise Broken(f"I1: {name} has {figures} of {own}")
+            self._check_loans(book, account)
+            self.loans += 1
+
+    def _check_loans(self, book: AuthorityBook, account: Account) -> None:
+        """I1: what siblings have of each other was idle."""
+        needed = idle = 0
+        for each in book._cohort(account.cohort(book.period) or ""):
+            figures, (limit, lends) = book._now(each.name), each.limits(book.period)
+            own = book._own(each, figures) or 0
+            needed += min(limit, max(0, figures.used - own))
+            kept = 0 if lends is None else max(0, own - lends)
+            idle += max(0, own - max(figures.used, kept))
+        if needed > idle:
+            raise Broken(f"I1: {account.name} and its siblings borrow {needed} of {idle}")
+
+    def _check_carried(self, book: AuthorityBook) -> None:
+        """I1: what is carried on was not used."""
+        for transfer in book.changes.transfers.values():
+            if transfer.kind is not TransferKind.ROLLOVER:
+                continue
+            account, before = book.accounts[transfer.account], transfer.source or ""
+            figures = book._read(transfer.account, before)
+            if transfer.amount + figures.used > (account.cap or 0) + figures.rolled:
+                raise Broken(f"I1: {account.name} carries {transfer.amount} on, of {figures}")
 
 
 class Owner:

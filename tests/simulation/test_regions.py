@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -11,14 +12,16 @@ import pytest
 from tests.simulation.__main__ import run_regions
 from tests.simulation.database import Broken
 
-from llmbudget.ledger.interface import Entry
+from llmbudget.decide.lending import Member
+from llmbudget.ledger.interface import Entry, Envelope
+from llmbudget.ledger.months import _Closing
 from llmbudget.ledger.records import Account, Figures, Slice
 from llmbudget.ledger.regions import shipping
 from llmbudget.ledger.regions.authority import AuthorityBook
 from llmbudget.ledger.regions.local import RegionalBook
 
 pytestmark = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
-SEEDS = range(1, 26)
+SEEDS = range(1, 21)
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +38,10 @@ def test_the_promises_hold() -> None:
     assert sum(report.answers["BudgetExceeded"] for report in reports) > 100
     assert sum(report.answers["OutOfReach"] for report in reports) > 50
     assert all(report.charged > 0 for report in reports)
+    events: Counter[str] = sum((report.events for report in reports), Counter())
+    assert events["an envelope is opened"] > 100
+    assert events["unused money is carried on"] > 10
+    assert events["money of siblings is granted"] > 10
 
 
 def test_a_seed_tells_the_same_story_again() -> None:
@@ -64,6 +71,40 @@ def test_slices_without_a_look_at_the_cap_are_noticed(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(AuthorityBook, "_refuse_exceeding", fits)
     assert "I1" in breaks()
+
+
+def test_an_envelopes_money_that_is_not_set_aside_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draw = AuthorityBook._draw
+
+    def careless(self: AuthorityBook, envelope_id: str, **changed: int) -> int:
+        return min(0, draw(self, envelope_id, **changed) * 2)
+
+    monkeypatch.setattr(AuthorityBook, "_draw", careless)
+    assert "lent" in breaks()
+
+
+def test_calls_beyond_their_envelope_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Envelope, "left", property(lambda self: 0 if self.closed else self.cap))
+    assert breaks()
+
+
+def test_used_money_that_is_carried_on_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    closing = AuthorityBook._closing
+
+    def generous(self: AuthorityBook, name: str) -> _Closing:
+        account = self.accounts.get(name)
+        unused = 0 if account is None else account.rollover
+        return replace(closing(self, name), unused=unused)
+
+    monkeypatch.setattr(AuthorityBook, "_closing", generous)
+    assert "on, of" in breaks()
+
+
+def test_money_that_is_lent_though_it_is_used_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Member, "_idle", lambda self, used: self.own - self.guaranteed)
+    assert "siblings borrow" in breaks(range(1, 100))
 
 
 def test_money_that_is_spent_after_it_was_given_back_is_noticed(
@@ -99,7 +140,7 @@ def test_rows_that_are_charged_twice_are_noticed(monkeypatch: pytest.MonkeyPatch
         return 0
 
     monkeypatch.setattr(AuthorityBook, "_draw_unknown", draw)
-    assert breaks()
+    assert breaks(range(1, 100))
 
 
 def test_a_database_that_went_back_unseen_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

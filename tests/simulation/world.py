@@ -9,275 +9,35 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import timedelta
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, cast
 
-from tests.simulation.clockwork import Clockwork, Process
-from tests.simulation.database import Broken, Database, SimulatedLedger
-from tests.simulation.provider import Bill, SimulatedProvider
-from tests.support.records import call_story
+from tests.simulation.configuration import PROVIDERS, ROOT, TEAM, configuration
+from tests.simulation.database import Broken, Database
+from tests.simulation.gateways import Caller, Gateway
+from tests.simulation.provider import Bill
+from tests.simulation.story import Gone, Report, Story, Trouble
 
-from llmbudget.api.budget import Action
-from llmbudget.api.credentials import KeyHeader
-from llmbudget.api.provider import Protocol
-from llmbudget.contract.config import (
-    AccountConfig,
-    ConsumerConfig,
-    GatewayConfig,
-    ModelConfig,
-    Prices,
-    ProviderConfig,
-    Threshold,
-)
-from llmbudget.decide.catalogue import catalogues
-from llmbudget.decide.consumers import Consumers
-from llmbudget.gateway.admission import Admission
-from llmbudget.gateway.call import Calls
-from llmbudget.gateway.keys import Keys
-from llmbudget.gateway.protocols.chat import CHAT
-from llmbudget.gateway.protocols.errors import Refusal
-from llmbudget.gateway.refusals import refusal_of
-from llmbudget.gateway.routes import Routes
-from llmbudget.gateway.upstream import Upstream
-from llmbudget.gateway.wire import CallerGone, Exchange, Headers, Request
+from llmbudget.contract.config import GatewayConfig
 from llmbudget.ledger.book import Book
-from llmbudget.ledger.interface import (
-    Entry,
-    Hold,
-    HoldRequest,
-    LedgerError,
-    Outcome,
-)
+from llmbudget.ledger.interface import Entry, Outcome
 
-SECONDS: Final = 60.0
-"""How long a run lasts before everything is left to settle."""
 CALLERS: Final = 8
 SETTLING: Final = 45.0
-ROOT, TEAM = "llm/org", "llm/team"
 KEY: Final = "sk-simulated-0123456789"
 
 
-def _model(name: str, price_in: int, price_out: int) -> ModelConfig:
-    one, two = Decimal(price_in), Decimal(price_out)
-    return ModelConfig(
-        name=name,
-        upstream_name=name,
-        prices=Prices(input=one, output=two, cached_input=one, cache_write=one, reasoning=two),
-        max_context=8_000,
-        max_output=400,
-        default_max_output=100,
-        latency_ms=1,
-    )
-
-
-def _provider(name: str, *models: ModelConfig) -> ProviderConfig:
-    return ProviderConfig(
-        name=name,
-        protocol=Protocol.OPENAI,
-        endpoint=f"https://{name}.example/v1",
-        allow_private=False,
-        key_header=KeyHeader.AUTHORIZATION,
-        models=models,
-        connect_timeout_ms=1,
-        idle_timeout_ms=1,
-        total_timeout_ms=1,
-        bills_errors=False,
-    )
-
-
-LARGE, SMALL = _model("large", 3_000, 15_000), _model("small", 150, 600)
-PROVIDERS: Final = (_provider("north", LARGE, SMALL), _provider("south", SMALL))
-
-
-def configuration(generation: int, root_cap: int, team_cap: int) -> GatewayConfig:
-    """Make the gateways' configuration, with caps in nano-USD."""
-    names = tuple(provider.name for provider in PROVIDERS)
-    root = AccountConfig(name=ROOT, cap_nano=root_cap, providers=names)
-    team = AccountConfig(
-        name=TEAM,
-        parent=ROOT,
-        cap_nano=team_cap,
-        ladder=("large", "small"),
-        thresholds=(
-            Threshold(percentage=50, action=Action.NOTIFY_ADMIN),
-            Threshold(percentage=80, action=Action.DOWNGRADE_MODELS),
-        ),
-        providers=names,
-        consumers=(ConsumerConfig(namespace="apps"),),
-    )
-    return GatewayConfig(
-        generation=generation,
-        root=ROOT,
-        operator="llmbudget-system/llmbudget-operator",
-        accounts=(root, team),
-        providers=PROVIDERS,
-        endpoints=(),
-    )
-
-
-class Gone(Exception):
-    """The gateway died while it served a call."""
-
-
-@dataclass(slots=True)
-class Caller:
-    """One request and what was answered, in place of the server's objects."""
-
-    body_bytes: bytes
-    headers: dict[str, str]
-    leaves_after: int | None
-    """Pieces of a stream after which the caller hangs up."""
-    status: int = 0
-    answered: dict[str, str] = field(default_factory=dict)
-    got: bytes = b""
-
-    async def body(self, most: int) -> bytes:
-        return self.body_bytes
-
-    def response_bytes(self, status: int, headers: Headers, body: bytes) -> None:
-        self.status, self.answered, self.got = status, dict(headers), body
-
-    def response_stream(self, status: int, headers: Headers) -> Caller:
-        self.response_bytes(status, headers, b"")
-        return self
-
-    async def send_bytes(self, data: bytes) -> None:
-        if self.leaves_after is not None:
-            self.leaves_after -= 1
-            if self.leaves_after < 0:
-                raise CallerGone
-        self.got += data
-
-
-class _Watched(SimulatedLedger):
-    """Takes down under which hold a call is sent next."""
-
-    sent_under: dict[str, str]
-
-    async def hold(self, request: HoldRequest) -> Hold:
-        granted = await super().hold(request)
-        self.sent_under[str(request.task_id)] = granted.id
-        return granted
-
-
-class Gateway:
-    """One gateway process."""
-
-    def __init__(self, world: World, name: str, config: GatewayConfig) -> None:
-        self._world = world
-        self.process = Process(name)
-        self.ledger = _Watched(world.database, self.process, world.loop, world.chance)
-        self.ledger.sent_under = world.sent_under
-        # In the order in which they came: a set would have another one in each process.
-        self._serving: dict[asyncio.Future[None], None] = {}
-        self._calls = Calls(self.ledger, Admission(self.ledger), Keys(world.keys, world.loop.time))
-        self._config = config
-        self.routes = self._route(config)
-        self.ready = False
-        world.loop.start(self.process, self._configure(config))
-
-    def _route(self, config: GatewayConfig) -> Routes:
-        world = self._world
-        upstreams = {
-            provider.name: SimulatedProvider(
-                provider.name,
-                {m.upstream_name: m.prices for m in provider.models if m.prices is not None},
-                world.bill,
-                world.sent_under.__getitem__,
-                world.loop,
-                world.chance,
-            )
-            for provider in config.providers
-        }
-        return Routes(
-            config,
-            Consumers(config.accounts),
-            catalogues(config),
-            cast("dict[str, Upstream]", upstreams),
-        )
-
-    def configure(self, config: GatewayConfig) -> None:
-        """Take over a new configuration, as from the ConfigMap."""
-        self.routes = Routes(
-            config, Consumers(config.accounts), catalogues(config), self.routes.upstreams
-        )
-        self._world.loop.start(self.process, self._configure(config))
-
-    async def _configure(self, config: GatewayConfig) -> None:
-        while True:
-            try:
-                await self.ledger.configure(
-                    config.accounts, time_zone=config.time_zone, generation=config.generation
-                )
-            except LedgerError:
-                await asyncio.sleep(1.0)
-            else:
-                self.ready = True
-                return
-
-    async def serve(self, caller: Caller) -> None:
-        """Answer a call, or break off when the gateway dies."""
-        reply: asyncio.Future[None] = self._world.loop.create_future()
-        self._serving[reply] = None
-        self._world.loop.start(self.process, self._serve(caller, reply))
-        try:
-            await reply
-        finally:
-            self._serving.pop(reply, None)
-
-    async def _serve(self, caller: Caller, reply: asyncio.Future[None]) -> None:
-        try:
-            await self._answer(caller)
-        except Refusal as refusal:
-            caller.status = refusal.status
-        except LedgerError as error:
-            caller.status = refusal_of(error).status
-        except Exception as error:
-            self._world.faults.append(error)
-        if not reply.done():
-            reply.set_result(None)
-
-    async def _answer(self, caller: Caller) -> None:
-        routes = self.routes
-        consumer = routes.consumers.match("apps", "agent", None)
-        request, exchange = cast(Request, caller), cast(Exchange, caller)
-        await self._calls.serve(
-            CHAT, routes, consumer, request, exchange, lambda _: None, call_story()
-        )
-
-    def kill(self) -> None:
-        """End it between two instructions."""
-        self.process.alive = False
-        for reply in list(self._serving):
-            if not reply.done():
-                reply.set_exception(Gone())
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What a run came to."""
-
-    answers: Counter[str]
-    events: Counter[str]
-    billed: int
-    """By the providers, nano-USD."""
-    charged: int
-    """By the ledger, nano-USD."""
-    trace: tuple[str, ...]
-
-
-class World:
+class World(Story):
     """One run."""
 
+    seconds = 60.0
+    calm = 2.5
+
     def __init__(self, seed: int, folder: Path) -> None:
-        self.chance = random.Random(seed)
-        self.loop = Clockwork()
+        super().__init__(seed)
         self.keys = folder / "keys"
         self.keys.mkdir(exist_ok=True)
         for provider in PROVIDERS:
@@ -285,43 +45,31 @@ class World:
         self.database = Database(folder / f"{seed}.db", self.loop)
         self.bill = Bill()
         self.sent_under: dict[str, str] = {}
-        self.faults: list[Exception] = []
-        self.trace: list[str] = []
-        self.events: Counter[str] = Counter()
         self.statuses: Counter[int] = Counter()
         self.caps: dict[str, list[int]] = {ROOT: [], TEAM: []}
-        self.hanging = 0
         self._config = self._next_configuration(1)
         self._gateways: list[Gateway] = []
         self._born: list[Gateway] = []
         """All that there ever were: a task that is forgotten would run on to its end."""
 
     def run(self) -> Report:
-        """Let it happen.
-
-        Raises:
-            Broken: a promise does not hold.
-        """
-        asyncio.set_event_loop(self.loop)
+        """See `Story.run`."""
         try:
-            self.loop.run_until_complete(self._story())
-            return self._report()
+            return super().run()
         finally:
-            self.loop.bury()
-            asyncio.set_event_loop(None)
-            self.loop.close()
             self.database.restart()
+
+    def _broken(self) -> list[asyncio.Future[None]]:
+        return [self.database.broken]
 
     # What happens
 
     async def _story(self) -> None:
         self._gateways = [self._new_gateway() for _ in range(3)]
         await asyncio.sleep(1.0)
-        everything = asyncio.gather(self._trouble(), *(self._caller(at) for at in range(CALLERS)))
-        broken = self.database.broken
-        done, _ = await asyncio.wait({everything, broken}, return_when=asyncio.FIRST_COMPLETED)
-        for one in done:
-            one.result()
+        await self._unbroken(
+            asyncio.gather(self._trouble(), *(self._caller(at) for at in range(CALLERS)))
+        )
         self.database.down = False
         for gateway in self._gateways:
             gateway.ledger.courier.cut = False
@@ -337,14 +85,7 @@ class World:
             self.caps[name].append(cap)
         return configuration(generation, *caps)
 
-    async def _trouble(self) -> None:
-        while self.loop.now < SECONDS:
-            await asyncio.sleep(self.chance.expovariate(1 / 2.5))
-            name, what = self.chance.choice(self._troubles())
-            self.note(name)
-            await what()
-
-    def _troubles(self) -> list[tuple[str, Any]]:
+    def _troubles(self) -> list[Trouble]:
         return [
             ("a gateway is killed", self._kill),
             ("a gateway is killed", self._kill),
@@ -387,7 +128,7 @@ class World:
     async def _caller(self, number: int) -> None:
         turn = 0
         repeated: Caller | None = None
-        while self.loop.now < SECONDS:
+        while self.loop.now < self.seconds:
             await asyncio.sleep(self.chance.expovariate(1.0))
             turn += 1
             caller = repeated or self._request(f"call-{number}-{turn}")
@@ -424,11 +165,6 @@ class World:
         if self.chance.random() < 0.5:
             headers["idempotency-key"] = f"key-{name}"
         return Caller(json.dumps(asked).encode(), headers, leaves)
-
-    def note(self, what: str) -> None:
-        """Take down what happened."""
-        self.events["calls" if ": " in what else what] += 1
-        self.trace.append(f"{self.loop.now:9.4f} {what}")
 
     # What must hold
 

@@ -19,7 +19,6 @@ from llmbudget.ledger.interface import AwaitingApproval, Balance, BudgetExceeded
 from llmbudget.ledger.pages import Pages
 from llmbudget.ledger.records import LIMIT, Account, Figures
 
-
 _NONE: Final = Loans()
 
 
