@@ -6,6 +6,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from bench.gateway.wrk import Load
 
@@ -17,7 +18,11 @@ class Peer:
     name: str
     url: str
     tokens: Sequence[str] = ("-",)
+    pid: int | None = None
+    """Of the process whose time is counted."""
     loads: list[Load] = field(default_factory=list)
+    microseconds: list[float] = field(default_factory=list)
+    """Processor time of a call, in each round."""
 
     def median(self, figure: str) -> float:
         """Return the median of a figure over the rounds."""
@@ -45,6 +50,12 @@ class Target:
         unit = f" {self.unit}" if self.unit else ""
         verdict = "met" if self.met else "MISSED"
         return f"  {self.what}: {self.found:.3g}{unit} ({bound} {self.wanted:g}{unit}: {verdict})"
+
+
+def processor_seconds(*pids: int) -> float:
+    """Sum the processor time of processes so far, which the kernel counts in hundredths."""
+    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    return sum(int(found[11]) + int(found[12]) for found in fields) / 100
 
 
 def ratio(peer: Peer, other: Peer) -> float:

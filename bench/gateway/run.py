@@ -7,6 +7,10 @@ same run: nginx as a plain proxy, one worker (the limit); this gateway with ever
 hold, durable ledger, metering, metrics; LiteLLM's proxy (the usual choice). wrk sends chat
 completions on one thread. Peers take turns, several rounds each, since these machines are noisy:
 the ratios are medians over the rounds.
+
+Raw limits of the same run stand beside them: proxies in Python that pass calls on and do nothing
+else, made of the gateway's own HTTP server and client, and of granian and pyreqwest; and how long
+the disk takes to make one small write durable, which each call waits for once.
 """
 
 from __future__ import annotations
@@ -15,16 +19,20 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
+import statistics
 import subprocess
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from bench.gateway.wrk import measure
+from bench.parts import run as parts
 from bench.peers import litellm_proxy, nginx, our_gateway
-from bench.report import Peer, Target, line, ratio, say
+from bench.report import Peer, Target, line, processor_seconds, ratio, say
 
 from llmbudget.ledger.sqlite.schema import connect_reading
 from llmbudget.local.binaries import find
@@ -39,6 +47,11 @@ OURS: Final = "LLM Budget"
 LIMIT: Final = "nginx"
 LITELLM: Final = f"LiteLLM {litellm_proxy.VERSION}"
 DIRECT: Final = "no proxy"
+PARTS: Final = ("own+own", "granian+pyreqwest")
+"""Server and client of proxies that do nothing else."""
+_WRITES: Final = 200
+_WRITE: Final = 8192
+"""Bytes of a write that is made durable: a call's hold is about as many."""
 
 OF_LIMIT: Final = 0.25
 OF_LIMIT_STRETCHED: Final = 0.4
@@ -55,20 +68,23 @@ class Case:
     connections: int
     callers: int = 1
     tls: bool = False
-    litellm: bool = False
+    beside: bool = False
+    """Whether LiteLLM and the parts are measured too."""
 
 
 CASES: Final = (
-    Case("one", "1 connection: what a call waits longer", 1, litellm=True),
-    Case("many", "32 connections: how many calls a second", 32, litellm=True),
+    Case("one", "1 connection: what a call waits longer", 1, beside=True),
+    Case("many", "32 connections: how many calls a second", 32, beside=True),
     Case("crowd", "256 connections", 256),
     Case("tls", "32 connections, TLS", 32, tls=True),
     Case("callers", "32 connections, 1,000 identities in turn", 32, callers=1000),
 )
 
 
-async def run(case: Case, rounds: int, seconds: int, folder: Path) -> list[Peer]:
-    """Measure all peers of a case in turn.
+async def run(
+    case: Case, rounds: int, seconds: int, folder: Path
+) -> tuple[list[Peer], list[float]]:
+    """Measure all peers of a case in turn, and the disk in milliseconds.
 
     Raises:
         SystemExit: a call was refused, or the ledger has not one row a call.
@@ -87,22 +103,25 @@ async def run(case: Case, rounds: int, seconds: int, folder: Path) -> list[Peer]
         async with our_gateway.running(
             config, KEY, folder, stage, callers=case.callers, tls=tls
         ) as gateway:
-            ours = Peer(OURS, gateway.url, gateway.tokens)
+            ours = Peer(OURS, gateway.url, gateway.tokens, gateway.process.pid)
             peers = [Peer(LIMIT, limit, ["-"]), ours]
             if not case.tls:
                 peers.append(Peer(DIRECT, f"http://127.0.0.1:{port}", ["-"]))
-            async with _litellm(case, provider, folder) as others:
-                await _take_turns(case, [*peers, *others], rounds, seconds, folder)
+            async with _others(case, port, folder) as others:
+                flushes = await _take_turns(case, [*peers, *others], rounds, seconds, folder)
         _check(ours, gateway.ledger)
-    return [*peers, *others]
+    return [*peers, *others], flushes
 
 
 async def _take_turns(
     case: Case, peers: list[Peer], rounds: int, seconds: int, folder: Path
-) -> None:
+) -> list[float]:
+    flushes = []
     for number in range(rounds + 1):
         say(f"{case.name}: round {number} of {rounds}" if number else f"{case.name}: warming up")
+        flushes.append(flush_ms(folder))
         for peer in peers:
+            before = processor_seconds(peer.pid) if peer.pid else 0.0
             load = await measure(
                 peer.url,
                 peer.tokens,
@@ -111,16 +130,40 @@ async def _take_turns(
                 folder=folder,
             )
             peer.loads.append(load)
+            if peer.pid:
+                spent = processor_seconds(peer.pid) - before
+                peer.microseconds.append(spent / load.requests * 1e6)
+    return flushes
 
 
 @contextlib.asynccontextmanager
-async def _litellm(case: Case, provider: str, folder: Path) -> AsyncIterator[list[Peer]]:
-    if not case.litellm:
+async def _others(case: Case, port: int, folder: Path) -> AsyncIterator[list[Peer]]:
+    """Run the parts alone, and LiteLLM."""
+    if not case.beside:
         yield []
         return
-    config = litellm_proxy.configuration(PRICES, provider, KEY, None)
-    async with litellm_proxy.running(config, folder) as (url, _):
-        yield [Peer(LITELLM, url, [litellm_proxy.MASTER_KEY])]
+    config = litellm_proxy.configuration(PRICES, f"http://127.0.0.1:{port}/v1", KEY, None)
+    async with contextlib.AsyncExitStack() as stack:
+        peers = [
+            Peer(name, await stack.enter_async_context(parts.running(name, port))) for name in PARTS
+        ]
+        url, _ = await stack.enter_async_context(litellm_proxy.running(config, folder))
+        yield [*peers, Peer(LITELLM, url, [litellm_proxy.MASTER_KEY])]
+
+
+def flush_ms(folder: Path) -> float:
+    """Tell how long the disk takes at the median to make a small write durable."""
+    took: list[float] = []
+    file = os.open(folder / "flushed", os.O_CREAT | os.O_RDWR)
+    try:
+        for number in range(_WRITES):
+            os.pwrite(file, bytes(_WRITE), number * _WRITE)
+            began = time.perf_counter()
+            os.fdatasync(file)
+            took.append((time.perf_counter() - began) * 1000)
+    finally:
+        os.close(file)
+    return statistics.median(took)
 
 
 def _certificate(folder: Path) -> Path:
@@ -171,15 +214,18 @@ def settled_rows(ledger: Path) -> int:
     return int(rows)
 
 
-def table(case: Case, peers: list[Peer]) -> Iterable[str]:
+def table(case: Case, peers: list[Peer], flushes: list[float]) -> Iterable[str]:
     """Lay the peers side by side, and tell whether the targets are met."""
     by_name = {peer.name: peer for peer in peers}
     for peer in peers:
-        del peer.loads[0]  # the warm-up
+        del peer.loads[0], peer.microseconds[:1]  # the warm-up
     yield case.title
     yield f"  {'':<18}{'calls/s':>10}{'median ms':>12}{'p99 ms':>10}{'of nginx':>11}"
     for peer in peers:
         yield line(peer, f"{ratio(peer, by_name[LIMIT]):.3f}")
+    spent = statistics.median(by_name[OURS].microseconds)
+    yield f"  processor time of a call through {OURS}: {spent:.0f} us"
+    yield f"  the disk makes {_WRITE} bytes durable in {statistics.median(flushes):.2f} ms"
     for target in _targets(case, by_name):
         yield str(target)
 
@@ -217,9 +263,9 @@ async def main() -> None:
         if options.only and case.name not in options.only:
             continue
         with tempfile.TemporaryDirectory(prefix="gateway-bench-") as folder:
-            peers = await run(case, options.rounds, options.seconds, Path(folder))
-        print("\n".join(table(case, peers)), end="\n\n", flush=True)
-        rows += [_row(case, peer) for peer in peers]
+            found = await run(case, options.rounds, options.seconds, Path(folder))
+        print("\n".join(table(case, *found)), end="\n\n", flush=True)
+        rows += [_row(case, peer) for peer in found[0]]
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 

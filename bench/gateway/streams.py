@@ -31,7 +31,7 @@ import uvloop
 from bench.gateway.run import CAP, DIRECT, KEY, LIMIT, OURS, PRICES, settled_rows
 from bench.gateway.wrk import BODY
 from bench.peers import nginx, our_gateway
-from bench.report import Target, say
+from bench.report import Target, processor_seconds, say
 
 from llmbudget.local.binaries import find
 from llmbudget.local.controlplane import ControlPlane
@@ -126,7 +126,7 @@ async def turn(peer: Peer, streams: int, at_once: int) -> Lags:
     ).encode() + body
     loop = asyncio.get_running_loop()
     open_streams: list[Caller] = []
-    before, began = _cpu(peer.pids), loop.time()
+    before, began = processor_seconds(*peer.pids), loop.time()
     while len(open_streams) < streams:
         many = min(at_once, streams - len(open_streams))
         made = await asyncio.gather(
@@ -140,7 +140,7 @@ async def turn(peer: Peer, streams: int, at_once: int) -> Lags:
     lags.all_open = True
     lags.memory = memory(peer.pids)
     await asyncio.gather(*(caller.over for caller in open_streams))
-    lags.cpu = (_cpu(peer.pids) - before) / (loop.time() - began)
+    lags.cpu = (processor_seconds(*peer.pids) - before) / (loop.time() - began)
     return lags
 
 
@@ -148,12 +148,6 @@ def memory(pids: tuple[int, ...]) -> float:
     """Sum the resident megabytes of processes."""
     found = [re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text()) for pid in pids]
     return sum(int(match[1]) for match in found if match) / _MEGABYTE
-
-
-def _cpu(pids: tuple[int, ...]) -> float:
-    """Sum the seconds of processor time so far, of which the kernel counts hundredths."""
-    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
-    return sum(int(found[11]) + int(found[12]) for found in fields) / 100
 
 
 async def run(
