@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -166,15 +167,20 @@ def _knows_services(offer: Offer) -> bool:
     return version >= _AZURE_SERVICES
 
 
+@lru_cache
+def _host_of(endpoint: str) -> str:
+    return urlsplit(endpoint).hostname or ""
+
+
 def _is_openai(offer: Offer) -> bool:
     """Tell whether a provider is OpenAI itself, at any of its regional hosts."""
-    host = urlsplit(offer.provider.endpoint).hostname or ""
+    host = _host_of(offer.provider.endpoint)
     return host == "api.openai.com" or host.endswith(".api.openai.com")
 
 
 def _is_azure(offer: Offer) -> bool:
     """Tell whether a provider is Azure OpenAI, by either of its APIs."""
-    host = urlsplit(offer.provider.endpoint).hostname or ""
+    host = _host_of(offer.provider.endpoint)
     return offer.provider.api_version is not None or host.endswith(_AZURE_HOSTS)
 
 
