@@ -135,14 +135,6 @@ async def test_a_call_that_is_alone_waits_for_no_thread(ledger):
     assert ledger.balance("llm/org").held == 30
 
 
-async def test_a_lone_hold_is_granted_within_the_turn_that_asks(ledger):
-    await ledger.configure([account(cap=100)], time_zone="UTC", generation=1)
-    asking = ledger.hold(ask("1", 10))
-    with pytest.raises(StopIteration) as granted:
-        asking.send(None)
-    assert granted.value.value.remaining == 90
-
-
 async def test_a_lone_call_does_not_overtake_what_was_asked_before_it(ledger):
     await ledger.configure([account(cap=100)], time_zone="UTC", generation=1)
     asked = [asyncio.create_task(ledger.hold(ask(str(number), 10))) for number in range(3)]

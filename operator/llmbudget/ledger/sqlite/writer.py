@@ -61,7 +61,7 @@ class Writer(Thread):
         self._publish = publish
         self._queue: Queue[Operation] = Queue(loop, self._at_once)
         self._unanswered = 0
-        """Operations that were asked for; counted in the event loop."""
+        """Operations that were handed over; counted in the event loop."""
         self._using = Lock()
         """Held by whoever uses the store."""
         self._sent = self._received = 0
@@ -69,11 +69,8 @@ class Writer(Thread):
         told late must not replace what it committed since."""
 
     def submit(self, operation: Operation) -> None:
-        """Queue an operation; its future is resolved in the event loop. One that a call waits for
-        is done at once where it can be; others let what was written before them leave first."""
-        self._unanswered += 1
-        if not (operation.durable and self._at_once([operation])):
-            self._queue.put(operation)
+        """Queue an operation; its future is resolved in the event loop."""
+        self._queue.put(operation)
 
     def stop(self) -> None:
         """Let the thread end when everything that is queued now is committed."""
@@ -95,6 +92,7 @@ class Writer(Thread):
         """Commit here, in the event loop, what is asked for one call while no other waits, and one
         has a hold at most: its own, or a stream's that is kept waiting for as long as the disk
         takes."""
+        self._unanswered += len(turn)
         if self._unanswered > 1 or not turn[0].brief or not self._using.acquire(blocking=False):
             return False
         try:
