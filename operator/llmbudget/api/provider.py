@@ -56,7 +56,8 @@ class ProviderModel(Model):
     upstream_name: ModelName | None = None
     """Name by which the provider knows it; default: `name`."""
     cost: Cost | None = None
-    """Prices; omitted: those of the genai-prices package; unknown there: the model is refused."""
+    """Prices; omitted: those of the genai-prices package; unknown there, or at Azure, where a
+    deployment's name says nothing of its price: the model is refused."""
     max_context: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
     """Context window in tokens: an upper bound of any call's input, so never less than what the
     provider accepts. Omitted: only a request's size bounds it, and 128000 is assumed for choosing

@@ -19,6 +19,7 @@ from llmbudget.api.provider import Protocol, ProviderModel, ProviderSpec
 from llmbudget.api.values import value
 from llmbudget.contract.config import COUNTERPARTS, ImagePrice, Prices, Rates, RatesByLength, Tier
 from llmbudget.decide.media import has_place, searches_by_itself
+from llmbudget.decide.vendors import Vendor, vendor_of
 from llmbudget.decide.world import Provider
 
 if TYPE_CHECKING:
@@ -239,6 +240,9 @@ def resolve_prices(model: ProviderModel, provider: ProviderSpec, at: datetime) -
         return None
     if model.cost is not None:
         found: Prices | None = _written(model.cost, _CACHE_WRITES[provider.protocol])
+    elif vendor_of(provider.endpoint, provider.api_version) is Vendor.AZURE:
+        # A deployment may have any name, and its price depends on where and how it is deployed.
+        found = None
     else:
         found = list_prices(provider.endpoint, upstream, at)
     if found is not None and provider.protocol is Protocol.ANTHROPIC and has_place(upstream):

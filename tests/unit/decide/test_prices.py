@@ -270,6 +270,16 @@ def test_what_cannot_be_priced_has_no_price(endpoint: str, model: str) -> None:
     assert list_prices(endpoint, model, NOW) is None
 
 
+@pytest.mark.parametrize("version", [None, "2024-10-21"])
+def test_what_azure_charges_is_never_taken_from_a_list(version: str | None) -> None:
+    host = "team-a.openai.azure.com" if version is None else "azure.gateway.example"
+    azure = at(f"https://{host}").model_copy(update={"api_version": version})
+    model = ProviderModel(name="gpt-4o")
+    assert resolve_prices(model, azure, NOW) is None
+    written = model.model_copy(update={"cost": Cost(inputPer1K="0.1", outputPer1K="0.2")})
+    assert resolve_prices(written, azure, NOW) is not None
+
+
 def listed_models(provider: str) -> list[ModelInfo]:
     found = data_snapshot.get_snapshot().providers
     return next(each.models for each in found if each.id == provider)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Final
-from urllib.parse import urlsplit
 
 from llmbudget.api.costs import ServiceTier
 from llmbudget.api.provider import Protocol
 from llmbudget.decide.bounds import Demand, longest_form
 from llmbudget.decide.catalogue import Offer
+from llmbudget.decide.vendors import Vendor, vendor_of
 from llmbudget.gateway.protocols import fields as read
 from llmbudget.gateway.protocols.chat_answers import ChatMeter, usage_of
 from llmbudget.gateway.protocols.fields import HOSTED, MEDIA, STORED, Fields, bad
@@ -57,12 +56,7 @@ _INPUT_AUDIO: Final = frozenset({"data", "format"})
 _MODALITIES: Final = (["text"], ["text", "audio"], ["audio", "text"])
 _SERVICES: Final = tuple(tier.value for tier in ServiceTier)
 _USUAL_SERVICE: Final[Fields] = {"service_tier": "default"}
-_AZURE_HOSTS: Final = tuple(
-    f".{service}.azure.{cloud}"
-    for service in ("openai", "cognitiveservices", "services.ai")
-    for cloud in ("com", "us", "cn")
-)
-"""Ends of the names of Azure's resources that serve OpenAI's models, in each of its clouds."""
+_OPENAIS: Final = (Vendor.OPENAI, Vendor.AZURE)
 _AZURE_SERVICES: Final = "2025-10-01"
 """The first version of Azure's older API that knows service tiers, as its page "Priority
 processing" documents; earlier ones refuse fields that they don't know."""
@@ -144,11 +138,14 @@ def upstream_head(
 ) -> dict[str, object]:
     """Write the first fields: the provider's own model name, and the limit that the hold bounds.
 
-    The limit goes in the field that the caller used. Without one it is `max_tokens`, which every
-    compatible server knows, but `max_completion_tokens` for OpenAI itself and for Azure, whose
-    reasoning models refuse the other.
+    The limit is written as `max_tokens`, which every compatible server heeds: some, DeepSeek among
+    them, pass over `max_completion_tokens` in silence. At OpenAI and Azure, which refuse what they
+    don't know and whose reasoning models refuse `max_tokens`, it goes in the field that the caller
+    used, else in `max_completion_tokens`.
     """
-    if asked is None and (_is_openai(offer) or _is_azure(offer)):
+    if vendor_of(offer.provider.endpoint, offer.provider.api_version) not in _OPENAIS:
+        field = "max_tokens"
+    elif asked is None:
         field = "max_completion_tokens"
     return {"model": offer.model.upstream_name, field: most} | with_service(offer, head)
 
@@ -162,26 +159,9 @@ def with_service(offer: Offer, head: Fields) -> dict[str, object]:
 def _knows_services(offer: Offer) -> bool:
     version = offer.provider.api_version
     if version is None:
-        return _is_openai(offer) or _is_azure(offer)
+        return vendor_of(offer.provider.endpoint) in _OPENAIS
     # Versions without a date, "latest" and "preview", come after all digits.
     return version >= _AZURE_SERVICES
-
-
-@lru_cache
-def _host_of(endpoint: str) -> str:
-    return urlsplit(endpoint).hostname or ""
-
-
-def _is_openai(offer: Offer) -> bool:
-    """Tell whether a provider is OpenAI itself, at any of its regional hosts."""
-    host = _host_of(offer.provider.endpoint)
-    return host == "api.openai.com" or host.endswith(".api.openai.com")
-
-
-def _is_azure(offer: Offer) -> bool:
-    """Tell whether a provider is Azure OpenAI, by either of its APIs."""
-    host = _host_of(offer.provider.endpoint)
-    return offer.provider.api_version is not None or host.endswith(_AZURE_HOSTS)
 
 
 def output_limit(fields: Fields) -> tuple[str, int | None]:

@@ -44,12 +44,21 @@ def test_a_plain_request_is_read() -> None:
 
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
-def test_the_callers_limit_stays_in_its_field(field: str) -> None:
+@pytest.mark.parametrize("host", ["api.openai.com", "team-a.openai.azure.com"])
+def test_the_callers_limit_stays_in_its_field_where_both_are_heeded(field: str, host: str) -> None:
     request = body(**{field: 7})
     assert parse_chat(request).demand.limit == 7
-    upstream = sent(request, limit=7)
+    upstream = sent(request, limit=7, host=host)
     assert upstream[field] == 7
     assert len({"max_tokens", "max_completion_tokens"} & set(upstream)) == 1
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+@pytest.mark.parametrize("host", ["api.deepseek.com", "openrouter.ai", "router.example"])
+def test_the_limit_goes_where_every_compatible_server_heeds_it(field: str, host: str) -> None:
+    upstream = sent(body(**{field: 7}), limit=7, host=host)
+    assert upstream["max_tokens"] == 7
+    assert "max_completion_tokens" not in upstream
 
 
 def test_an_omitted_limit_is_set() -> None:
