@@ -35,8 +35,8 @@ class Call:
     task_id: str | None
     idempotency_key: str | None
     fingerprint: str | None
-    betas: str | None
-    """The caller's `anthropic-beta`, checked."""
+    betas: str
+    """The caller's `anthropic-beta`, checked and written anew; empty: none."""
     story: CallStory
 
     @property

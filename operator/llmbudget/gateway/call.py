@@ -73,8 +73,7 @@ class Calls:
         """
         body = await request.body(operation.max_body)
         key, task_id = checked_headers(request.headers)
-        betas = request.headers.get("anthropic-beta")
-        check_betas(betas)
+        betas = check_betas(request.headers.get("anthropic-beta"))
         asked = await _parsed(operation, body)
         call = Call(
             consumer=consumer,

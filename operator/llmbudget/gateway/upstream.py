@@ -38,6 +38,7 @@ _FAILURES: Final = 500
 _MILLISECONDS: Final = 1000
 _MOST_HEADS: Final = 64
 _PLAIN: Final = b"identity"
+_NO_HEADER: Final = "a header has a character that no header may have"
 
 
 @dataclass(slots=True)
@@ -111,9 +112,13 @@ class Upstream:
         Raises:
             NotSent, Doubtful.
         """
+        try:
+            request = self._request(path, body, key, headers, content_type)
+        except ValueError as error:
+            raise NotSent(str(error)) from None
         trial = self.breaker.sending()
         try:
-            answer = await self._begun(self._request(path, body, key, headers, content_type))
+            answer = await self._begun(request)
         except (NotSent, Doubtful):
             self._learn(answered=False, trial=trial)
             raise
@@ -236,8 +241,11 @@ def _lines(headers: Headers) -> bytes:
     lines = [f"{name}: {value}" for name, value in headers]
     if not all(line.isprintable() for line in lines):
         # Whoever lets such a value come this far has a fault: it must not become a request.
-        raise ValueError("a header has a character that no header may have")
-    return "".join([f"{line}\r\n" for line in lines]).encode("ascii")
+        raise ValueError(_NO_HEADER)
+    text = "".join([f"{line}\r\n" for line in lines])
+    if not text.isascii():
+        raise ValueError(_NO_HEADER)
+    return text.encode("ascii")
 
 
 def _auth(header: KeyHeader, key: str) -> tuple[str, str]:

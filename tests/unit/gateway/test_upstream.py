@@ -100,3 +100,13 @@ async def test_a_bundle_that_is_broken_or_gone_lets_nothing_out(
         await _status(provider)
     bundle.write_bytes(authority.pair.certificate)
     assert await _status(provider) == 200
+
+
+@pytest.mark.parametrize("value", ["a,\ta", "a\r\nb: c", "é"])
+async def test_what_can_be_no_header_was_not_sent(tmp_path: Path, value: str) -> None:
+    provider = Upstream(offer().provider, tmp_path)
+    with pytest.raises(NotSent, match="a character that no header may have"):
+        await provider.post("/x", b"{}", "key", [("anthropic-beta", value)], "application/json")
+    with pytest.raises(NotSent):
+        await provider.post("/x", b"{}", value, [], "application/json")
+    assert not provider.breaker.wait()

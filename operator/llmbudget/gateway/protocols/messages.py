@@ -39,6 +39,7 @@ _REASONS: Final = {
     "betas": "send them as the header anthropic-beta",
 }
 _CACHE: Final = frozenset({"type", "ttl"})
+_FOR_AN_HOUR: Final = b'"ttl":"1h"'
 _BLOCKS: Final[Mapping[str, frozenset[str]]] = {
     "text": frozenset({"type", "text", "citations", "cache_control"}),
     "image": frozenset({"type", "source", "cache_control"}),
@@ -107,7 +108,7 @@ def parse_message(body: bytes) -> CallRequest:
         opaque="tools" if searches else media.opaque,
         file=media.file,
         rounds=_ROUNDS if searches else 1,
-        kinds=read.KINDS_READ if media.opaque else read.KINDS,
+        kinds=read.KINDS_READ if media.images or media.opaque else read.KINDS,
         units=Units(searches=searches) if searches else None,
     )
 
@@ -118,7 +119,15 @@ def parse_message(body: bytes) -> CallRequest:
             upstream["service_tier"] = "standard_only"
         return read.joined(upstream, written, tools, others)
 
-    return CallRequest(read.model_of(found), demand, write, MessageMeter, message_usage)
+    # A text with these characters has its quotes escaped.
+    hour = _FOR_AN_HOUR in written or _FOR_AN_HOUR in tools
+    return CallRequest(
+        read.model_of(found),
+        demand,
+        write,
+        lambda most: MessageMeter(most, for_an_hour=hour),
+        lambda answer, most: message_usage(answer, most, for_an_hour=hour),
+    )
 
 
 def parse_count(body: bytes) -> CallRequest:
@@ -138,15 +147,20 @@ def parse_count(body: bytes) -> CallRequest:
     return CallRequest(read.model_of(found), free, write, MessageMeter, count_usage)
 
 
-def check_betas(header: str | None) -> None:
-    """Let only those betas pass that change nothing of what a call may cost at most.
+def check_betas(header: str | None) -> str:
+    """Let only those betas pass that change nothing of what a call may cost at most, and write them
+    anew; empty: there are none.
 
     Raises:
         Refusal: 400.
     """
-    for beta in (header or "").split(","):
-        if beta.strip() and beta.strip() not in BETAS:
-            raise bad(f"anthropic-beta: {beta.strip()}", read.UNKNOWN)
+    if header is None:
+        return ""
+    betas = [beta.strip() for beta in header.split(",")]
+    for beta in betas:
+        if beta and beta not in BETAS:
+            raise bad(f"anthropic-beta: {beta}", read.UNKNOWN)
+    return ",".join(filter(None, betas))
 
 
 def _read_prompt(found: Fields) -> tuple[bytes, bytes, _Media]:

@@ -159,7 +159,7 @@ class _Media:
 
 def _kinds(media: _Media, opaque: str | None) -> frozenset[str]:
     """Tell what tokens may be beside text."""
-    kinds = read.KINDS_READ if opaque else read.KINDS
+    kinds = read.KINDS_READ if media.images or opaque else read.KINDS
     return kinds | read.KINDS_HEARD if media.unknown else kinds
 
 

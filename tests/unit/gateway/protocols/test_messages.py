@@ -132,9 +132,11 @@ def test_a_refusal_names_its_field(fields: dict[str, Any], param: str) -> None:
     assert (refused.value.status, refused.value.param) == (400, param)
 
 
-def test_betas() -> None:
-    check_betas(None)
-    check_betas("prompt-caching-2024-07-31, output-128k-2025-02-19")
+def test_betas_are_checked_and_written_anew() -> None:
+    assert check_betas(None) == check_betas(" ,") == ""
+    for between in (",", ", ", ",\t", " ,, "):
+        two = f"prompt-caching-2024-07-31{between}output-128k-2025-02-19"
+        assert check_betas(two) == "prompt-caching-2024-07-31,output-128k-2025-02-19"
     with pytest.raises(Refusal, match="context-1m"):
         check_betas("prompt-caching-2024-07-31,context-1m-2025-08-07")
 
@@ -203,6 +205,69 @@ def test_the_output_is_known_only_once_it_is_told() -> None:
     meter.feed(event("message_start", message={"usage": USAGE | {"output_tokens": 1}}) + END)
     assert meter.done
     assert meter.usage is None
+
+
+@pytest.mark.parametrize("later", [0, 7, None])
+def test_a_count_that_was_told_stays_where_a_later_event_tells_less(later: int | None) -> None:
+    begun = {"input_tokens": 5000, "cache_creation_input_tokens": 30, "output_tokens": 1}
+    begun["cache_read_input_tokens"] = 20
+    hour = {"ephemeral_5m_input_tokens": 20, "ephemeral_1h_input_tokens": 10}
+    delta = dict.fromkeys(begun, later) | {"output_tokens": 900}
+    delta["cache_creation"] = {"ephemeral_5m_input_tokens": later}
+    meter = MessageMeter(PLAUSIBLE)
+    meter.feed(event("message_start", message={"usage": begun | {"cache_creation": hour}}))
+    meter.feed(event("message_delta", usage=delta) + END)
+    assert meter.usage == Usage(5050, 900, cached=20, cache_write=30, cache_write_hour=10)
+
+
+@pytest.mark.parametrize("delta", [{}, {"usage": None}, {"usage": {"input_tokens": 10}}])
+def test_the_first_event_knows_nothing_of_the_output(delta: dict[str, Any]) -> None:
+    meter = MessageMeter(PLAUSIBLE)
+    meter.feed(event("message_start", message={"usage": USAGE | {"output_tokens": 1}}))
+    meter.feed(event("content_block_delta", delta={"type": "text_delta", "text": "x" * 3000}))
+    meter.feed(event("message_delta", delta={"stop_reason": "end_turn"}, **delta) + END)
+    assert meter.done
+    assert meter.usage is None
+
+
+@pytest.mark.parametrize(
+    ("by_life", "an_hour"),
+    [
+        (None, 30),
+        ({}, 30),
+        ({"ephemeral_5m_input_tokens": 25}, 5),
+        ({"ephemeral_5m_input_tokens": 30, "ephemeral_1h_input_tokens": 0}, 0),
+    ],
+)
+def test_what_is_written_to_a_cache_for_an_hour_counts_as_that_unless_told(
+    by_life: dict[str, int] | None, an_hour: int
+) -> None:
+    control = {"type": "ephemeral", "ttl": "1h"}
+    content = [{"type": "text", "text": "x", "cache_control": control}]
+    tools = [{"name": "f", "input_schema": {}, "cache_control": control}]
+    usage = USAGE | {"cache_creation": by_life}
+    answer = json.dumps({"usage": usage}).encode()
+    stream = event("message_start", message={"usage": usage})
+    stream += event("message_delta", usage={"output_tokens": 40}) + END
+    for asked in {"messages": [{"role": "user", "content": content}]}, {"tools": tools}:
+        request = parse_message(body(**asked))
+        meter = request.meter(PLAUSIBLE)
+        meter.feed(stream)
+        expected = replace(READ, cache_write_hour=an_hour)
+        assert request.usage_of(answer, PLAUSIBLE) == meter.usage == expected
+    asked = {"type": "text", "text": '"ttl":"1h"'}
+    other = parse_message(body(messages=[{"role": "user", "content": [asked]}]))
+    found = other.usage_of(json.dumps({"usage": USAGE | {"cache_creation": None}}).encode(), 100)
+    assert found == replace(READ, cache_write_hour=0)
+
+
+@pytest.mark.parametrize("at", ["messages", "result"])
+def test_images_may_be_charged_at_a_rate_of_their_own(at: str) -> None:
+    result = {"type": "tool_result", "tool_use_id": "t", "content": [IMAGE]}
+    content = [IMAGE if at == "messages" else result]
+    demand = parse_message(body(messages=[{"role": "user", "content": content}])).demand
+    assert {"input_image", "cached_image"} <= demand.kinds
+    assert not {"input_image", "cached_image"} & parse_message(body()).demand.kinds
 
 
 def test_what_is_to_be_cited_counts_as_a_whole_context_and_what_was_cited_as_text() -> None:

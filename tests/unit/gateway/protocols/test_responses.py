@@ -137,7 +137,9 @@ def test_images_are_read_at_details_whose_cost_is_bounded() -> None:
         image = {"type": "input_image", "image_url": "https://images.example/a.png"}
         return body(input=[{"role": "user", "content": [image | {"detail": detail}]}])
 
-    assert parse_response(asked("high")).demand.images == 1
+    demand = parse_response(asked("high")).demand
+    assert demand.images == 1
+    assert {"input_image", "cached_image"} <= demand.kinds, "they may have a rate of their own"
     for detail in ("original", {"x": 1}, 7):
         with pytest.raises(Refusal, match="detail is refused: it must be low, high or auto"):
             parse_response(asked(detail))
