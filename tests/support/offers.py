@@ -33,6 +33,5 @@ def offer(
         connect_timeout_ms=1,
         idle_timeout_ms=1,
         total_timeout_ms=1,
-        bills_errors=False,
     )
     return Offer(provider, model)

@@ -166,8 +166,10 @@ class ProviderSpec(Model):
     """What the provider may do by itself, such as searching the web."""
     timeouts: Timeouts = Timeouts()
     """Deadlines."""
-    bills_errors: bool = False
-    """Whether the provider charges for calls that it answers with an error."""
+    bills_errors: bool | None = None
+    """Whether the provider charges for calls that it answers with an error; default: as it
+    documents. Azure charges for a prompt that it filters or finds too long, xAI for one that
+    violates its guidelines; others charge for none."""
 
 
 class ProviderStatus(Model):

@@ -240,7 +240,8 @@ class ProviderConfig(Wire):
     connect_timeout_ms: int
     idle_timeout_ms: int
     total_timeout_ms: int
-    bills_errors: bool
+    bills_errors: bool | None = None
+    """Whether it charges for errors; None: as is documented of its host."""
 
 
 class Threshold(Wire):

@@ -11,6 +11,7 @@ from typing import Final
 
 from llmbudget.api.money import Nano, format_usd
 from llmbudget.gateway.attempt import Attempt, Call, Failed
+from llmbudget.gateway.failures import is_complete, least_charge
 from llmbudget.gateway.keys import mask
 from llmbudget.gateway.protocols import errors
 from llmbudget.gateway.protocols.operation import CallRequest
@@ -20,12 +21,10 @@ from llmbudget.gateway.upstream import Answer
 from llmbudget.gateway.wire import Headers
 from llmbudget.ledger.interface import Ledger, LedgerError, Status
 
-_DOUBTFUL_STATUSES: Final = frozenset({408, 499, 502, 504, *range(520, 528)})
-"""Errors of something between here and the provider: it may have worked on the call. 529 is none:
-with it Anthropic refuses a call when it is overloaded."""
 _KEY_REFUSED: Final = frozenset({401, 403})
 _CALLERS_FAULT: Final = frozenset({400, 405, 406, 409, 410, 411, 413, 414, 415, 416, 422})
 """Errors that another provider would answer too: they go back to the caller."""
+_NOTHING: Final = Nano(0)
 _HARMLESS: Final = re.compile(r"application/json\b|text/plain\b|text/vtt\b|audio/[-.+a-z0-9]+")
 
 
@@ -89,39 +88,51 @@ def _left(ledger: Ledger, call: Call, attempt: Attempt, charged: Nano | None = N
 
 async def _error_answer(call: Call, attempt: Attempt, answer: Answer) -> Failed | None:
     """Charge what an error may have cost; send it on where it is the caller's own."""
-    certain = answer.status >= 400 and answer.status not in _DOUBTFUL_STATUSES
-    key_refused = answer.status in _KEY_REFUSED
-    if not certain or attempt.offer.provider.bills_errors:
-        failed = await doubt(attempt, f"status {answer.status}", str(answer.status))
+    why, status = f"status {answer.status}", answer.status
+    if not is_complete(status):
+        return await doubt(attempt, why, str(status))
+    body = await answer.read()
+    least = least_charge(attempt.offer.provider, status, body)
+    key_refused = status in _KEY_REFUSED
+    if status in _CALLERS_FAULT:
+        charged = await _end(attempt, least, why, str(status))
+        headers = [*attempt.headers, ("content-type", _content_type(answer))]
+        headers += [("x-llmbudget-cost-usd", format_usd(charged)), ("x-should-retry", "false")]
+        call.story.answered = status
+        call.exchange.response_bytes(status, headers, mask(body, attempt.key))
+        return None
+    if least is not None:
+        failed = await doubt(attempt, why, str(status), least)
         failed.key_refused = key_refused
         return failed
-    body = await answer.read()
-    await attempt.held.release()
-    why = f"status {answer.status}"
-    attempt.record.end(Status.ERROR, Nano(0), None, why, str(answer.status))
-    if answer.status in _CALLERS_FAULT:
-        headers = [*attempt.headers, ("content-type", _content_type(answer))]
-        headers += [("x-llmbudget-cost-usd", format_usd(0)), ("x-should-retry", "false")]
-        call.story.answered = answer.status
-        call.exchange.response_bytes(answer.status, headers, mask(body, attempt.key))
-        return None
+    await _end(attempt, None, why, str(status))
     name = attempt.offer.provider.name
-    if answer.status == 429:
+    if status == 429:
         wait = _seconds(answer.retry_after)
         return Failed(errors.rate_limited(f"Provider {name} limits its rate.", wait))
-    message = f"Provider {name} answered with status {answer.status}."
+    message = f"Provider {name} answered with status {status}."
     return Failed(errors.upstream_failed(502, message, 1), key_refused=key_refused)
 
 
-async def doubt(attempt: Attempt, why: str, error: str) -> Failed:
-    """Charge in full: the provider may have done the work."""
-    attempt.status = Status.ERROR
-    charged = attempt.costs(None)
-    await attempt.charge(None, charged)
-    attempt.record.end(Status.ERROR, charged, None, why, error)
+async def doubt(attempt: Attempt, why: str, error: str, least: Nano = _NOTHING) -> Failed:
+    """Charge in full, and `least` at least: the provider may have done the work."""
+    charged = await _end(attempt, least, why, error)
     name = attempt.offer.provider.name
     message = f"Provider {name}: {why}. The call was charged {format_usd(charged)} USD."
     return Failed(errors.upstream_failed(502, message), charged=True)
+
+
+async def _end(attempt: Attempt, least: Nano | None, why: str, error: str) -> Nano:
+    """End an attempt that failed: charge its hold, or `least` where that is more. None: it was
+    free."""
+    attempt.status = Status.ERROR
+    charged = Nano(0) if least is None else max(attempt.costs(None), least)
+    if least is None:
+        await attempt.held.release()
+    else:
+        await attempt.charge(None, charged)
+    attempt.record.end(Status.ERROR, charged, None, why, error)
+    return charged
 
 
 def _content_type(answer: Answer) -> str:

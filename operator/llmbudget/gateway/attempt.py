@@ -80,7 +80,8 @@ class Attempt:
     async def charge(self, usage: Usage | None, charged: Nano) -> None:
         """Settle by what `costs` told."""
         if usage is None:
-            await self.held.settle(Settlement(None, status=self.status))
+            known = None if charged == self.held.hold.amount else charged
+            await self.held.settle(Settlement(known, status=self.status))
         else:
             settlement = Settlement(charged, usage.tokens_in, usage.tokens_out, self.status)
             await self.held.settle(settlement)

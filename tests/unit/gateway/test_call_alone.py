@@ -12,6 +12,7 @@ import pytest
 from tests.support.offers import offer
 from tests.support.records import call_story
 
+from llmbudget.api.money import format_usd
 from llmbudget.contract.config import AccountConfig, ConsumerConfig, GatewayConfig
 from llmbudget.decide.catalogue import catalogues
 from llmbudget.decide.consumers import Consumers
@@ -20,9 +21,11 @@ from llmbudget.gateway.breaker import Breaker
 from llmbudget.gateway.call import Calls
 from llmbudget.gateway.keys import Keys
 from llmbudget.gateway.protocols.chat import CHAT
+from llmbudget.gateway.protocols.errors import Refusal
 from llmbudget.gateway.routes import Routes
 from llmbudget.gateway.upstream import Answer, Upstream
 from llmbudget.gateway.wire import Exchange, Headers, Request
+from llmbudget.ledger.interface import Ledger
 from llmbudget.ledger.sqlite import SqliteLedger
 from llmbudget.telemetry import metrics
 
@@ -98,23 +101,38 @@ class Caller:
 
 
 @pytest.fixture
-async def calls(tmp_path: Path) -> AsyncIterator[Calls]:
-    (tmp_path / "openrouter").write_text(KEY)
+async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
     ledger = await SqliteLedger.open(tmp_path / "ledger.db")
     await ledger.configure([ACCOUNT], time_zone="UTC", generation=1)
-    yield Calls(ledger, Admission(ledger), Keys(tmp_path))
+    yield ledger
     await ledger.close()
 
 
-async def call(calls: Calls, provider: Provider, caller: Caller) -> None:
-    consumers = Consumers(CONFIG.accounts)
+@pytest.fixture
+def calls(ledger: Ledger, tmp_path: Path) -> Calls:
+    (tmp_path / "openrouter").write_text(KEY)
+    return Calls(ledger, Admission(ledger), Keys(tmp_path))
+
+
+async def call(
+    calls: Calls,
+    provider: Provider,
+    caller: Caller,
+    status: int = 200,
+    config: GatewayConfig = CONFIG,
+) -> None:
+    consumers = Consumers(config.accounts)
     upstreams = {"openrouter": cast(Upstream, provider)}
-    routes = Routes(CONFIG, consumers, catalogues(CONFIG), upstreams)
+    routes = Routes(config, consumers, catalogues(config), upstreams)
     consumer = consumers.match("ns", "app", None)
     request, exchange = cast(Request, caller), cast(Exchange, caller)
     await calls.serve(CHAT, routes, consumer, request, exchange, lambda _: None, call_story())
-    assert caller.status == 200
+    assert caller.status == status
     assert provider.key == KEY
+
+
+def at_host(host: str) -> GatewayConfig:
+    return CONFIG.model_copy(update={"providers": (offer(MODEL, host=host).provider,)})
 
 
 async def test_a_plain_answer_without_the_key(calls: Calls) -> None:
@@ -152,3 +170,40 @@ async def test_the_first_chunk_is_timed_from_when_the_call_was_sent(calls: Calls
         )
     ]
     assert 0 < seconds[0] < seconds[1] <= time.monotonic() - began
+
+
+FILTERED = b'{"error": {"code": "content_filter", "message": "Filtered."}}'
+
+
+@pytest.mark.parametrize(("host", "charged"), [("x.openai.azure.com", True), ("a.example", False)])
+async def test_a_refusal_that_is_charged_goes_back_with_what_it_cost(
+    calls: Calls, ledger: Ledger, host: str, charged: bool
+) -> None:
+    provider, caller = Provider("application/json", FILTERED), Caller()
+    provider.status = 400
+    await call(calls, provider, caller, status=400, config=at_host(host))
+    assert caller.got == FILTERED
+    spent = ledger.balance(ACCOUNT.name).spent
+    assert bool(spent) is charged
+    assert caller.headers["x-llmbudget-cost-usd"] == format_usd(spent)
+
+
+@pytest.mark.parametrize(
+    ("host", "status", "body", "spent"),
+    [
+        ("a.example", 503, b"upstream connect error or disconnect/reset before headers", None),
+        ("a.example", 503, b'{"error": {"message": "overloaded"}}', 0),
+        ("api.x.ai", 403, b'{"error": "Content violates usage guidelines."}', 50_000_000),
+    ],
+)
+async def test_a_failure_is_charged_unless_it_is_certainly_free(
+    calls: Calls, ledger: Ledger, host: str, status: int, body: bytes, spent: int | None
+) -> None:
+    provider = Provider("text/plain", body)
+    provider.status = status
+    with pytest.raises(Refusal) as failed:
+        await call(calls, provider, Caller(), config=at_host(host))
+    assert failed.value.status == 502
+    balance = ledger.balance(ACCOUNT.name)
+    assert balance.held == 0
+    assert balance.spent == spent if spent is not None else balance.spent > 0
