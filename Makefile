@@ -32,8 +32,8 @@ e2e: setup ## Run a real cluster on this machine, and break it (Linux, root, Deb
 test-image: setup ## Build the image twice and look into it (root, Debian)
 	@scripts/e2e image
 
-fuzz: setup ## Send the gateway ten thousand requests made from its OpenAPI document
-	@FUZZ_CASES=10000 $(BIN)/pytest tests/integration/test_gateway_fuzz.py -q -s --timeout=1800
+fuzz: setup ## Send the gateway ten thousand requests made from its OpenAPI document (CASES=n)
+	@FUZZ_CASES=$(or $(CASES),10000) $(BIN)/pytest tests/integration/test_gateway_fuzz.py -q -rP -n 2 --dist load --timeout=1800
 
 check: setup ## Lint, types, import layers, generated files, CRDs compatible with the released ones
 	$(BIN)/ruff check .
