@@ -21,7 +21,9 @@ RUN --mount=type=secret,id=ca-certificates,target=/etc/ssl/certs/ca-certificates
  && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/llmbudget/lib
 COPY pyproject.toml README.md LICENSE ./
 COPY operator operator
-# When the commit was made.
+COPY scripts/sbom-base scripts/
+# When the commit was made. In the bill of materials are this stage's Debian packages: it adds none to the
+# base, which is the image's too.
 ARG CREATED
 RUN /build/bin/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist . \
  && /build/bin/pip --python /opt/llmbudget/bin/python install --quiet --no-compile --no-deps \
@@ -31,7 +33,8 @@ RUN /build/bin/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist
  && mkdir /opt/llmbudget/share \
  && echo "$CREATED" >/opt/llmbudget/share/created \
  && /build/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
-        --mc-type application --output-file /opt/llmbudget/share/sbom.cdx.json /opt/llmbudget
+        --mc-type application --output-file /opt/llmbudget/share/sbom.cdx.json /opt/llmbudget \
+ && python3 scripts/sbom-base /opt/llmbudget/share/sbom.cdx.json
 
 FROM ${BASE_IMAGE}
 # First, since its content is this commit's alone: no later layer is taken from another commit's build.

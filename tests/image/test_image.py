@@ -102,12 +102,19 @@ def test_its_bill_of_materials_lists_every_package(files: Path) -> None:
     text = (files / HOME / "share" / "sbom.cdx.json").read_text()
     bill: dict[str, Any] = json.loads(text)
     assert bill["bomFormat"] == "CycloneDX"
-    listed = {(part["name"].lower(), part["version"]) for part in bill["components"]}
+    of_python = [part for part in bill["components"] if part["purl"].startswith("pkg:pypi/")]
+    of_base = [part for part in bill["components"] if part["purl"].startswith("pkg:deb/debian/")]
+    assert len(of_python) + len(of_base) == len(bill["components"])
+    by_dpkg = ["dpkg-query", f"--admindir={files}/var/lib/dpkg", "-W", "-f"]
+    told = subprocess.run([*by_dpkg, "${Package} ${Version}\n"], capture_output=True, text=True)
+    assert told.stdout, told.stderr
+    installed = {f"{part['name']} {part['version']}" for part in of_base}
+    assert installed == set(told.stdout.splitlines())
+    listed = {(part["name"].lower(), part["version"]) for part in of_python}
     own = bill["metadata"]["component"]
     listed.add((own["name"], own["version"]))
     named = {(re.sub(r"[-_.]+", "-", name), number) for name, number in listed}
     assert named == distributions(files)
-    assert all(part["purl"].startswith("pkg:pypi/") for part in bill["components"])
     assert "timestamp" not in bill["metadata"]
     assert "serialNumber" not in bill
 
