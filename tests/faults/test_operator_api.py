@@ -4,14 +4,20 @@ no more often than is decent, and ends up right (I5)."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
 
 import httpx
 import pytest
 from aiohttp import web
 from tests.support.api_proxy import ApiProxy, Call, Fault, gone, none, refusal
+from tests.support.many_gateways import ManyGateways
 from tests.support.operator_stage import (
+    GATEWAY,
+    READY,
     WAITING,
     budget,
     cap_of,
@@ -19,12 +25,16 @@ from tests.support.operator_stage import (
     deployment,
     provider,
     secret,
+    status,
     until,
     until_condition,
 )
 
 from llmbudget.clients.cluster import Cluster
-from llmbudget.clients.kinds import BUDGETS, CLUSTER_ROLE_BINDINGS
+from llmbudget.clients.kinds import BUDGETS, CLUSTER_ROLE_BINDINGS, SERVICES
+from llmbudget.contract.config import GatewayConfig
+from llmbudget.contract.events import BalanceEvent, LedgerEvent, SnapshotEvent
+from llmbudget.ledger.sqlite import SqliteLedger
 from llmbudget.local.stage import Stage
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -231,3 +241,123 @@ async def test_a_watch_that_dies_takes_the_process_along(
     proxy.fault = kill
     assert await asyncio.wait_for(operator.wait(), 60) == 1
     assert "a part of the operator ended by itself" in stage.log("operator").read_text()
+
+
+async def test_rights_that_are_taken_away_and_given_back(
+    stage: Stage,
+    cluster: Cluster,
+    namespace: str,
+    proxy: ApiProxy,
+    operator: asyncio.subprocess.Process,
+) -> None:
+    """Without its role in a namespace the operator may not look: what went meanwhile is put back as
+    soon as it may, though nobody touches the budget."""
+    await create(cluster, secret(namespace), provider(namespace))
+    await carry_out(cluster, namespace, 0)
+    await carried_out(cluster, namespace, 0)
+    role = ("rolebinding", "llmbudget-operator", "-n", namespace)
+    await stage.kubectl("delete", *role)
+    proxy.cut()
+
+    async def blind() -> bool:
+        said = stage.log("operator").read_text().splitlines()
+        return any("watch:" in each and '"Service"' in each and "403" in each for each in said)
+
+    await until("its watches are refused", blind)
+    await cluster.delete(SERVICES, namespace, GATEWAY)
+    before = len(proxy.calls)
+    await asyncio.sleep(TROUBLE_SECONDS)
+    assert len(proxy.calls) - before < DECENT * TROUBLE_SECONDS
+    await stage.allow_namespace(namespace)
+
+    async def back() -> bool:
+        return await cluster.get(SERVICES, namespace, GATEWAY) is not None
+
+    await until("the Service is back", back, 60)
+    await carry_out(cluster, namespace, 1)
+    await carried_out(cluster, namespace, 1)
+    assert operator.returncode is None
+
+
+class Restless:
+    """A ledger that, once it is told to, says of each balance one level of the ladder and another,
+    a hundred times a second."""
+
+    def __init__(self, ledger: SqliteLedger, flapping: asyncio.Event) -> None:
+        self._ledger = ledger
+        self._flapping = flapping
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ledger, name)
+
+    async def subscribe(self) -> AsyncIterator[LedgerEvent]:
+        async for event in self._ledger.subscribe():
+            yield event
+            if isinstance(event, SnapshotEvent):
+                break
+            last = event
+        assert isinstance(last, BalanceEvent)
+        await self._flapping.wait()
+        for level in itertools.cycle((1, 0)):
+            yield last.model_copy(update={"level": level if self._flapping.is_set() else 1})
+            await asyncio.sleep(0.01)
+
+
+class RestlessGateways(ManyGateways):
+    """Of which one goes back and forth."""
+
+    def __init__(self, cluster: Cluster, folder: Path, root: str) -> None:
+        super().__init__(cluster, folder)
+        self.flapping = asyncio.Event()
+        self._root = root
+
+    async def _configure(self, config: GatewayConfig) -> None:
+        await super()._configure(config)
+        ledger = self.ledgers[config.root]
+        if config.root == self._root and not isinstance(ledger, Restless):
+            self.ledgers[config.root] = cast(SqliteLedger, Restless(ledger, self.flapping))
+
+
+async def test_a_gateway_that_goes_back_and_forth_keeps_nobody_busy(
+    stage: Stage,
+    cluster: Cluster,
+    namespace: str,
+    proxy: ApiProxy,
+    operator: asyncio.subprocess.Process,
+) -> None:
+    gateways = RestlessGateways(cluster, stage.gateways, f"{namespace}/restless")
+    following = asyncio.create_task(gateways.run())
+    laddered = {
+        "budget": {
+            "monthlyCap": "1.00",
+            "alertThresholds": [{"percentage": 50, "action": "downgrade_models"}],
+        },
+        "downgrade": {"ladder": ["large", "medium", "small"]},
+    }
+    names = ("restless", "calm")
+    await create(
+        cluster,
+        *(secret(namespace), provider(namespace)),
+        *(budget(namespace, name, **laddered) for name in names),
+    )
+    for name in names:
+        await until_condition(cluster, namespace, *READY, name=name)
+    before = len(proxy.calls)
+    gateways.flapping.set()
+    await asyncio.sleep(TROUBLE_SECONDS / 2)
+    await gateways.spend(f"{namespace}/calm", 600_000_000)
+
+    async def level(name: str) -> bool:
+        return (await status(cluster, namespace, name)).get("downgradeLevel") == 1
+
+    await until("the other's transition is told", lambda: level("calm"), 10)
+    await asyncio.sleep(TROUBLE_SECONDS / 2)
+    writes = sum(
+        call.resource == "llmbudgets/status" and "/restless/" in call.path
+        for call in proxy.calls[before:]
+    )
+    assert 5 < writes < 10 + 2 * 2 * TROUBLE_SECONDS, writes
+    gateways.flapping.clear()
+    await until("what is true is told in the end", lambda: level("restless"))
+    assert operator.returncode is None
+    following.cancel()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import json
 import random
 from contextlib import AsyncExitStack
@@ -24,11 +26,12 @@ from tests.support.operator_stage import (
     workload,
 )
 
-from llmbudget.clients.cluster import Cluster
-from llmbudget.clients.kinds import CONFIG_MAPS, DEPLOYMENTS, kind_of
+from llmbudget.clients.cluster import ApiError, Cluster
+from llmbudget.clients.kinds import CONFIG_MAPS, DEPLOYMENTS, LEASES, kind_of
 from llmbudget.local.http1 import Answer, Request, port_of, serve
 from llmbudget.local.process import stop
-from llmbudget.local.stage import Stage
+from llmbudget.local.stage import OPERATOR_NAMESPACE, Stage
+from llmbudget.reconcile.election import LEASE_NAME
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 EVENTS = kind_of({"apiVersion": "events.k8s.io/v1", "kind": "Event"})
@@ -128,10 +131,9 @@ async def test_a_killed_operator_leaves_nothing_half_done(
         assert set(await told(cluster, namespace)) >= {"notify_admin", "downgrade_models"}
 
 
-async def test_two_operators_that_both_think_they_lead_agree(
-    stage: Stage, cluster: Cluster, namespace: str
-) -> None:
-    """Under one name both hold the Lease, as if somebody had forged it."""
+async def spend_and_recover(stage: Stage, cluster: Cluster, namespace: str) -> None:
+    """Cross all thresholds and raise the cap, while two operators act or may: what happens happens
+    once, and what they write stays as it is."""
     notices: list[str] = []
 
     async def take(request: Request, answer: Answer) -> None:
@@ -139,7 +141,6 @@ async def test_two_operators_that_both_think_they_lead_agree(
         answer.send(200, b"{}")
 
     async with await serve(take, 0) as server:
-        first, second = await start_operator(stage), await start_operator(stage, again=True)
         sink = channels(namespace, port_of(server))
         await create(cluster, sink, workload(namespace, f"{namespace}/team-a"))
         app = await start_spending(stage, cluster, namespace, guarded(namespace, "0.10"))
@@ -163,11 +164,64 @@ async def test_two_operators_that_both_think_they_lead_agree(
             assert now["metadata"]["generation"] == metadata["generation"], "they don't fight"
         await create(cluster, guarded(namespace, "10.00"))
         await until_model(cluster, namespace, "large")
+        await until("every notice", lambda: _value(len(notices) >= len(STEPS)))
         assert sorted(await told(cluster, namespace)) == sorted(action for _, action in STEPS)
         assert len(notices) == len(STEPS), notices
-        for each in (first, second):
-            assert each.returncode is None
-            await stop(each)
+
+
+async def test_two_operators_that_both_think_they_lead_agree(
+    stage: Stage, cluster: Cluster, namespace: str
+) -> None:
+    """Under one name both hold the Lease."""
+    first, second = await start_operator(stage), await start_operator(stage, again=True)
+    await spend_and_recover(stage, cluster, namespace)
+    for each in (first, second):
+        assert each.returncode is None
+        await stop(each)
+    assert model_of(await cluster.get(DEPLOYMENTS, namespace, "researcher")) == "large"
+
+
+async def test_operators_between_whom_somebody_else_hands_the_lease_to_and_fro_agree(
+    stage: Stage, cluster: Cluster, namespace: str
+) -> None:
+    """Whoever it names begins at once, and the other goes on until its next renewal: two seconds in
+    which both act, again and again. Each is started anew when it ends, as by its Deployment."""
+    chance = random.Random(11)
+    lives = dict.fromkeys(("first", "second"), 0)
+
+    async def live(identity: str) -> None:
+        while True:
+            lives[identity] += 1
+            process = await stage.operator(
+                allow_private=["127.0.0.1"], name=f"{identity}-{lives[identity]}", identity=identity
+            )
+            try:
+                await process.wait()
+            finally:
+                if process.returncode is None:
+                    process.kill()
+
+    async def forge() -> None:
+        for holder in itertools.cycle(lives):
+            with contextlib.suppress(ApiError):  # there is no Lease yet
+                spec = {"holderIdentity": holder}
+                await cluster.merge_patch(LEASES, OPERATOR_NAMESPACE, LEASE_NAME, {"spec": spec})
+            await asyncio.sleep(chance.uniform(0.5, 4))
+
+    def led(identity: str) -> int:
+        logs = (stage.log(f"{identity}-{number}") for number in range(1, lives[identity] + 1))
+        return sum('"leading"' in log.read_text() for log in logs if log.exists())
+
+    tasks = [asyncio.create_task(live(each)) for each in lives]
+    tasks.append(asyncio.create_task(forge()))
+    try:
+        await spend_and_recover(stage, cluster, namespace)
+        await until("each has led, more than once", lambda: _value(min(map(led, lives)) > 1))
+        assert not any(task.done() for task in tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
     assert model_of(await cluster.get(DEPLOYMENTS, namespace, "researcher")) == "large"
 
 

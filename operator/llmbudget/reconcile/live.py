@@ -231,14 +231,19 @@ class Live:
     async def _watch(self, kind: Kind, namespace: str | None) -> None:
         key = (kind.kind, namespace)
         selector = _API_SERVICE if kind is ENDPOINT_SLICES else SELECTOR
+        missing: set[Key] = set()
+        """What was known before a gap, and has not been listed since."""
         while True:
             try:
                 async for event in self._cluster.watch(kind, namespace, label_selector=selector):
                     if event.type == "SYNCED":
+                        self._lose(kind, missing)
+                        missing.clear()
                         self._forbidden.pop(key, None)
                         self._synced[key].set()
                         continue
                     item = {"apiVersion": kind.api_version, "kind": kind.kind} | event.object
+                    missing.discard(_key(item))
                     account = self._take(kind, item, gone=event.type == "DELETED")
                     # What there is at first is what everybody waits for, and no news.
                     if self._synced[key].is_set():
@@ -249,6 +254,23 @@ class Live:
                 fields = {"kind": kind.kind, "namespace": namespace}
                 log.warning("watch: %s", error, extra={"fields": fields})
             await asyncio.sleep(_RETRY_SECONDS)
+            missing = self._known(kind, namespace)
+
+    def _known(self, kind: Kind, namespace: str | None) -> set[Key]:
+        """List what one watch has told of."""
+        if kind is ENDPOINT_SLICES:
+            return {(kind.kind, namespace or "", name) for name in self._slices}
+        here = (key for key in self._objects if key[0] == kind.kind)
+        return {key for key in here if namespace in (None, key[1])}
+
+    def _lose(self, kind: Kind, missing: Collection[Key]) -> None:
+        """Forget what went while its watch was not allowed to look."""
+        for key in missing:
+            known = self._objects.get(key)
+            self._forget(key)
+            if kind is ENDPOINT_SLICES:
+                self._slices.pop(key[2], None)
+            self._tell(kind, None if known is None else known.account)
 
     def _tell(self, kind: Kind, account: str | None) -> None:
         if kind is ENDPOINT_SLICES:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from llmbudget.api.meta import ANNOTATION_APPLIED
-from llmbudget.clients.cluster import Cluster, WatchEvent
+from llmbudget.clients.cluster import ApiError, Cluster, WatchEvent
 from llmbudget.clients.connection import Connection
 from llmbudget.clients.kinds import DEPLOYMENTS, Kind
+from llmbudget.reconcile import live as module
 from llmbudget.reconcile.live import Live
 
 Manifest = dict[str, Any]
@@ -42,7 +43,9 @@ class Api(Cluster):
 
     def __init__(self) -> None:
         super().__init__(Connection.in_cluster(Path("/nowhere")))
-        self.events: asyncio.Queue[WatchEvent] = asyncio.Queue()
+        self.events: asyncio.Queue[WatchEvent | ApiError] = asyncio.Queue()
+        self.listed: list[Manifest] = []
+        """What there is when a watch begins."""
 
     async def watch(
         self,
@@ -53,11 +56,16 @@ class Api(Cluster):
         field_selector: str | None = None,
         metadata_only: bool = False,
     ) -> AsyncIterator[WatchEvent]:
+        for item in self.listed if kind is DEPLOYMENTS else ():
+            yield WatchEvent("ADDED", item)
         yield WatchEvent("SYNCED", {})
         while True:
             if kind is not DEPLOYMENTS:
                 await asyncio.Event().wait()
-            yield await self.events.get()
+            event = await self.events.get()
+            if isinstance(event, ApiError):
+                raise event
+            yield event
 
 
 class Scene:
@@ -126,3 +134,24 @@ async def test_a_namespace_that_is_left_is_forgotten(scene: Scene) -> None:
     await scene.tell("ADDED", deployment(1))
     scene.live.keep({"elsewhere"})
     assert scene.live.of(ACCOUNT) == []
+
+
+async def test_what_went_while_its_watch_was_forbidden_is_noticed_when_it_may_look_again(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_RETRY_SECONDS", 0)
+    other = deployment(2)
+    other["metadata"]["name"] = "one-other"
+    for item in (deployment(1), other):
+        await scene.tell("ADDED", item)
+    scene.news.clear()
+    changed = deployment(5, replicas=9)
+    changed["metadata"]["name"] = "one-other"
+    scene.api.listed = [changed]
+    scene.api.events.put_nowait(ApiError(403, "Forbidden", "no"))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert scene.news == [ACCOUNT, ACCOUNT], "one has changed, the other is gone"
+    assert [each["metadata"]["name"] for each in scene.live.of(ACCOUNT)] == ["one-other"]
+    assert scene.live.get(deployment(0)) is None
+    await scene.live.ready("team")
