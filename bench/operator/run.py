@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import resource
 import statistics
 import sys
@@ -23,7 +24,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import httpx
 from bench.operator import world
@@ -159,17 +160,22 @@ class Bench:
 
     async def _restart(self) -> None:
         """Nothing is written to a child, and all is seen to be well."""
+        assert self.stage is not None
         await self._end()
         self.audit.writes()
-        started = time.monotonic()
-        await self._begin()
-        seconds = await self._until_settled(started)
+        server = self._server_cpu()
+        with self.stage.log("operator").open("rb") as log:
+            log.seek(0, os.SEEK_END)
+            await self._begin()
+            seconds = await self._until_settled(log)
+        ours, server = self._cpu(), self._server_cpu() - server
         await asyncio.sleep(5)
         writes = self.audit.writes()
         children = {w: n for w, n in writes.items() if not _is_own(w)}
         self.say(
             f"restart with {self.options.budgets} budgets", f"all looked at in {seconds:.1f} s"
         )
+        self.say("  processor until then", f"{ours:.1f} s; control plane {server:.1f} s")
         self.say("  writes to children", str(sum(children.values())))
         self.say("  other writes", _listed(writes, _is_own))
         self.say("  memory", self._memory())
@@ -304,19 +310,14 @@ class Bench:
                     return time.monotonic() - started
         raise AssertionError
 
-    async def _until_settled(self, started: float) -> float:
-        assert self.stage is not None
-        log = self.stage.log("operator")
-        for _ in range(1200):
-            lines = log.read_text(errors="replace").splitlines()
-            mine = [line for line in lines if '"all looked at"' in line]
-            if len(mine) > self._settled_before:
-                self._settled_before = len(mine)
-                return time.monotonic() - started
-            await asyncio.sleep(0.05)
-        raise TimeoutError("the operator did not come to rest")
-
-    _settled_before = 1
+    async def _until_settled(self, log: BinaryIO) -> float:
+        """Wait until the operator says that it has looked at all; return the seconds since its
+        process began."""
+        assert self.operator is not None
+        async with asyncio.timeout(600):
+            while not any(b'"all looked at"' in line for line in log):
+                await asyncio.sleep(0.02)
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - _began(self.operator.pid)
 
     async def _watch_models(self, seen: dict[str, float]) -> None:
         async for event in self.cluster.watch(DEPLOYMENTS):
@@ -382,6 +383,12 @@ class Bench:
 def _cpu_of(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / 100
+
+
+def _began(pid: int) -> float:
+    """Tell when a process began, in seconds since the machine did."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def _command(pid: int) -> bytes:

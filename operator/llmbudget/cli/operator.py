@@ -14,6 +14,7 @@ from llmbudget.cli.options import log_level_option
 from llmbudget.clients.cluster import ApiError, parse_address
 from llmbudget.contract.config import TOKEN_DIRECTORY
 from llmbudget.decide.world import Installation
+from llmbudget.reconcile.memory import begin_frugally
 from llmbudget.reconcile.operator import OperatorEnded, Options, run
 from llmbudget.telemetry import logs
 
@@ -137,6 +138,7 @@ def command(
         health_port=health_port,
         identity=identity,
     )
+    begin_frugally()
     try:
         uvloop.run(run(options))
     except KeyError as error:

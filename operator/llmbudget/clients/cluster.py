@@ -19,13 +19,14 @@ from urllib.parse import urlencode
 from llmbudget.api.meta import FIELD_MANAGER
 from llmbudget.clients.connection import WATCH_SECONDS, ApiError, Connection
 from llmbudget.clients.kinds import Kind, kind_of
-from llmbudget.clients.watch_events import Known, Manifest, WatchEvent
+from llmbudget.clients.watch_events import Known, Manifest, Place, WatchEvent
 
 __all__ = ["ApiError", "Cluster", "TokenIdentity", "WatchEvent", "parse_address"]
 
 Manifests = list[Manifest]
 
-PAGE: Final = 500
+PAGE: Final = 100
+"""Objects of a list that are read at once."""
 _BACKOFF: Final = (0.2, 30.0)
 """Seconds between reconnects: the first, the longest."""
 
@@ -95,7 +96,9 @@ class Cluster:
         self, kind: Kind, namespace: str | None = None, label_selector: str | None = None
     ) -> tuple[Manifests, str]:
         """Read all objects, with the resource version that they are of."""
-        return await self._list(kind, namespace, _query(labelSelector=label_selector))
+        query = _query(labelSelector=label_selector)
+        pages = [page async for page in self._pages(kind, namespace, query)]
+        return [item for items, _ in pages for item in items], pages[-1][1]
 
     async def pages(
         self, kind: Kind, namespace: str | None = None, *, metadata_only: bool = False
@@ -125,8 +128,13 @@ class Cluster:
         failures = 0
         while True:
             try:
-                items, version = await self._list(kind, namespace, query, metadata_only)
-                for event in known.relisted(items):
+                listed: set[Place] = set()
+                version = ""
+                async for items, page in self._pages(kind, namespace, query, metadata_only):
+                    version = page
+                    for event in known.told(items, listed):
+                        yield event
+                for event in known.gone(listed):
                     yield event
                 yield WatchEvent("SYNCED", {})
                 failures = 0
@@ -317,18 +325,12 @@ class Cluster:
         query = {"fieldManager": field_manager, "force": "true" if force else "false"}
         return await self._connection.send("PATCH", path, manifest, _APPLY, query)
 
-    async def _list(
+    async def _pages(
         self,
         kind: Kind,
         namespace: str | None,
         query: Mapping[str, str],
         metadata_only: bool = False,
-    ) -> tuple[Manifests, str]:
-        pages = [page async for page in self._pages(kind, namespace, query, metadata_only)]
-        return [item for items, _ in pages for item in items], pages[-1][1]
-
-    async def _pages(
-        self, kind: Kind, namespace: str | None, query: Mapping[str, str], metadata_only: bool
     ) -> AsyncIterator[tuple[Manifests, str]]:
         page = {"limit": str(PAGE), **query}
         accept = _METADATA_LIST if metadata_only else _JSON

@@ -36,6 +36,8 @@ bookmark every minute."""
 TOKEN_SECONDS: Final = 60
 """How long a token is used before its file is read again."""
 
+CONNECTIONS: Final = 100
+"""At once, beside those of watches: making one costs as much as ten requests."""
 _LIMITS: Final = aiohttp.ClientTimeout(total=30)
 _WATCH_LIMITS: Final = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=SILENCE_SECONDS)
 
@@ -57,6 +59,9 @@ class Connection:
     def __init__(self, load: Load) -> None:
         self._load = load
         self._client: kubernetes_client.ApiClient | None = None
+        self._watcher: kubernetes_client.ApiClient | None = None
+        """Watches keep their connections: among the others they would keep those out. And what a
+        long list has made large is no connection for a watch, which would keep it so."""
         self._opening = asyncio.Lock()
 
     @classmethod
@@ -110,17 +115,19 @@ class Connection:
                 configuration = kubernetes_client.Configuration()
                 # Ambient proxies must not see a token; a kubeconfig's own proxy-url is honoured.
                 configuration.client_session_kwargs = {"trust_env": False}
-                # Each watch keeps a connection: with a limit they would keep all others out.
-                configuration.connection_pool_maxsize = 0
                 await self._load(configuration)
+                configuration.connection_pool_maxsize = 0
+                self._watcher = kubernetes_client.ApiClient(configuration)
+                configuration.connection_pool_maxsize = CONNECTIONS
                 self._client = kubernetes_client.ApiClient(configuration)
         return self._client
 
     async def close(self) -> None:
         """Let go of all connections."""
-        if self._client is not None:
-            await self._client.close()
-            self._client = None
+        for client in (self._client, self._watcher):
+            if client is not None:
+                await client.close()
+        self._client = self._watcher = None
 
     async def send(
         self,
@@ -159,7 +166,7 @@ class Connection:
         Raises:
             ApiError.
         """
-        response = await self._request("GET", path, None, {"Accept": accept}, _WATCH_LIMITS)
+        response = await self._request("GET", path, None, {"Accept": accept}, watch=True)
         try:
             async for line in response.response.content:
                 yield from_json(line)
@@ -174,9 +181,14 @@ class Connection:
         path: str,
         body: object,
         headers: Mapping[str, str],
-        limits: aiohttp.ClientTimeout = _LIMITS,
+        *,
+        watch: bool = False,
     ) -> RESTResponse:
         client = await self.open()
+        if watch:
+            assert self._watcher is not None
+            client = self._watcher
+        limits = _WATCH_LIMITS if watch else _LIMITS
         sent = dict(headers)
         try:
             await client.update_params_for_auth(sent, [], ["BearerToken"], path, method, body)

@@ -57,24 +57,57 @@ class GatewayError(Exception):
     """The gateway can't be reached, or refuses; the message says which."""
 
 
+class Sessions:
+    """What all clients have in common: thousands of gateways are followed by one session."""
+
+    def __init__(self) -> None:
+        self._session: aiohttp.ClientSession | None = None
+
+    def opened(self) -> aiohttp.ClientSession:
+        """Begin with the first request. Ambient proxies must not see the token, and no gateway sets
+        another's cookies."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                # Each connection serves one request, each gateway keeps one, and pods move.
+                connector=aiohttp.TCPConnector(limit=0, force_close=True, use_dns_cache=False),
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=_LIMITS,
+            )
+        return self._session
+
+    async def close(self) -> None:
+        """Let go of all connections."""
+        if self._session is not None:
+            await self._session.close()
+
+
 class GatewayClient:
     """One gateway's ledger API."""
 
     def __init__(
-        self, url: str, token: Token, ca: str | None = None, *, name: str | None = None
+        self,
+        url: str,
+        token: Token,
+        ca: str | None = None,
+        *,
+        name: str | None = None,
+        sessions: Sessions | None = None,
     ) -> None:
         """Connect by `ca`, authorities in PEM; None: the public ones. `name` is what the
-        certificate must be for; None: the URL's host."""
+        certificate must be for; None: the URL's host. `sessions` is shared with other clients, and
+        closed by its owner; None: its own."""
         self._url = url.rstrip("/")
         self._name = name
         self._token = token
         self._trust = _trust(ca)
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions = sessions or Sessions()
+        self._owned = sessions is None
 
     async def close(self) -> None:
         """Let go of the connections."""
-        if self._session is not None:
-            await self._session.close()
+        if self._owned:
+            await self._sessions.close()
 
     async def events(self) -> AsyncIterator[StreamEvent]:
         """Follow the stream until it ends or falls silent.
@@ -112,7 +145,7 @@ class GatewayClient:
         # Nothing packed, which might be much more than it seems.
         headers = {"authorization": f"Bearer {await self._token()}", "accept-encoding": "identity"}
         try:
-            answer = await self._opened().request(
+            answer = await self._sessions.opened().request(
                 method,
                 self._url + path,
                 headers=headers,
@@ -128,15 +161,6 @@ class GatewayClient:
                 answer.close()
         except (aiohttp.ClientError, TimeoutError) as error:
             raise GatewayError(f"the gateway can't be reached: {type(error).__name__}") from None
-
-    def _opened(self) -> aiohttp.ClientSession:
-        """Begin with the first request: thousands of gateways are followed, each by a session.
-        Ambient proxies must not see the token."""
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar(), timeout=_LIMITS
-            )
-        return self._session
 
 
 async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

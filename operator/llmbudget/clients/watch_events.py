@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ class WatchEvent:
     """A change, or SYNCED once all objects that were there have been reported as ADDED.
 
     After a gap that the server can't bridge, objects that changed come as MODIFIED, and those that
-    are gone come as DELETED with what was last known of their identity.
+    are gone come as DELETED with their names and the version that was known last.
     """
 
     type: str
@@ -22,30 +23,34 @@ class WatchEvent:
     object: Manifest
 
 
+Place = tuple[str, str]
+"""Namespace and name."""
+
+
 class Known:
-    """Which objects a watch has reported, in which version."""
+    """Which objects a watch has reported, in which version: little, since it is kept of each."""
 
     def __init__(self) -> None:
-        self._versions: dict[tuple[str, str], tuple[str, str]] = {}
-        """Uid and version by namespace and name: little, since it is kept of every object."""
+        self._versions: dict[Place, int] = {}
 
-    def relisted(self, items: Sequence[Manifest]) -> list[WatchEvent]:
-        """Tell what a list says beyond what is known, and take it over."""
-        listed = {_key(item): item for item in items}
-        before = self._versions
-        self._versions = {key: _version(item) for key, item in listed.items()}
-        events = [
-            WatchEvent("DELETED", {"metadata": _identity(key, version)})
-            for key, version in before.items()
-            if key not in listed
-        ]
-        for key, item in listed.items():
-            old = before.get(key)
-            if old is None:
-                events.append(WatchEvent("ADDED", item))
-            elif old[1] != item["metadata"]["resourceVersion"]:
-                events.append(WatchEvent("MODIFIED", item))
-        return events
+    def told(self, items: Sequence[Manifest], listed: set[Place]) -> Iterator[WatchEvent]:
+        """Tell what a page of a list says beyond what is known, and take it over; `listed` takes up
+        what it names."""
+        for item in items:
+            key, version = _key(item), _version(item)
+            listed.add(key)
+            before = self._versions.get(key)
+            self._versions[key] = version
+            if before != version:
+                yield WatchEvent("ADDED" if before is None else "MODIFIED", item)
+
+    def gone(self, listed: Collection[Place]) -> Iterator[WatchEvent]:
+        """Tell what is known and was not listed, and forget it."""
+        for key in [key for key in self._versions if key not in listed]:
+            version = self._versions.pop(key)
+            named = {"namespace": key[0]} if key[0] else {}
+            metadata = named | {"name": key[1], "resourceVersion": str(version)}
+            yield WatchEvent("DELETED", {"metadata": metadata})
 
     def remember(self, event: WatchEvent) -> None:
         """Take over what a watch says."""
@@ -55,16 +60,10 @@ class Known:
             self._versions[_key(event.object)] = _version(event.object)
 
 
-def _version(item: Manifest) -> tuple[str, str]:
+def _version(item: Manifest) -> int:
+    return int(item["metadata"]["resourceVersion"])
+
+
+def _key(item: Manifest) -> Place:
     metadata = item["metadata"]
-    return metadata.get("uid", ""), metadata["resourceVersion"]
-
-
-def _identity(key: tuple[str, str], version: tuple[str, str]) -> Manifest:
-    (namespace, name), (uid, resource_version) = key, version
-    found = {"namespace": namespace, "name": name, "uid": uid, "resourceVersion": resource_version}
-    return {field: value for field, value in found.items() if value}
-
-
-def _key(item: Manifest) -> tuple[str, str]:
-    return item["metadata"].get("namespace", ""), item["metadata"]["name"]
+    return sys.intern(metadata.get("namespace", "")), sys.intern(metadata["name"])

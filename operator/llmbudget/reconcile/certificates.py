@@ -14,6 +14,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Final
 
 from llmbudget.api.meta import LABEL_MANAGED_BY, MANAGED_BY
@@ -55,7 +56,7 @@ class AuthorityUnusable(Exception):
     """The authority's Secret can't be used; the message says what to do."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Authorities:
     """Those that clients trust."""
 
@@ -66,9 +67,9 @@ class Authorities:
     previous: bytes | None = None
     """The certificate of the one that signed before."""
 
-    @property
+    @cached_property
     def bundle(self) -> str:
-        """All of them, in PEM."""
+        """All of them, in PEM: one text for all gateways."""
         known = [each.pair.certificate for each in (self.current, self.following) if each]
         return b"".join([*known, *([self.previous] if self.previous else [])]).decode()
 

@@ -31,9 +31,10 @@ from llmbudget.reconcile import streams
 from llmbudget.reconcile.actions import Actions
 from llmbudget.reconcile.apply import OwnerGone, apply_children
 from llmbudget.reconcile.certificates import Certificates
-from llmbudget.reconcile.gather import gather, keys_for_environment
+from llmbudget.reconcile.gather import SecretReader, gather, keys_for_environment
 from llmbudget.reconcile.health import Health
 from llmbudget.reconcile.live import SELECTOR, Live, account_of
+from llmbudget.reconcile.memory import keep_for_good
 from llmbudget.reconcile.queue import Failure, WorkQueue
 from llmbudget.reconcile.recorder import Recorder
 from llmbudget.reconcile.status import Situation
@@ -108,6 +109,7 @@ class Controller:
             *(cluster, installation.service_account, local_gateways),
             *(self._belongs, self._heard, self._acted),
         )
+        self._secrets = SecretReader(cluster)
         self._certificates = Certificates(cluster, self._live, installation.namespace, clock)
         recorder = Recorder(cluster, instance)
         self._actions = Actions(
@@ -155,6 +157,7 @@ class Controller:
                 if not self._unseen:
                     seconds = round(time.monotonic() - self._begun, 1)
                     log.info("all looked at", extra={"fields": {"seconds": seconds}})
+                    keep_for_good()
 
     async def _reconcile(self, account: str) -> None:
         store = self.store
@@ -172,7 +175,7 @@ class Controller:
                 await self._statuses.release(root)
             return
         world = await gather(
-            self._cluster, store, self._live, self._installation, root, self._clock()
+            self._secrets, store, self._live, self._installation, root, self._clock()
         )
         found = findings(world)
         fatal = any(finding.fatal for finding in found)

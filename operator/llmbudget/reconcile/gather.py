@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from llmbudget.api.gateway_spec import SecretDelivery
 from llmbudget.api.meta import ANNOTATION_ALLOWED_HOST, LABEL_LEDGER, LABEL_PROVIDER_KEY
@@ -21,9 +22,54 @@ from llmbudget.reconcile.live import Live
 from llmbudget.reconcile.store import Store
 from llmbudget.render import names
 
+_FRESH_SECONDS: Final = 1.0
+
+
+class SecretReader:
+    """Reads what Secrets say of themselves: each once a second, however many budgets name it."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._read: dict[tuple[str, str], tuple[float, asyncio.Future[SecretFacts | None]]] = {}
+
+    async def facts(self, namespace: str, name: str) -> SecretFacts | None:
+        """Read the metadata of a Secret, never its data; None: there is none.
+
+        Raises:
+            ApiError.
+        """
+        now, key = time.monotonic(), (namespace, name)
+        known = self._read.get(key)
+        if known is None or now - known[0] > _FRESH_SECONDS or _failed(known[1]):
+            self._read = {k: v for k, v in self._read.items() if now - v[0] <= _FRESH_SECONDS}
+            known = self._read[key] = now, asyncio.ensure_future(self._look(namespace, name))
+        # Who gives up must not take the others' answer along.
+        return await asyncio.shield(known[1])
+
+    async def _look(self, namespace: str, name: str) -> SecretFacts | None:
+        secret = await self._cluster.get_metadata(SECRETS, namespace, name)
+        if secret is None:
+            return None
+        labels = secret["metadata"].get("labels") or {}
+        annotations = secret["metadata"].get("annotations") or {}
+        return SecretFacts(
+            consents=labels.get(LABEL_PROVIDER_KEY) == "true",
+            allowed_host=annotations.get(ANNOTATION_ALLOWED_HOST),
+            is_ledger=labels.get(LABEL_LEDGER) == "true",
+        )
+
+
+def _failed(read: asyncio.Future[SecretFacts | None]) -> bool:
+    return read.done() and (read.cancelled() or read.exception() is not None)
+
 
 async def gather(
-    cluster: Cluster, store: Store, live: Live, installation: Installation, root: str, now: datetime
+    reader: SecretReader,
+    store: Store,
+    live: Live,
+    installation: Installation,
+    root: str,
+    now: datetime,
 ) -> World:
     """Read what a root budget depends on.
 
@@ -45,7 +91,7 @@ async def gather(
         root=members[0],
         children=members[1:],
         providers=providers,
-        secrets=await _secrets(cluster, namespace, _secret_names(members[0], chosen)),
+        secrets=await _secrets(reader, namespace, _secret_names(members[0], chosen)),
         api_servers=live.api_servers(),
         installation=installation,
         previous_config=((config_map or {}).get("data") or {}).get(CONFIG_KEY),
@@ -87,19 +133,8 @@ def _secret_names(root: Budget, providers: list[Provider]) -> list[str]:
     return sorted({ref.name for ref in refs if ref is not None})
 
 
-async def _secrets(cluster: Cluster, namespace: str, wanted: list[str]) -> dict[str, SecretFacts]:
-    """Read the metadata of Secrets: never their data."""
-    found = await asyncio.gather(
-        *(cluster.get_metadata(SECRETS, namespace, name) for name in wanted)
-    )
-    facts: dict[str, SecretFacts] = {}
-    for name, secret in zip(wanted, found, strict=True):
-        if secret is not None:
-            labels = secret["metadata"].get("labels") or {}
-            annotations = secret["metadata"].get("annotations") or {}
-            facts[name] = SecretFacts(
-                consents=labels.get(LABEL_PROVIDER_KEY) == "true",
-                allowed_host=annotations.get(ANNOTATION_ALLOWED_HOST),
-                is_ledger=labels.get(LABEL_LEDGER) == "true",
-            )
-    return facts
+async def _secrets(
+    reader: SecretReader, namespace: str, wanted: list[str]
+) -> dict[str, SecretFacts]:
+    found = await asyncio.gather(*(reader.facts(namespace, name) for name in wanted))
+    return {name: facts for name, facts in zip(wanted, found, strict=True) if facts is not None}

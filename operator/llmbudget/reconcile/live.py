@@ -7,16 +7,13 @@ Kopf's watches know no label selectors, and must not read every ConfigMap of a c
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import signal
-import zlib
+import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
-
-from pydantic_core import from_json
 
 from llmbudget.api.meta import (
     ANNOTATION_APPLIED,
@@ -38,11 +35,13 @@ from llmbudget.clients.kinds import (
     NETWORK_POLICIES,
     ROLE_BINDINGS,
     ROLES,
+    SECRETS,
     SERVICE_ACCOUNTS,
     SERVICES,
     Kind,
     kind_of,
 )
+from llmbudget.reconcile.packed import Packer
 
 Manifest = dict[str, Any]
 Key = tuple[str, str, str]
@@ -54,42 +53,38 @@ NAMESPACED: Final = (
     *(SERVICE_ACCOUNTS, ROLES, ROLE_BINDINGS, CONFIG_MAPS, CLAIMS, NETWORK_POLICIES),
     *(SERVICES, DEPLOYMENTS, AUTOSCALERS, DISRUPTION_BUDGETS),
 )
+_API_VERSIONS: Final = {
+    kind.kind: kind.api_version for kind in (*NAMESPACED, CLUSTER_ROLE_BINDINGS, SECRETS)
+}
 SELECTOR: Final = f"{LABEL_MANAGED_BY}={MANAGED_BY},{LABEL_BUDGET}"
 _API_SERVICE: Final = "kubernetes.io/service-name=kubernetes"
 _SYNC_SECONDS: Final = 20.0
 _RETRY_SECONDS: Final = 15.0
 _MOST_GONE: Final = 10_000
 _UNKEPT: Final = frozenset({"managedFields", "resourceVersion"})
+_SAID: Final = frozenset({"apiVersion", "kind", "status"})
+"""Of an object, what its place says, or nothing is compared with."""
 _THEIRS: Final = "deployment.kubernetes.io/"
 """Annotations with this prefix are Kubernetes' own bookkeeping."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """An object, packed: thousands of budgets have tens of thousands of children, and a dict takes
-    ten times the memory."""
+    """An object, without its name and kind."""
 
     version: int
     account: str
     packed: bytes
 
-    @classmethod
-    def of(cls, manifest: Manifest) -> _Kept:
-        """Keep what may be compared: neither its status nor who wrote which field, nor what counts
-        changes to either."""
-        metadata = {k: v for k, v in manifest["metadata"].items() if k not in _UNKEPT}
-        if any(key.startswith(_THEIRS) for key in metadata.get("annotations") or ()):
-            kept = {k: v for k, v in metadata["annotations"].items() if not k.startswith(_THEIRS)}
-            metadata["annotations"] = kept
-        kept = {k: v for k, v in manifest.items() if k != "status"} | {"metadata": metadata}
-        text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
-        return cls(_version(manifest), account_of(manifest) or "", zlib.compress(text.encode(), 1))
 
-    def manifest(self) -> Manifest:
-        """Unpack it."""
-        found: Manifest = from_json(zlib.decompress(self.packed))
-        found["metadata"]["resourceVersion"] = str(self.version)
-        return found
+def _comparable(manifest: Manifest) -> Manifest:
+    """Keep what may be compared: neither its status nor who wrote which field, nor what counts
+    changes to either."""
+    metadata = {k: v for k, v in manifest["metadata"].items() if k not in _UNKEPT}
+    if any(key.startswith(_THEIRS) for key in metadata.get("annotations") or ()):
+        kept = {k: v for k, v in metadata["annotations"].items() if not k.startswith(_THEIRS)}
+        metadata["annotations"] = kept
+    return {k: v for k, v in manifest.items() if k not in _SAID} | {"metadata": metadata}
 
 
 class Live:
@@ -112,6 +107,8 @@ class Live:
         self._notify = notify
         self._notify_all = notify_all
         self._objects: dict[Key, _Kept] = {}
+        self._packers: dict[str, Packer] = {}
+        """By kind."""
         self._of: dict[str, set[Key]] = {}
         """By root budget, so that the work for one does not grow with the others."""
         self._slices: dict[str, Manifest] = {}
@@ -144,8 +141,8 @@ class Live:
 
     def get(self, manifest: Manifest) -> Manifest | None:
         """Find the live object of a manifest."""
-        kept = self._objects.get(_key(manifest))
-        return None if kept is None else kept.manifest()
+        key = _key(manifest)
+        return self._unpacked(key) if key in self._objects else None
 
     def put(self, manifest: Manifest) -> None:
         """Take over what the API server answered, before the watch tells it, but nothing older
@@ -156,8 +153,10 @@ class Live:
             return
         if known is None or version >= known.version:
             self._forget(key)
-            kept = self._objects[key] = _Kept.of(manifest)
-            self._of.setdefault(kept.account, set()).add(key)
+            account = sys.intern(account_of(manifest) or "")
+            packed = self._packer(manifest["kind"]).pack(_comparable(manifest))
+            self._objects[key] = _Kept(version, account, packed)
+            self._of.setdefault(account, set()).add(key)
 
     @contextmanager
     def expecting(self, manifest: Manifest) -> Iterator[None]:
@@ -176,7 +175,20 @@ class Live:
     def of(self, account: str, beside: Collection[tuple[str, str]] = ()) -> list[Manifest]:
         """List the children of a root budget, beside those of these kinds and names."""
         keys = [key for key in sorted(self._of.get(account, ())) if (key[0], key[2]) not in beside]
-        return [self._objects[key].manifest() for key in keys]
+        return [self._unpacked(key) for key in keys]
+
+    def _unpacked(self, key: Key) -> Manifest:
+        kept, kind = self._objects[key], key[0]
+        found = self._packer(kind).unpack(kept.packed)
+        found["metadata"]["resourceVersion"] = str(kept.version)
+        return {"apiVersion": _API_VERSIONS[kind], "kind": kind} | found
+
+    def _packer(self, kind: str) -> Packer:
+        found = self._packers.get(kind)
+        if found is None:
+            # No Secret's text outlives the Secret.
+            found = self._packers[kind] = Packer(alike=kind != SECRETS.kind)
+        return found
 
     def _forget(self, key: Key) -> None:
         known = self._objects.pop(key, None)
@@ -317,7 +329,9 @@ def _end_with(task: asyncio.Task[None]) -> None:
 
 def _key(item: Manifest) -> Key:
     metadata = item["metadata"]
-    return kind_of(item).kind, metadata.get("namespace", ""), metadata["name"]
+    # Names are the same again and again, each time in a string of its own.
+    namespace, name = metadata.get("namespace", ""), metadata["name"]
+    return kind_of(item).kind, sys.intern(namespace), sys.intern(name)
 
 
 def _version(item: Manifest) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
 
@@ -18,11 +18,18 @@ from llmbudget.api.profiles import effective
 from llmbudget.api.provider import ProviderSpec
 from llmbudget.decide.tree import EMPTY, Forest, regrown
 from llmbudget.decide.world import Budget, Provider
+from llmbudget.reconcile.packed import PackedResources
 from llmbudget.telemetry.operator_metrics import Readiness
 
 Manifest = dict[str, Any]
 Place = tuple[str, str]
 """Namespace and name."""
+
+_OWN: Final = frozenset({"consumers", "targets"})
+"""Parts of a spec that are like no other's."""
+_MOST_PARTS: Final = 4096
+_ONCE: Final[dict[tuple[str, str], object]] = {}
+"""Parts of specs by their field and what they say."""
 
 
 class Store:
@@ -33,7 +40,7 @@ class Store:
         self._written = written
         self.budgets: dict[str, Budget] = {}
         self.providers: dict[str, Provider] = {}
-        self.raw: dict[tuple[str, str], Manifest] = {}
+        self.raw = PackedResources()
         """By kind and account: the resources as they are, status included."""
         self.invalid: dict[str, str] = {}
         """Budgets that can't be read, and why."""
@@ -85,11 +92,11 @@ class Store:
     def missing_from(self, kind: str, listed: Collection[Place], version: int) -> list[Manifest]:
         """Find what is known and not in a list of that version, nor made after it."""
         return [
-            raw
-            for (each, _), raw in self.raw.items()
-            if each == kind
-            and (raw["metadata"]["namespace"], raw["metadata"]["name"]) not in listed
-            and _version(raw) <= version
+            self.raw[key]
+            for key in self.raw
+            if key[0] == kind
+            and tuple(key[1].split("/")) not in listed
+            and self.raw.version(key) <= version
         ]
 
     def answered(self, kind: str, raw: Manifest) -> None:
@@ -175,7 +182,7 @@ def parse_budget(raw: Mapping[str, Any]) -> Budget:
         uid=metadata["uid"],
         generation=metadata.get("generation", 0),
         annotations=metadata.get("annotations") or {},
-        spec=effective(BudgetSpec.model_validate(raw.get("spec") or {})),
+        spec=_frugal(effective(BudgetSpec.model_validate(raw.get("spec") or {}))),
         deleting="deletionTimestamp" in metadata,
         finalizers=tuple(metadata.get("finalizers") or ()),
     )
@@ -198,6 +205,15 @@ def parse_provider(raw: Mapping[str, Any]) -> Provider:
         spec=spec,
         error=problem,
     )
+
+
+def _frugal(spec: BudgetSpec) -> BudgetSpec:
+    """Let what is the same in many specs be there once: most of it, and parts never change."""
+    parts = {name: getattr(spec, name) for name in type(spec).model_fields if name not in _OWN}
+    if len(_ONCE) > _MOST_PARTS:
+        _ONCE.clear()
+    shared = {name: _ONCE.setdefault((name, repr(part)), part) for name, part in parts.items()}
+    return spec.model_copy(update=shared)
 
 
 def explain(error: ValidationError) -> str:

@@ -14,7 +14,7 @@ from typing import Final
 
 from llmbudget.api.meta import operator_audience
 from llmbudget.clients.cluster import ApiError, Cluster
-from llmbudget.clients.gateway import GatewayClient, GatewayError
+from llmbudget.clients.gateway import GatewayClient, GatewayError, Sessions
 from llmbudget.contract.config import GATEWAY_PORT
 from llmbudget.contract.events import (
     ActionEvent,
@@ -102,6 +102,7 @@ class Streams:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._places: dict[str, Place] = {}
         self._asking = asyncio.Semaphore(_TOKENS_AT_ONCE)
+        self._sessions = Sessions()
         self._turns: dict[str, int] = {}
         """How often another gateway of a root was taken."""
 
@@ -152,6 +153,7 @@ class Streams:
         """Stop following all."""
         for root in list(self._tasks):
             self.forget(root)
+        await self._sessions.close()
 
     async def _run(self, root: str, place: Place) -> None:
         first, longest = _RETRY_SECONDS
@@ -240,13 +242,15 @@ class Streams:
         """Speak to one of a root's gateways, to another each turn."""
         token = _Tokens(self, root).token
         if self._local_gateways is not None:
-            return GatewayClient(self._local_url(self._local_gateways, root, turn), token, place.ca)
+            url = self._local_url(self._local_gateways, root, turn)
+            return GatewayClient(url, token, place.ca, sessions=self._sessions)
         namespace, _, _ = root.partition("/")
         service = place.services[turn % len(place.services)]
         scheme = "https" if place.tls else "http"
         # Pods that are not ready too: they say why.
         url = f"{scheme}://{pods_of(service)}.{namespace}.svc:{GATEWAY_PORT}"
-        return GatewayClient(url, token, place.ca, name=f"{service}.{namespace}.svc")
+        name = f"{service}.{namespace}.svc"
+        return GatewayClient(url, token, place.ca, name=name, sessions=self._sessions)
 
     def _local_url(self, folder: Path, root: str, turn: int) -> str:
         """Find a gateway of this machine by the file in which it is announced."""

@@ -19,6 +19,7 @@ from typing import Any, Final
 import kopf
 
 from llmbudget.api.meta import GROUP, VERSION
+from llmbudget.clients.cluster import PAGE
 from llmbudget.clients.kinds import LEASES
 from llmbudget.reconcile.controller import Controller
 from llmbudget.reconcile.election import LEASE_NAME
@@ -30,6 +31,7 @@ _WATCH_SECONDS: Final = 240
 _LOGIN_SECONDS: Final = 5.0
 """Between logins, at least."""
 _LOGIN_LASTS: Final = timedelta(days=1)
+_IDLE_SECONDS: Final = 0.1
 _BACKOFF: Final = (1, 2, 4, 8, 15)
 """Seconds between tries of a list or a watch: the last for ever, for a watch must not give up."""
 
@@ -151,6 +153,9 @@ def _settings() -> kopf.OperatorSettings:
     chosen.watching.server_timeout = _WATCH_SECONDS
     chosen.watching.client_timeout = _WATCH_SECONDS + 30
     chosen.watching.reconnect_backoff = 1
+    chosen.watching.chunk_size = PAGE
+    # Until it ends, an object's worker holds what it was told last, and there is one for each.
+    chosen.queueing.idle_timeout = _IDLE_SECONDS
     chosen.watching.field_selectors[_HEARTBEAT] = f"metadata.name={LEASE_NAME}"
     chosen.persistence.diffbase_storage = _NoMemory()
     chosen.networking.error_backoffs = _Backoffs()
