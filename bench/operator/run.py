@@ -283,7 +283,7 @@ class Bench:
         ready: set[str] = set()
         started = time.monotonic()
         await begin()
-        async with asyncio.timeout(600):
+        async with asyncio.timeout(600 + count * 0.4):
             async for event in self.cluster.watch(BUDGETS):
                 if event.type == "SYNCED":
                     continue

@@ -53,7 +53,9 @@ RECHECK_SECONDS: Final = 5.0
 """The same, while something is wrong that people are about to mend."""
 _ROOT_WORKERS: Final = 32
 """The API server's answers are what a round waits for."""
-_STATUS_WORKERS: Final = 8
+_TRANSITION_WORKERS: Final = 32
+"""Each moves a budget's targets: three answers of the API server, while others' wait."""
+_FIGURE_WORKERS: Final = 8
 _ACTION_WORKERS: Final = 16
 """A channel that does not answer holds one up until it gives up."""
 _FIGURES_SECONDS: Final = 1.0
@@ -99,8 +101,8 @@ class Controller:
         self._clock = clock
         self.store = Store(health.written)
         self._roots = WorkQueue("roots", self._look, workers=_ROOT_WORKERS, failed=self._report)
-        self._transitions = WorkQueue("transitions", self._write, workers=_STATUS_WORKERS)
-        self._figures = WorkQueue("figures", self._write, workers=_STATUS_WORKERS)
+        self._transitions = WorkQueue("transitions", self._write, workers=_TRANSITION_WORKERS)
+        self._figures = WorkQueue("figures", self._write, workers=_FIGURE_WORKERS)
         clusterwide = not installation.namespaces
         self._live = Live(
             cluster, self.look_at, self.look_at_all, clusterwide=clusterwide, servers=api_servers

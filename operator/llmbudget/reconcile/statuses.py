@@ -208,12 +208,15 @@ class Statuses:
 
     async def _secure(self, budget: Budget) -> None:
         """Make sure that a deletion finds its way back, before a target is moved. What is known of
-        the budget may be old: another operator may have let it go.
+        the budget may be old, since another operator may have let it go: where it is written its
+        version tells, otherwise it is read.
 
         Raises:
             OwnerGone: it is being deleted, or is no more.
         """
-        raw = await self._cluster.get(BUDGETS, budget.namespace, budget.name)
+        raw = self._store.raw.get(("LLMBudget", budget.account))
+        if raw is None or FINALIZER in (raw["metadata"].get("finalizers") or ()):
+            raw = await self._cluster.get(BUDGETS, budget.namespace, budget.name)
         if raw is None or raw["metadata"]["uid"] != budget.uid:
             raise OwnerGone
         await self._set_finalizer(raw, wanted=True)

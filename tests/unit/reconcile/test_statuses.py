@@ -70,7 +70,10 @@ class Api(Cluster):
         self, kind: Kind, namespace: str | None, name: str, patch: Manifest
     ) -> Manifest:
         assert kind is BUDGETS
-        assert self.budget is not None
+        if self.budget is None:
+            raise ApiError(404, "NotFound", "not found")
+        if patch["metadata"]["resourceVersion"] != self.budget["metadata"]["resourceVersion"]:
+            raise ApiError(409, "Conflict", "the object has been modified")
         self.budget["metadata"] |= patch["metadata"] | {"resourceVersion": self.version()}
         if "deletionTimestamp" in self.budget["metadata"] and not patch["metadata"]["finalizers"]:
             gone, self.budget = self.budget, None
@@ -173,9 +176,11 @@ async def test_a_deletion_that_no_watch_has_told_of_yet_moves_nothing(
     if now == "gone":
         scene.api.budget = None
     elif now == "deleting":
-        scene.api.budget["metadata"]["deletionTimestamp"] = "2026-11-23T12:00:00Z"
+        deleting = {"deletionTimestamp": "2026-11-23T12:00:00Z"}
+        scene.api.budget["metadata"] |= deleting | {"resourceVersion": scene.api.version()}
     else:
-        scene.api.budget["metadata"]["uid"] = "another"
+        another = {"uid": "another", "resourceVersion": scene.api.version()}
+        scene.api.budget["metadata"] |= another
     await scene.statuses.write_tree(scene.gathered)
     assert scene.env == [DEAR]
 
