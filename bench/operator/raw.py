@@ -41,38 +41,53 @@ class Bare:
         """
         return await self.apply_groups((manifest,) for manifest in manifests)
 
+    async def create_all(self, manifests: Iterable[Manifest]) -> tuple[int, float]:
+        """Create all of what is not there: as apply_all, for a third of the server's work."""
+        return await self._send_groups("POST", ([manifest] for manifest in manifests))
+
     async def apply_groups(self, groups: Iterable[Sequence[Manifest]]) -> tuple[int, float]:
         """Apply groups at once, each in its order; of what has a status, that alone.
 
         Raises:
             RuntimeError: one was refused.
         """
+        return await self._send_groups("PATCH", groups)
+
+    async def _send_groups(
+        self, method: str, groups: Iterable[Sequence[Manifest]]
+    ) -> tuple[int, float]:
         waiting = iter(groups)
         connector = aiohttp.TCPConnector(limit=AT_ONCE, ssl=self._trust)
         async with aiohttp.ClientSession(connector=connector, headers=self._headers) as session:
             started = time.monotonic()
-            counts = await asyncio.gather(*(self._work(session, waiting) for _ in range(AT_ONCE)))
+            counts = await asyncio.gather(
+                *(self._work(session, method, waiting) for _ in range(AT_ONCE))
+            )
         return sum(counts), time.monotonic() - started
 
     async def _work(
-        self, session: aiohttp.ClientSession, waiting: Iterator[Sequence[Manifest]]
+        self, session: aiohttp.ClientSession, method: str, waiting: Iterator[Sequence[Manifest]]
     ) -> int:
         count = 0
         for group in waiting:
             for manifest in group:
-                await self._apply(session, manifest)
+                await self._send(session, method, manifest)
             count += len(group)
         return count
 
-    async def _apply(self, session: aiohttp.ClientSession, manifest: Manifest) -> None:
+    async def _send(self, session: aiohttp.ClientSession, method: str, manifest: Manifest) -> None:
         metadata = manifest["metadata"]
         path = kind_of(manifest).path(metadata.get("namespace"), metadata["name"])
         path += "/status" if "status" in manifest else ""
-        url = f"{self._server}{path}?fieldManager=bench&force=true"
-        async with session.patch(url, data=json.dumps(manifest)) as answer:
-            text = await answer.text()
+        url, headers = f"{self._server}{path}?fieldManager=bench&force=true", {}
+        if method == "POST":
+            path = kind_of(manifest).path(metadata.get("namespace"))
+            url, headers = f"{self._server}{path}", {"content-type": "application/json"}
+        text = json.dumps(manifest)
+        async with session.request(method, url, data=text, headers=headers) as answer:
+            said = await answer.text()
             if answer.status >= 400:
-                raise RuntimeError(f"{path}: {text}")
+                raise RuntimeError(f"{path}: {said}")
 
 
 def _trust(cluster: Manifest) -> ssl.SSLContext:
