@@ -42,6 +42,8 @@ class Store:
         self.providers: dict[str, Provider] = {}
         self.raw = PackedResources()
         """By kind and account: the resources as they are, status included."""
+        self._readiness: dict[tuple[str, str], tuple[int, Readiness]] = {}
+        """With the version that it was read from: it is asked for all the time."""
         self.invalid: dict[str, str] = {}
         """Budgets that can't be read, and why."""
         self._changed_targets: dict[str, set[Place]] = {}
@@ -81,6 +83,7 @@ class Store:
         metadata = raw["metadata"]
         account = account_name(metadata["namespace"], metadata["name"])
         self.raw.pop((kind, account), None)
+        self._readiness.pop((kind, account), None)
         if kind == "LLMProvider":
             self.providers.pop(account, None)
             self._providers_in.get(metadata["namespace"], {}).pop(metadata["name"], None)
@@ -148,11 +151,12 @@ class Store:
 
     def readiness(self) -> Iterator[Readiness]:
         """Tell of each resource what its status says."""
-        for (kind, account), raw in self.raw.items():
-            conditions = (raw.get("status") or {}).get("conditions") or ()
-            ready = [each for each in conditions if each["type"] == ConditionType.READY]
-            is_ready = any(each["status"] == "True" for each in ready)
-            yield Readiness(kind, account, is_ready, "".join(each["reason"] for each in ready))
+        for kind, account in self.raw:
+            key, version = (kind, account), self.raw.version((kind, account))
+            known = self._readiness.get(key)
+            if known is None or known[0] != version:
+                known = self._readiness[key] = version, _readiness(kind, account, self.raw[key])
+            yield known[1]
 
     def _is_past(self, kind: str, raw: Manifest) -> bool:
         """Tell whether something later is known of the same object."""
@@ -167,6 +171,13 @@ class Store:
         before = self.raw.get((kind, account))
         self.raw[kind, account] = _slim(raw)
         return account, before is None or _essence(before) != _essence(raw)
+
+
+def _readiness(kind: str, account: str, raw: Manifest) -> Readiness:
+    conditions = (raw.get("status") or {}).get("conditions") or ()
+    ready = [each for each in conditions if each["type"] == ConditionType.READY]
+    is_ready = any(each["status"] == "True" for each in ready)
+    return Readiness(kind, account, is_ready, "".join(each["reason"] for each in ready))
 
 
 def parse_budget(raw: Mapping[str, Any]) -> Budget:
