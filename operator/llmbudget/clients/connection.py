@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final, Self
 from urllib.parse import urlencode
@@ -56,8 +57,9 @@ class ApiError(Exception):
 class Connection:
     """Requests to one API server."""
 
-    def __init__(self, load: Load) -> None:
+    def __init__(self, load: Load, token: _TokenFile | None = None) -> None:
         self._load = load
+        self._token = token
         self._client: kubernetes_client.ApiClient | None = None
         self._watcher: kubernetes_client.ApiClient | None = None
         """Watches keep their connections: among the others they would keep those out. And what a
@@ -89,24 +91,25 @@ class Connection:
     def in_cluster(cls, directory: Path) -> Self:
         """Connect as a pod does: address from the environment, token and CA from a directory.
 
-        The token is read again every minute, since the kubelet renews it.
+        The token is read again every minute, since the kubelet renews it, and when it is refused.
 
         Raises, on first use:
             KeyError: the environment does not say where the API server is.
             OSError: a file is missing.
         """
 
+        token = _TokenFile(directory / "token")
+
         async def load(configuration: kubernetes_client.Configuration) -> None:
             host = os.environ["KUBERNETES_SERVICE_HOST"]
             port = os.environ["KUBERNETES_SERVICE_PORT"]
             configuration.host = f"https://{f'[{host}]' if ':' in host else host}:{port}"
             configuration.ssl_ca_cert = str(directory / "ca.crt")
-            refresh = _token_reader(directory / "token")
-            refresh(configuration)
+            token.refresh(configuration)
             # The client calls this before each request; it declares no type for it.
-            vars(configuration)["refresh_api_key_hook"] = refresh
+            vars(configuration)["refresh_api_key_hook"] = token.refresh
 
-        return cls(load)
+        return cls(load, token)
 
     async def open(self) -> kubernetes_client.ApiClient:
         """Read the configuration and be ready; done by the first request otherwise."""
@@ -195,6 +198,8 @@ class Connection:
             response: RESTResponse = await client.call_api(
                 method, client.configuration.host + path, sent, body, _request_timeout=limits
             )
+            if response.status == HTTPStatus.UNAUTHORIZED and self._token is not None:
+                self._token.due = 0.0
             if response.status >= 400:
                 raise _error(response.status, await response.read())
         except TimeoutError:
@@ -205,18 +210,20 @@ class Connection:
         return response
 
 
-def _token_reader(path: Path) -> Callable[[kubernetes_client.Configuration], None]:
-    """Read a token again when it is due."""
-    due = 0.0
+class _TokenFile:
+    """A token that is read again when it is due."""
 
-    def refresh(configuration: kubernetes_client.Configuration) -> None:
-        nonlocal due
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.due = 0.0
+        """When, by the steady clock."""
+
+    def refresh(self, configuration: kubernetes_client.Configuration) -> None:
+        """Read it where it is due."""
         now = time.monotonic()
-        if now >= due:
-            configuration.api_key["BearerToken"] = f"Bearer {path.read_text().strip()}"
-            due = now + TOKEN_SECONDS
-
-    return refresh
+        if now >= self.due:
+            configuration.api_key["BearerToken"] = f"Bearer {self._path.read_text().strip()}"
+            self.due = now + TOKEN_SECONDS
 
 
 def _error(status: int, body: bytes) -> ApiError:
