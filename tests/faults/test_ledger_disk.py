@@ -1,6 +1,8 @@
-"""The ledger on a disk that is full, or whose flush fails after the bytes were written."""
+"""The ledger on a disk that is full, that hangs, or whose flush fails after the bytes were
+written."""
 
 import asyncio
+import contextlib
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +70,50 @@ async def test_full_disk_refuses_and_nothing_is_half_granted(small_disk):
     assert ledger.balance("llm/org").held == 0
     await ledger.close()
     assert_sound(path)
+
+
+def run(*command: str | Path) -> None:
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@pytest.fixture
+def hanging_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, that can be frozen: whoever writes waits until it is thawed."""
+    image, mounted = tmp_path / "disk", tmp_path / "mounted"
+    mounted.mkdir()
+    with image.open("wb") as file:
+        file.truncate(32 * 1024 * 1024)
+    try:
+        run("mkfs.ext4", "-q", image)
+        run("mount", "-o", "loop", image, mounted)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs the right to mount a file system, and mkfs.ext4")
+    yield mounted
+    with contextlib.suppress(subprocess.CalledProcessError):
+        run("fsfreeze", "--unfreeze", mounted)
+    run("umount", "--lazy", mounted)
+
+
+async def test_a_disk_that_hangs_holds_up_no_one_but_who_needs_it(hanging_disk):
+    """One call alone, whose commit the event loop waits for; and others, which it does not."""
+    ledger = await SqliteLedger.open(hanging_disk / "ledger.db")
+    await ledger.configure(ACCOUNTS, time_zone="UTC", generation=1)
+    await ledger.hold(ask("before"))
+    for round_ in range(2):
+        run("fsfreeze", "--freeze", hanging_disk)
+        hold = asyncio.create_task(ledger.hold(ask(f"frozen-{round_}")))
+        # The loop comes round though nothing is written: else nobody would thaw the disk.
+        for _ in range(50):
+            await asyncio.sleep(0.01)
+        assert not hold.done()
+        assert ledger.balance("llm/org").held == 10 * (1 + round_)
+        run("fsfreeze", "--unfreeze", hanging_disk)
+        assert isinstance(await hold, Hold)
+    assert ledger.balance("llm/org").held == 30
+    for id in ("before", "frozen-0", "frozen-1"):
+        assert (await ledger.settle(id, Settlement(Nano(3)))).cost == 3
+    await ledger.close()
+    assert_sound(hanging_disk / "ledger.db")
 
 
 class FailingFile(apsw.VFSFile):

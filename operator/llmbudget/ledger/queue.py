@@ -20,8 +20,7 @@ Operation = TypeVar("Operation")
 class Queue(Generic[Operation]):
     """A queue from one event loop to one thread.
 
-    `at_once` is offered what a turn of the loop asked for, and takes it by returning True: then the
-    thread sees nothing of it.
+    `at_once` is offered what a turn of the loop asked for, and takes it by returning True.
     """
 
     def __init__(
@@ -39,6 +38,10 @@ class Queue(Generic[Operation]):
         self._turn.append(operation)
         if len(self._turn) == 1:
             self._loop.call_soon(self._hand_over)
+
+    def hand_over(self, turn: list[Operation]) -> None:
+        """Give the thread something now."""
+        self._turns.put(turn)
 
     def end(self) -> None:
         """Let the thread end when it has taken everything that is queued now."""

@@ -3,18 +3,21 @@
 While it commits, the next group gathers, so that the cost of an fsync is shared by all the calls
 that waited for it. A call is answered after the commit that holds its operation.
 
-A call that is alone does not wait for a thread to wake up, twice: what it asks for is committed in
-the event loop, where nobody else has to wait meanwhile.
+A call that is alone does not wait for the event loop to wake up and come round: the loop itself
+waits for the commit, while nobody else has to. It waits for no disk that hangs: after a moment it
+goes on without, and for a while it waits for none.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock, Thread
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any, Final
 
 from llmbudget.ledger.book import Book
@@ -27,6 +30,10 @@ logger = logging.getLogger(__name__)
 
 IDLE_SECONDS: Final = 1.0
 """How often an idle ledger looks whether the period has turned."""
+PATIENCE_SECONDS: Final = 0.02
+"""How long the event loop waits for the commit of a call that is alone."""
+IMPATIENCE_SECONDS: Final = 1.0
+"""How long it waits for no commit after one that took longer."""
 
 
 @dataclass(slots=True)
@@ -62,11 +69,13 @@ class Writer(Thread):
         self._queue: Queue[Operation] = Queue(loop, self._at_once)
         self._unanswered = 0
         """Operations that were handed over; counted in the event loop."""
-        self._using = Lock()
-        """Held by whoever uses the store."""
-        self._sent = self._received = 0
-        """Commits of the thread that the event loop is told of, counted by either side: what it is
-        told late must not replace what it committed since."""
+        self._done: SimpleQueue[tuple[list[Operation], Committed | None]] = SimpleQueue()
+        """Groups that the thread has committed and the event loop was not told of, in order."""
+        self._waiting = False
+        """Whether the event loop waits for them and needs no other word."""
+        self._at_most_one_hold = True
+        """After the last commit."""
+        self._impatient_until = 0.0
 
     def submit(self, operation: Operation) -> None:
         """Queue an operation; its future is resolved in the event loop."""
@@ -81,27 +90,36 @@ class Writer(Thread):
         going = True
         while going:
             group, going = self._queue.take(IDLE_SECONDS)
-            with self._using:
-                committed = self._commit(group)
-                if (group or committed is not None) and not self._loop.is_closed():
-                    self._sent += 1
-                    self._loop.call_soon_threadsafe(self._receive, group, committed)
+            committed = self._commit(group)
+            self._at_most_one_hold = self._store.at_most_one_hold
+            if group or committed is not None:
+                self._done.put((group, committed))
+                # In this order: a loop that stops waiting looks for what was put before.
+                if not self._waiting and not self._loop.is_closed():
+                    self._loop.call_soon_threadsafe(self._receive)
         self._store.close()
 
     def _at_once(self, turn: list[Operation]) -> bool:
-        """Commit here, in the event loop, what is asked for one call while no other waits, and one
-        has a hold at most: its own, or a stream's that is kept waiting for as long as the disk
-        takes."""
+        """Wait here, in the event loop, for what is asked for one call while no other waits, and
+        one has a hold at most: its own, or a stream's that is kept waiting for as long."""
         self._unanswered += len(turn)
-        if self._unanswered > 1 or not turn[0].brief or not self._using.acquire(blocking=False):
+        if self._unanswered > 1 or not turn[0].brief or not self._at_most_one_hold:
             return False
-        try:
-            if self._sent != self._received or not self._store.at_most_one_hold:
-                return False
-            committed = self._commit(turn)
-        finally:
-            self._using.release()
-        self._answer(turn, committed)
+        now = time.monotonic()
+        if now < self._impatient_until:
+            return False
+        deadline = now + PATIENCE_SECONDS
+        self._waiting = True
+        self._queue.hand_over(turn)
+        while self._unanswered:
+            try:
+                done = self._done.get(timeout=max(0.0, deadline - time.monotonic()))
+            except Empty:
+                self._impatient_until = time.monotonic() + IMPATIENCE_SECONDS
+                break
+            self._answer(*done)
+        self._waiting = False
+        self._receive()
         return True
 
     def _commit(self, group: list[Operation]) -> Committed | None:
@@ -128,9 +146,14 @@ class Writer(Thread):
         self.commits += 1
         return committed
 
-    def _receive(self, group: list[Operation], committed: Committed | None) -> None:
-        self._received += 1
-        self._answer(group, committed)
+    def _receive(self) -> None:
+        """Tell what the thread has committed."""
+        while True:
+            try:
+                done = self._done.get_nowait()
+            except Empty:
+                return
+            self._answer(*done)
 
     def _answer(self, group: list[Operation], committed: Committed | None) -> None:
         self._unanswered -= len(group)
