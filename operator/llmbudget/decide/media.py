@@ -47,7 +47,7 @@ _SECONDS: Final = dict.fromkeys(
     ("gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-4o-transcribe-diarize"), 1500
 )
 _SEARCH_BLOCKS: Final = ("gpt-4o-mini", "gpt-4.1-mini")
-_SEARCHING: Final = re.compile(r"search-(preview|api)|deep-research|^(.*/)?sonar")
+_SEARCHING: Final = re.compile(r"search-(preview|api)|deep-research|^(.*/)?sonar|:online$")
 _PLACELESS: Final = re.compile(r"^claude-(\d|instant|(opus|sonnet|haiku)-4(-[0-5])?$)")
 """Models before Claude Opus 4.6, which know no `inference_geo`."""
 

@@ -51,6 +51,7 @@ _MEDIA: Final = {
     **{"output_audio": "output_audio_mtok", "output_image": "output_image_mtok"},
     **{"input_image": "input_image_mtok", "cached_image": "cache_image_read_mtok"},
 }
+_OF_INPUT: Final = frozenset({"input_audio", "cached_audio", "input_image", "cached_image"})
 _UNCACHED: Final = {"cached_audio": "input_audio", "cached_image": "input_image"}
 _CHARACTERS: Final = "input_mchars"
 _HOURS: Final = "input_audio_hours"
@@ -63,7 +64,7 @@ _BILLS_ALL_SECONDS: Final = "openai"
 _MILLISECONDS: Final = 60_000
 """Of a minute."""
 _EMBEDS: Final = "embed"
-_SEARCHING: Final = ("search", "research", "sonar")
+_SEARCHING: Final = ("search", "research", "sonar", ":online")
 """Models named so search the web by themselves, and each search is charged."""
 
 
@@ -77,6 +78,15 @@ class MediaTokens:
     input_image: int = 0
     cached_image: int = 0
     output_image: int = 0
+    of_input: bool = True
+    """Whether anybody said which tokens of the input are no text."""
+    of_output: bool = True
+    """Likewise of the output."""
+
+    def untold(self, kinds: frozenset[str]) -> frozenset[str]:
+        """List those of the kinds that nobody said anything of."""
+        left = frozenset() if self.of_input else kinds & _OF_INPUT
+        return left if self.of_output else left | (kinds - _OF_INPUT)
 
 
 @value
@@ -117,6 +127,8 @@ class Usage:
     services: tuple[str, ...] = ()
     """Service tiers that it may have been served in, "" for the usual one; empty: the usual one.
     Where one has no price, what the call cost is not `told`."""
+    reported: Nano | None = Nano(0)
+    """What the answer says that the call costs, in nano-USD; 0: nothing; None: no amount."""
 
 
 def cost(usage: Usage, prices: Prices, kinds: frozenset[str] = frozenset()) -> Nano:
@@ -151,7 +163,8 @@ def _at(rates: Rates, usage: Usage, prices: Prices, kinds: frozenset[str]) -> Na
     if usage.media is not None:
         for kind in _MEDIA:
             total = fma(getattr(usage.media, kind), _beyond(rates, kind), total)
-    elif kinds:
+        kinds = usage.media.untold(kinds)
+    if kinds:
         total = _EXACT.add(total, _untold(usage, rates, kinds))
     return round_up(total) if usage.units is None else with_units(total, usage.units, prices)
 

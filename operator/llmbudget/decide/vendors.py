@@ -12,6 +12,7 @@ class Vendor(StrEnum):
     """Who answers at an endpoint."""
 
     OPENAI = "openai"
+    ANTHROPIC = "anthropic"
     AZURE = "azure"
     """Azure OpenAI, by either of its APIs."""
     OPENROUTER = "openrouter"
@@ -21,6 +22,7 @@ class Vendor(StrEnum):
 
 _DOMAINS: Final = {
     "api.openai.com": Vendor.OPENAI,
+    "api.anthropic.com": Vendor.ANTHROPIC,
     "openrouter.ai": Vendor.OPENROUTER,
     "api.x.ai": Vendor.XAI,
 }

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from llmbudget.api.money import Nano
 from llmbudget.contract.config import Prices
 from llmbudget.decide.catalogue import Catalogue, Offer
 from llmbudget.decide.consumers import Consumer
 from llmbudget.decide.prices import Usage, cost, told
+from llmbudget.decide.vendors import Vendor, vendor_of
 from llmbudget.gateway.admission import HeldCall
 from llmbudget.gateway.observe import CallRecord, CallStory
 from llmbudget.gateway.protocols.errors import Refusal
@@ -17,6 +19,10 @@ from llmbudget.gateway.protocols.operation import CallRequest, Operation
 from llmbudget.gateway.upstream import Upstream
 from llmbudget.gateway.wire import Exchange, Headers
 from llmbudget.ledger.interface import Envelope, Settlement, Status
+
+_TELLING: Final = (Vendor.OPENROUTER, Vendor.XAI)
+"""Who tells in each answer what it costs, as their pages "Usage accounting" and "Cost tracking"
+document."""
 
 
 @dataclass(slots=True)
@@ -71,11 +77,22 @@ class Attempt:
 
     def believed(self, usage: Usage | None) -> Usage | None:
         """Take a usage that says all that is charged; any other is none."""
-        return usage if usage is not None and told(usage, self.prices) else None
+        if usage is None or not told(usage, self.prices):
+            return None
+        return None if usage.reported is None and self._is_told_costs else usage
 
     def costs(self, usage: Usage | None) -> Nano:
         """Tell what is charged: what was used, or all that is held where nobody knows."""
-        return self.held.hold.amount if usage is None else cost(usage, self.prices, self.kinds)
+        if usage is None:
+            return self.held.hold.amount
+        known = cost(usage, self.prices, self.kinds)
+        return max(known, usage.reported) if usage.reported and self._is_told_costs else known
+
+    @property
+    def _is_told_costs(self) -> bool:
+        """Whether the provider documents that its answers tell what they cost."""
+        provider = self.offer.provider
+        return vendor_of(provider.endpoint, provider.api_version) in _TELLING
 
     async def charge(self, usage: Usage | None, charged: Nano) -> None:
         """Settle by what `costs` told."""

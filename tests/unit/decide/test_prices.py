@@ -264,6 +264,7 @@ def test_all_list_prices_are_exact_decimals() -> None:
         ("https://api.openai.com/v1", "gpt-4o-mini-search-preview"),
         ("https://api.openai.com/v1", "gpt-realtime-whisper"),
         ("https://api.groq.com/openai/v1", "whisper-large-v3"),
+        ("https://openrouter.ai/api/v1", "openai/gpt-4o:online"),
     ],
 )
 def test_what_cannot_be_priced_has_no_price(endpoint: str, model: str) -> None:

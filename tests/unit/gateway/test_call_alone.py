@@ -207,3 +207,36 @@ async def test_a_failure_is_charged_unless_it_is_certainly_free(
     balance = ledger.balance(ACCOUNT.name)
     assert balance.held == 0
     assert balance.spent == spent if spent is not None else balance.spent > 0
+
+
+@pytest.mark.parametrize(
+    ("host", "told", "spent"),
+    [
+        ("openrouter.ai", {"cost": 0.25}, 250_000_000),
+        ("openrouter.ai", {"cost": 1e-9}, 5),
+        ("api.x.ai", {"cost_in_usd_ticks": 70}, 7),
+        ("us-east-1.api.x.ai", {"cost_in_usd_ticks": 70}, 7),
+        ("a.example", {"cost": 0.25}, 5),
+        ("a.example", {"cost": {"total": 1}}, 5),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_the_answer_says_that_it_costs_is_charged_where_it_is_more(
+    calls: Calls, ledger: Ledger, host: str, told: dict[str, object], spent: int, stream: bool
+) -> None:
+    document = json.dumps({"choices": [], "usage": USAGE | told}).encode()
+    provider = Provider("application/json", document)
+    if stream:
+        events = b"data: " + document + b"\n\ndata: [DONE]\n\n"
+        provider = Provider("text/event-stream", events)
+    await call(calls, provider, Caller(stream=stream), config=at_host(host))
+    assert ledger.balance(ACCOUNT.name).spent == spent, "beyond the hold too"
+
+
+async def test_a_cost_that_is_none_is_no_measure(calls: Calls, ledger: Ledger) -> None:
+    document = json.dumps({"choices": [], "usage": USAGE | {"cost": "much"}}).encode()
+    caller = Caller()
+    await call(
+        calls, Provider("application/json", document), caller, config=at_host("openrouter.ai")
+    )
+    assert ledger.balance(ACCOUNT.name).spent > 5, "the hold"

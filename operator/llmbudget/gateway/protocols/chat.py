@@ -18,6 +18,7 @@ from llmbudget.decide.vendors import Vendor, vendor_of
 from llmbudget.gateway.protocols import fields as read
 from llmbudget.gateway.protocols.chat_answers import ChatMeter, usage_of
 from llmbudget.gateway.protocols.fields import HOSTED, MEDIA, STORED, Fields, bad
+from llmbudget.gateway.protocols.openrouter import dearest_provider
 from llmbudget.gateway.protocols.operation import CallRequest, Operation
 
 LIMITS: Final = ("max_completion_tokens", "max_tokens")
@@ -152,8 +153,10 @@ def upstream_head(
 
 def with_service(offer: Offer, head: Fields) -> dict[str, object]:
     """Ask OpenAI and Azure for the usual tier unless the caller asks for one: by default a
-    project's or a deployment's settings choose, and may choose a dearer one."""
-    return {**_USUAL_SERVICE, **head} if _knows_services(offer) else dict(head)
+    project's or a deployment's settings choose, and may choose a dearer one. OpenRouter chooses
+    among providers, and is told how dear one may be."""
+    fields = {**_USUAL_SERVICE, **head} if _knows_services(offer) else dict(head)
+    return fields | dearest_provider(offer)
 
 
 def _knows_services(offer: Offer) -> bool:

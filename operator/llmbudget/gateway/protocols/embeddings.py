@@ -11,6 +11,7 @@ from llmbudget.decide.prices import Usage
 from llmbudget.gateway.protocols import fields as read
 from llmbudget.gateway.protocols.chat_answers import usage_in
 from llmbudget.gateway.protocols.inputs import measure
+from llmbudget.gateway.protocols.openrouter import dearest_provider
 from llmbudget.gateway.protocols.operation import CallRequest, Operation
 from llmbudget.gateway.protocols.sse import NoMeter, as_object, usage_part
 
@@ -52,7 +53,8 @@ def _parse(body: bytes, plain: frozenset[str]) -> CallRequest:
     )
 
     def write(offer: Offer, most: int) -> bytes:
-        return read.joined({"model": offer.model.upstream_name}, written, others)
+        head = {"model": offer.model.upstream_name} | dearest_provider(offer)
+        return read.joined(head, written, others)
 
     return CallRequest(read.model_of(found), demand, write, NoMeter, embedding_usage)
 

@@ -15,7 +15,7 @@ from llmbudget.gateway.protocols import fields as read
 from llmbudget.gateway.protocols.fields import Fields, bad
 from llmbudget.gateway.protocols.operation import CallRequest, Operation
 from llmbudget.gateway.protocols.sse import TypedMeter, as_object, usage_part
-from llmbudget.gateway.protocols.usages import tokens_of
+from llmbudget.gateway.protocols.usages import reported_cost, tokens_of
 
 MAX_IMAGES: Final = 10
 """Images of one call, as OpenAI documents."""
@@ -72,8 +72,9 @@ def parse_images(body: bytes) -> CallRequest:
 
     def usage_of(answer: bytes, plausible: int) -> Usage | None:
         made = len(_MADE.findall(answer)) or None
-        tokens = tokens_of(as_object(usage_part(answer).get("usage")), plausible)
-        return replace(tokens or Usage(0, 0), units=replace(units, images=made))
+        usage = as_object(usage_part(answer).get("usage"))
+        tokens = tokens_of(usage, plausible)
+        return replace(tokens or _untold(usage), units=replace(units, images=made))
 
     return CallRequest(
         read.model_of(found),
@@ -82,6 +83,11 @@ def parse_images(body: bytes) -> CallRequest:
         lambda plausible: ImageMeter(plausible, units),
         usage_of,
     )
+
+
+def _untold(usage: Fields) -> Usage:
+    """Make a usage of an answer that tells no tokens."""
+    return Usage(0, 0, reported=reported_cost(usage))
 
 
 def _partial(fields: Fields, *, stream: bool) -> int:
@@ -122,8 +128,9 @@ class ImageMeter(TypedMeter):
         self._units = units
 
     def _measure(self, document: Fields) -> Usage | None:
-        tokens = tokens_of(as_object(document.get("usage")), self._plausible)
-        return replace(tokens or Usage(0, 0), units=self._units)
+        usage = as_object(document.get("usage"))
+        tokens = tokens_of(usage, self._plausible)
+        return replace(tokens or _untold(usage), units=self._units)
 
 
 IMAGES: Final = Operation(

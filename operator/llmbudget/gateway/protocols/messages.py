@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urlsplit
 
 from llmbudget.api.provider import Protocol
 from llmbudget.decide.bounds import Demand, longest_form
 from llmbudget.decide.catalogue import Offer
 from llmbudget.decide.prices import Units, Usage
+from llmbudget.decide.vendors import Vendor, vendor_of
 from llmbudget.gateway.protocols import fields as read
 from llmbudget.gateway.protocols.fields import HOSTED, MEDIA, STORED, Fields, bad
 from llmbudget.gateway.protocols.messages_answers import MessageMeter, message_usage
+from llmbudget.gateway.protocols.openrouter import dearest_provider
 from llmbudget.gateway.protocols.operation import CallRequest, Operation
 
 VERSION: Final = ("anthropic-version", "2023-06-01")
@@ -114,9 +115,10 @@ def parse_message(body: bytes) -> CallRequest:
 
     def write(offer: Offer, most: int) -> bytes:
         upstream = {"model": offer.model.upstream_name, "max_tokens": most} | head
-        if urlsplit(offer.provider.endpoint).hostname == "api.anthropic.com":
+        if vendor_of(offer.provider.endpoint) is Vendor.ANTHROPIC:
             # By default a committed, and dearer, capacity may be used.
             upstream["service_tier"] = "standard_only"
+        upstream |= dearest_provider(offer)
         return read.joined(upstream, written, tools, others)
 
     # A text with these characters has its quotes escaped.

@@ -13,6 +13,7 @@ from typing import Final
 from llmbudget.decide.prices import Units, Usage
 from llmbudget.gateway.protocols.fields import Fields
 from llmbudget.gateway.protocols.sse import EventMeter, as_object, count, given, parse, usage_part
+from llmbudget.gateway.protocols.usages import reported_cost
 
 _RESULT: Final = re.compile(rb'"type"\s*:\s*"web_search_tool_result"')
 _MARKS: Final = (b'"usage"', b'"message_stop"', b'"error"', b'"web_search_tool_result"')
@@ -118,4 +119,5 @@ def _usage(usage: Fields, plausible: int, searches: int, *, for_an_hour: bool) -
         cache_write_hour=an_hour,
         units=Units(searches=searched) if searched else None,
         services=() if geo in (_ANYWHERE, _NOWHERE) else (geo,),
+        reported=reported_cost(usage),
     )

@@ -196,12 +196,13 @@ def usage_part(body: bytes) -> Mapping[str, object]:
     takes the time of everybody else's calls, and the figures stand near the end."""
     if len(body) <= MAX_EVENT:
         return as_object(parse(body))
-    # In a text its quotes would be escaped, so this is a key, or a lie like any other.
+    # In a text its quotes would be escaped, so this is a key. Where there are several, one may be
+    # the caller's own, such as a property of a tool that the answer repeats.
     found = [match.end() for match in _USAGE_KEY.finditer(body)]
-    if not found:
+    if len(found) != 1:
         return {}
     try:
-        text = body[found[-1] : found[-1] + _MOST_USAGE].decode(errors="replace")
+        text = body[found[0] : found[0] + _MOST_USAGE].decode(errors="replace")
         usage, _ = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
         return {}

@@ -8,8 +8,10 @@ higher than the hold are taken as they are: that is what the provider charges.
 from __future__ import annotations
 
 from dataclasses import replace
+from decimal import Decimal
 from typing import Final
 
+from llmbudget.api.money import NANO_PER_USD, Nano, round_up
 from llmbudget.decide.prices import MediaTokens, Usage
 from llmbudget.gateway.protocols.fields import Fields
 from llmbudget.gateway.protocols.sse import as_object, count, given
@@ -44,7 +46,35 @@ def tokens_of(
     tokens_out += reasoning if reasoning > tokens_out else 0
     if media is not None:
         tokens_out = max(tokens_out, media.output_audio + media.output_image)
-    return Usage(tokens_in, tokens_out, cached, cache_write, reasoning, media=media)
+    told = reported_cost(usage)
+    return Usage(tokens_in, tokens_out, cached, cache_write, reasoning, media=media, reported=told)
+
+
+def reported_cost(usage: Fields) -> Nano | None:
+    """Read what a `usage` object says that the call costs, in nano-USD: 0 where it says nothing,
+    None where it is no amount.
+
+    OpenRouter tells dollars (`cost`), and beside them what the caller's own provider charges
+    (`is_byok`); xAI tells ticks, of which a dollar has 10,000,000,000.
+    """
+    ticks, dollars = usage.get("cost_in_usd_ticks"), usage.get("cost")
+    if ticks is None and dollars is None:
+        return _NOTHING
+    amounts = [(ticks, _TICK), (dollars, _DOLLAR)]
+    if usage.get("is_byok") is True:
+        details = as_object(usage.get("cost_details"))
+        amounts.append((details.get("upstream_inference_cost"), _DOLLAR))
+    total = Decimal(0)
+    for amount, unit in amounts:
+        if amount is None:
+            continue
+        # A bool is an int to Python; a comparison with NaN is false.
+        if not isinstance(amount, int | float) or isinstance(amount, bool):
+            return None
+        if not amount >= 0:
+            return None
+        total += Decimal(repr(amount)) * unit
+    return round_up(total) if total <= _MOST_REPORTED else None
 
 
 def served(usage: Usage | None, asked: str | None, told: object) -> Usage | None:
@@ -62,6 +92,11 @@ def served(usage: Usage | None, asked: str | None, told: object) -> Usage | None
     return replace(usage, services=(told,))
 
 
+_NOTHING: Final = Nano(0)
+_DOLLAR: Final = Decimal(NANO_PER_USD)
+_TICK: Final = Decimal("0.1")
+_MOST_REPORTED: Final = 1_000_000 * _DOLLAR
+"""Above it an amount is beyond all reason."""
 _USUAL: Final = ("default", "standard", "on_demand")
 """Names of the usual tier: OpenAI's, OpenRouter's, Groq's."""
 _UNTOLD: Final = "auto"
@@ -97,5 +132,7 @@ def _parts(of_input: Fields, of_output: Fields, plausible: int) -> _Parts | None
         input_image=max(0, image - cached_image),
         cached_image=cached_image,
         output_image=output_image,
+        of_input=bool(audio or cached_audio or image or cached_image),
+        of_output=bool(output_audio or output_image),
     )
     return cached, cache_write, reasoning, tokens

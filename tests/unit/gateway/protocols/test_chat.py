@@ -18,7 +18,10 @@ from llmbudget.decide.prices import Usage, cost
 from llmbudget.decide.prices import told as says_all
 from llmbudget.gateway.protocols import strict
 from llmbudget.gateway.protocols.chat import CHAT, parse_chat
+from llmbudget.gateway.protocols.completions import parse_completion
+from llmbudget.gateway.protocols.embeddings import parse_embedding
 from llmbudget.gateway.protocols.errors import Refusal
+from llmbudget.gateway.protocols.messages import parse_message
 from llmbudget.gateway.protocols.models import models_body
 from llmbudget.gateway.protocols.responses import RESPONSES, parse_response
 
@@ -160,6 +163,31 @@ def test_azure_gets_its_paths_and_the_field_its_reasoning_models_take(version: s
         if version is None
         else [f"/openai/deployments/{name}/chat/completions{query}", f"/openai/responses{query}"]
     )
+
+
+def test_openrouter_is_told_how_dear_a_provider_may_be() -> None:
+    found = offer(host="openrouter.ai")
+    tier = RatesByLength(
+        **dict.fromkeys(("input", "cached_input", "cache_write"), Decimal("75.5")),
+        **dict.fromkeys(("output", "reasoning"), Decimal("1E+5")),
+    )
+    prices = found.model.prices.model_copy(update={"services": {"flex": tier}})  # type: ignore[union-attr]
+    routed = Offer(found.provider, found.model.model_copy(update={"prices": prices}))
+    message = b'{"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "x"}]}'
+    for request in (
+        parse_chat(body()),
+        parse_response(b'{"model": "m", "input": "x"}'),
+        parse_completion(b'{"model": "m", "prompt": "x"}'),
+        parse_embedding(b'{"model": "m", "input": "x"}'),
+        parse_message(message),
+    ):
+        for at, most in (
+            (found, {"prompt": "0.001", "completion": "0.001"}),
+            (routed, {"prompt": "0.0755", "completion": "100"}),
+            (offer(host="openrouter.ai.example"), None),
+        ):
+            wanted = None if most is None else {"max_price": most}
+            assert json.loads(request.write(at, 7)).get("provider") == wanted
 
 
 def test_a_stream_always_sends_its_usage() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmbudget.api.money import Nano
 from llmbudget.decide.prices import Usage
 from llmbudget.gateway.protocols.chat_answers import ChatMeter, usage_of
 from llmbudget.gateway.protocols.sse import MAX_EVENT, cost_comment
@@ -296,3 +297,33 @@ def test_a_text_that_a_limit_cut_within_a_character_hides_no_usage() -> None:
     usage = b'"usage": {"prompt_tokens": 10, "completion_tokens": 20}'
     body = b'{"choices": [{"message": {"content": "\\ud83d"}}], %b}' % usage
     assert usage_of(body, PLAUSIBLE) == Usage(10, 20)
+
+
+@pytest.mark.parametrize(
+    ("told", "nano"),
+    [
+        ({}, 0),
+        ({"cost": 0}, 0),
+        ({"cost": 0.95}, 950_000_000),
+        ({"cost": 1.05e-06}, 1_050),
+        ({"cost": 1e-10}, 1),
+        ({"cost": None, "is_byok": False}, 0),
+        ({"cost": 0.05, "cost_details": {"upstream_inference_cost": 1}}, 50_000_000),
+        (
+            {"cost": 0.05, "is_byok": True, "cost_details": {"upstream_inference_cost": 1}},
+            1_050_000_000,
+        ),
+        ({"cost_in_usd_ticks": 37_756_000}, 3_775_600),
+        ({"cost_in_usd_ticks": 1}, 1),
+        *(({"cost": bad}, None) for bad in (-1, "1", True, {"total": 1}, 1e300)),
+        *(({"cost_in_usd_ticks": bad}, None) for bad in (-1, "1", True, 10**30, 10**17)),
+    ],
+)
+def test_what_an_answer_says_that_it_costs(told: dict[str, object], nano: int | None) -> None:
+    counts = {"prompt_tokens": 10, "completion_tokens": 20} | told
+    assert usage_of(answer(**counts), PLAUSIBLE) == Usage(10, 20, reported=nano and Nano(nano))
+    for infinite in ("NaN", "Infinity"):
+        body = answer(prompt_tokens=10, completion_tokens=2, cost=7).replace(
+            b"7", infinite.encode()
+        )
+        assert usage_of(body, PLAUSIBLE) in (None, Usage(10, 2, reported=None))

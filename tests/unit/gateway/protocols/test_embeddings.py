@@ -21,6 +21,8 @@ from llmbudget.gateway.protocols.embeddings import (
 )
 from llmbudget.gateway.protocols.errors import Refusal
 from llmbudget.gateway.protocols.inputs import MAX_INPUTS
+from llmbudget.gateway.protocols.responses import response_usage
+from llmbudget.gateway.protocols.sse import MAX_EVENT
 
 
 def embedding(value: object, **fields: Any) -> bytes:
@@ -130,9 +132,18 @@ def test_free_embeddings_hold_nothing() -> None:
 @pytest.mark.parametrize("count", [10, 200_000])
 def test_of_a_large_answer_only_the_usage_is_read(count: int) -> None:
     vector = [0.123456] * count
-    answer = {"data": [{"embedding": vector, "usage": {"prompt_tokens": 1}}]}
+    answer: dict[str, object] = {"data": [{"embedding": vector}]}
     answer |= {"usage": {"prompt_tokens": 77, "total_tokens": 77}}
     assert embedding_usage(json.dumps(answer).encode(), 100) == Usage(77, 0)
     del answer["usage"]
     small = json.dumps({"text": json.dumps({"usage": {"prompt_tokens": 5}}), "data": vector})
     assert embedding_usage(small.encode(), 100) is None
+
+
+def test_of_a_large_answer_with_several_usages_none_is_believed() -> None:
+    tool = {"properties": {"usage": {"input_tokens": 1, "output_tokens": 1}}}
+    counts = {"input_tokens": 5000, "output_tokens": 9, "total_tokens": 5009}
+    for size in (10, MAX_EVENT):
+        answer = {"output": "x" * size, "usage": counts, "tools": [{"parameters": tool}]}
+        found = response_usage(json.dumps(answer).encode(), 10_000)
+        assert found == (Usage(5000, 9) if size < MAX_EVENT else None)

@@ -24,6 +24,7 @@ from llmbudget.gateway.protocols.images import parse_images
 from llmbudget.gateway.protocols.operation import CallRequest
 from llmbudget.gateway.protocols.speech import parse_speech
 from llmbudget.gateway.protocols.transcriptions import parse_transcription
+from llmbudget.gateway.protocols.usages import tokens_of
 
 ZERO = Decimal(0)
 NOTHING = dict.fromkeys(("input", "output", "cached_input", "cache_write", "reasoning"), ZERO)
@@ -167,10 +168,25 @@ def test_images_by_tokens_have_a_bound_each() -> None:
     answer = {"data": [{"b64_json": "A"}], "usage": TOKENS | details}
     usage = images().usage_of(json.dumps(answer).encode(), PLAUSIBLE)
     assert usage is not None
-    assert usage.media == MediaTokens(input_image=20)
+    assert usage.media == MediaTokens(input_image=20, of_output=False)
     untold = images().usage_of(json.dumps({"usage": TOKENS, "data": [{"url": "x"}]}).encode(), 99)
     assert untold is not None
     assert cost(untold, dear, images().demand.kinds) == 30 + 12 * 9
+
+
+def test_what_is_told_of_one_direction_says_nothing_of_the_other() -> None:
+    dear = offer().model.prices.model_copy(  # type: ignore[union-attr]
+        update={"input_image": Decimal(3), "output_image": Decimal(60)}
+    )
+    kinds = frozenset({"input_image", "cached_image", "output_image"})
+    for details, charged in (
+        ({"input_tokens_details": {"image_tokens": 20}}, 10 + 20 * 3 + 12 * 60),
+        ({"output_tokens_details": {"image_tokens": 2}}, 30 * 3 + 10 + 2 * 60),
+        ({}, 30 * 3 + 12 * 60),
+    ):
+        usage = tokens_of(TOKENS | details, PLAUSIBLE)
+        assert usage is not None
+        assert cost(usage, dear, kinds) == charged
 
 
 def test_a_large_answer_with_images_is_measured() -> None:
