@@ -27,7 +27,7 @@ from tests.support.gateway_process import (
     provider,
     rows,
 )
-from tests.unit.decide.test_audio import mp3
+from tests.support.sound import mp3
 
 from llmbudget.api.credentials import KeyHeader
 from llmbudget.api.provider import Protocol

@@ -101,6 +101,7 @@ def model(name: str, like: str) -> ModelConfig:
 def media_models() -> tuple[ModelConfig, ...]:
     """Models for sound and images, and those that misbehave."""
     bounds = {"context_bound": 16_000, "max_output": 2000, "media_output_tokens": 500}
+    bounds |= {"audio_seconds": 600}
     names = [(like, like) for like in MEDIA_PRICES]
     names += [(f"{like}@{mode}", like) for like in MEDIA_PRICES for mode in MODES]
     return tuple(model(name, like).model_copy(update=bounds) for name, like in names)

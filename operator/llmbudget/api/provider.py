@@ -75,8 +75,8 @@ class ProviderModel(Model):
     such calls are refused where they are charged by tokens."""
     audio_seconds: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Most seconds of audio that the provider takes in one call; default: what the provider
-    documents for the model where that is known, else only files that tell their length by
-    themselves are taken where they are charged by time."""
+    documents for the model where that is known, else sound is refused where it is charged by
+    time."""
     latency_ms: Annotated[int, Field(ge=0, le=3_600_000)] = 1000
     """Expected latency in milliseconds; `auto:fastest` chooses by it."""
 

@@ -154,6 +154,8 @@ class Prices(RatesByLength):
     services: Mapping[str, RatesByLength] | None = None
     """Rates of the service tiers that may be asked for, and of the places where a provider may run
     a model, by name; None: there are none."""
+    unpriced: tuple[str, ...] = ()
+    """Rates that nobody knows: a call that may have such tokens is refused."""
     search: Decimal | None = None
     """Nano-USD for a web search of the provider's; None: it may not search."""
 

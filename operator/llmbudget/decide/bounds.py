@@ -22,8 +22,8 @@ often as it documents at most: so many contexts, and outputs.
 Service tiers. A tier that is asked for is held at the dearer of its own rates and the usual ones,
 since the provider may serve the call in either.
 
-Other units. Characters, images and seconds are counted from the request; a file that does not tell
-its length counts as the longest that the provider takes.
+Other units. Characters and images are counted from the request; a sound file counts as the longest
+that the provider takes.
 
 Rates. Which tokens are read from or written to a cache, and which are spent on reasoning, is the
 provider's affair, so all of them are taken at the dearest rate, and at the dearest of any length
@@ -43,7 +43,7 @@ from unicodedata import normalize
 from llmbudget.api.money import Nano, round_up
 from llmbudget.api.values import value
 from llmbudget.contract.config import TOKENS, ModelConfig, Prices, Rates, Unit
-from llmbudget.decide.media import has_search_block
+from llmbudget.decide.media import has_search_block, hidden_prompt_tokens
 from llmbudget.decide.prices import NoImagePrice, Units, with_units
 
 REQUEST_OVERHEAD: Final = 128
@@ -57,6 +57,7 @@ SCHEMA_FACTOR: Final = 3
 
 _INPUT_KINDS: Final = frozenset({"input_audio", "cached_audio", "input_image", "cached_image"})
 _AUDIO: Final = "What audio costs {} at most is not known: set its maxContext"
+_SECONDS: Final = "Nobody says how long audio for {} may be: set its audioSeconds"
 _OPAQUE: Final = "What {0} makes {1} read at most is not known: set its maxContext"
 _STORED: Final = (
     "Field {0} is refused: the provider of {1} may keep nothing. Leave it out, or set"
@@ -69,6 +70,10 @@ _SERVICE: Final = (
 _FILE: Final = (
     "Field {0} is refused: what the provider of {1} charges for a file beside tokens is not known."
     " Where it is nothing, set hosted.files of the provider"
+)
+_UNPRICED_SOUND: Final = (
+    "What sound costs {0} is not known: the list of prices has those of text alone. Write its cost,"
+    " with inputAudioPer1K and outputAudioPer1K where sound costs other than text"
 )
 _UNPRICED_SEARCH: Final = (
     "Field tools is refused: what a web search by {0} costs is not known. Leave web_search out, or"
@@ -168,9 +173,7 @@ def input_bound(demand: Demand, model: ModelConfig) -> int:
     Raises:
         Unbounded: it has what nobody knows how much it costs at most.
     """
-    schema = SCHEMA_OVERHEAD + SCHEMA_FACTOR * demand.schema_bytes if demand.schema_bytes else 0
-    wrapping = REQUEST_OVERHEAD + MESSAGE_OVERHEAD * demand.messages
-    text = demand.prompt_bytes + wrapping + schema
+    text = _text_bound(demand, model)
     each = model.image_tokens or model.context_bound
     if demand.images and each is None:
         raise Unbounded(f"What an image costs {model.name} at most is not known: set imageTokens")
@@ -184,6 +187,14 @@ def input_bound(demand: Demand, model: ModelConfig) -> int:
     if demand.audio or demand.opaque is not None:
         return most
     return min(text + demand.images * (each or 0), most)
+
+
+def _text_bound(demand: Demand, model: ModelConfig) -> int:
+    """Bound the text in tokens, however long the context is."""
+    schema = SCHEMA_OVERHEAD + SCHEMA_FACTOR * demand.schema_bytes if demand.schema_bytes else 0
+    hidden = hidden_prompt_tokens(model.upstream_name, model.name) * demand.contexts
+    wrapping = REQUEST_OVERHEAD + hidden + MESSAGE_OVERHEAD * demand.messages
+    return demand.prompt_bytes + wrapping + schema
 
 
 def default_limit(demand: Demand, model: ModelConfig) -> int:
@@ -232,6 +243,8 @@ def _check_allowed(demand: Demand, model: ModelConfig, prices: Prices) -> None:
         raise Unbounded(_SERVICE.format(demand.service, model.name))
     if demand.file is not None and not model.files:
         raise Unbounded(_FILE.format(demand.file, model.name))
+    if prices.unpriced and not demand.kinds.isdisjoint(prices.unpriced):
+        raise Unbounded(_UNPRICED_SOUND.format(model.name))
     if demand.units is not None and demand.units.searches:
         if prices.search is None:
             raise Unbounded(_UNPRICED_SEARCH.format(model.name))
@@ -246,17 +259,12 @@ def _input_cost(demand: Demand, model: ModelConfig, prices: Prices) -> Decimal:
 
 
 def _most_units(units: Units, model: ModelConfig, prices: Prices) -> Units:
-    """Bound audio by what the file proves, or by what the provider takes."""
+    """Bound audio by what the provider takes."""
     if prices.minute is None:
         return units
-    most = None if model.audio_seconds is None else model.audio_seconds * 1000
-    known = [each for each in (units.milliseconds, most) if each is not None]
-    if not known:
-        raise Unbounded(
-            f"How long this audio is can't be proved: send it as MP3, or"
-            f" set audioSeconds of {model.name}"
-        )
-    return replace(units, milliseconds=min(known))
+    if model.audio_seconds is None:
+        raise Unbounded(_SECONDS.format(model.name))
+    return replace(units, milliseconds=model.audio_seconds * 1000)
 
 
 def affordable_limit(
@@ -349,9 +357,11 @@ def expected_cost(demand: Demand, model: ModelConfig, prices: Prices) -> Decimal
 def plausible_tokens(demand: Demand, model: ModelConfig, limit: int) -> int:
     """Tell above which count a provider's usage figure is no figure any more, but garbage.
 
-    Generous, since what a provider really charges beyond the hold must be recorded in full.
+    Generous, since what a provider really charges beyond the hold must be recorded in full: also
+    where the configuration says that the context is shorter than it is.
     """
     read = model.max_context * demand.contexts * demand.rounds
     if model.prices is None or model.prices.tokens:
-        read = max(read, input_bound(demand, model))
+        text = _text_bound(demand, model) * demand.rounds
+        read = max(read, text, input_bound(demand, model))
     return _ABSURD * (read + limit * demand.outputs)

@@ -48,6 +48,8 @@ _SECONDS: Final = dict.fromkeys(
 )
 _SEARCH_BLOCKS: Final = ("gpt-4o-mini", "gpt-4.1-mini")
 _SEARCHING: Final = re.compile(r"search-(preview|api)|deep-research|^(.*/)?sonar|:online$")
+_GROK_PROMPT: Final = 2048
+"""xAI documents that it adds tokens to each prompt, not how many; some 690 were seen."""
 _PLACELESS: Final = re.compile(r"^claude-(\d|instant|(opus|sonnet|haiku)-4(-[0-5])?$)")
 """Models before Claude Opus 4.6, which know no `inference_geo`."""
 
@@ -62,6 +64,12 @@ def searches_by_itself(*names: str) -> bool:
     """Tell whether a model searches the web unasked, by any of its names: each search is charged,
     and no answer tells how many there were."""
     return any(_SEARCHING.search(name.lower()) for name in names)
+
+
+def hidden_prompt_tokens(*names: str) -> int:
+    """Tell the most tokens that a provider puts before each prompt for a model, by any of its
+    names, beside what others put there."""
+    return _GROK_PROMPT if any("grok" in name.lower() for name in names) else 0
 
 
 def has_place(upstream_name: str) -> bool:

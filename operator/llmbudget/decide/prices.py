@@ -7,6 +7,7 @@ the genai-prices package, which only the operator reads: the gateway gets them r
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from decimal import ROUND_CEILING, Context, Decimal, Inexact
@@ -64,6 +65,11 @@ _BILLS_ALL_SECONDS: Final = "openai"
 _MILLISECONDS: Final = 60_000
 """Of a minute."""
 _EMBEDS: Final = "embed"
+_DRAWS: Final = re.compile("image|banana")
+_DRAWS_ALONE: Final = re.compile(r"(^|/)gpt-image-\d")
+"""Models that write nothing but images, so that the price of their output is an image's."""
+_SPEAKS: Final = "tts"
+"""Models named so write nothing but sound."""
 _SEARCHING: Final = ("search", "research", "sonar", ":online")
 """Models named so search the web by themselves, and each search is charged."""
 
@@ -405,7 +411,8 @@ def list_prices(endpoint: str, model: str, at: datetime) -> Prices | None:
 
     Where a price depends on the time of day, this is the dearest one. None: the endpoint or the
     model is unknown, or a call to it costs more than its tokens (charged by request, or searching
-    the web on its own).
+    the web on its own), or it draws and the list has no price for that. Sound of which the list has
+    no price is `unpriced`.
     """
     # Half a second and 1.6 MB of tables, which a gateway never needs.
     from genai_prices.data_snapshot import get_snapshot
@@ -422,7 +429,19 @@ def list_prices(endpoint: str, model: str, at: datetime) -> Prices | None:
     if _EMBEDS in model.lower():
         # They write nothing, which is why nobody lists what that costs.
         tables = [{_OUTPUT: table.get(_INPUT)} | table for table in tables]
-    return _listed(tables) or _listed_units(tables, provider.id)
+    draws = _DRAWS.search(model.lower()) and not _DRAWS_ALONE.search(model.lower())
+    if draws and not _all_have(tables, "output_image"):
+        return None
+    by_token = _listed(tables)
+    if by_token is None:
+        return _listed_units(tables, provider.id)
+    sounds = ("input_audio",) if _SPEAKS in model.lower() else ("input_audio", "output_audio")
+    unpriced = tuple(kind for kind in sounds if not _all_have(tables, kind))
+    return by_token.model_copy(update={"unpriced": unpriced})
+
+
+def _all_have(tables: list[dict[str, object]], kind: str) -> bool:
+    return all(table.get(_MEDIA[kind]) is not None for table in tables)
 
 
 def _listed_units(tables: list[dict[str, object]], provider: str) -> Prices | None:

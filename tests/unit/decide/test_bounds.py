@@ -276,6 +276,34 @@ def test_whatever_the_bounds_allow_is_plausible(demand: Demand, found: ModelConf
     assert plausible >= input_bound(demand, found) + limit * demand.choices
 
 
+def test_a_context_that_is_said_to_be_too_short_makes_no_true_usage_garbage() -> None:
+    found = model(max_context=4000, context_bound=4000)
+    asked = Demand(prompt_bytes=400_000, messages=1, limit=16)
+    assert input_bound(asked, found) == 4000
+    assert plausible_tokens(asked, found, 16) > 80_010
+
+
+@pytest.mark.parametrize("field", ["name", "upstream_name"])
+def test_what_a_provider_hides_before_a_prompt_is_held_for(field: str) -> None:
+    grok = model().model_copy(update={field: "x-ai/Grok-4"})
+    hello = Demand(prompt_bytes=40, messages=1, limit=16)
+    assert input_bound(hello, grok) - input_bound(hello, model()) == 2048
+    several = replace(hello, contexts=3)
+    assert input_bound(several, grok) - input_bound(several, model()) == 3 * 2048
+
+
+@pytest.mark.parametrize("kind", ["input_audio", "output_audio"])
+def test_sound_without_a_price_is_refused(kind: str) -> None:
+    text = by_length({0: Rates(**dict.fromkeys(list(Rates.model_fields)[:5], Decimal(1)))})
+    unpriced = text.model_copy(update={"unpriced": (kind,)})
+    asked = Demand(prompt_bytes=4, messages=1, limit=1, kinds=frozenset({kind}))
+    found = model(context_bound=1000)
+    assert upper_bound(asked, found, text, 1)
+    with pytest.raises(Unbounded, match="What sound costs m is not known"):
+        upper_bound(asked, found, unpriced, 1)
+    assert upper_bound(replace(asked, kinds=frozenset()), found, unpriced, 1)
+
+
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_the_longest_form_covers_what_tokenisers_convert_to(text: str) -> None:
     counted = longest_form(text.encode())

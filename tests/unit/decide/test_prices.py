@@ -271,6 +271,28 @@ def test_what_cannot_be_priced_has_no_price(endpoint: str, model: str) -> None:
     assert list_prices(endpoint, model, NOW) is None
 
 
+def test_what_a_list_does_not_say_of_sound_and_images_is_no_price_of_text() -> None:
+    def listed_at(provider: str, model: str) -> tuple[str, ...] | None:
+        found = list_prices(ENDPOINTS[provider], model, NOW)
+        return None if found is None else found.unpriced
+
+    assert listed_at("openrouter", "openai/gpt-audio") == ("input_audio", "output_audio")
+    assert listed_at("openai", "gpt-audio") == ()
+    assert listed_at("openai", "gpt-4o-transcribe") == ("output_audio",)
+    assert listed_at("openai", "gpt-4o-mini-tts") == ("input_audio",)
+    assert listed_at("google", "gemini-3-pro-image-preview") is not None
+    assert listed_at("openrouter", "google/gemini-3-pro-image-preview") is None
+    assert listed_at("openai", "gpt-5-image") is None
+    for drawing in ("gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5"):
+        assert listed_at("openai", drawing) is not None
+    written = Cost(inputPer1K="0.1", outputPer1K="0.2")
+    for name in ("google/gemini-3-pro-image-preview", "openai/gpt-audio"):
+        model = ProviderModel(name=name, cost=written)
+        found = resolve_prices(model, at(ENDPOINTS["openrouter"]), NOW)
+        assert found is not None
+        assert found.unpriced == ()
+
+
 @pytest.mark.parametrize("version", [None, "2024-10-21"])
 def test_what_azure_charges_is_never_taken_from_a_list(version: str | None) -> None:
     host = "team-a.openai.azure.com" if version is None else "azure.gateway.example"
@@ -294,7 +316,9 @@ def listed(request: pytest.FixtureRequest):
     data_snapshot.set_custom_snapshot(
         data_snapshot.DataSnapshot(providers=[provider], from_auto_update=False)
     )
-    yield list_prices(ENDPOINT, "m", NOW)
+    found = list_prices(ENDPOINT, "m", NOW)
+    # What is unpriced has a test of its own.
+    yield found and found.model_copy(update={"unpriced": ()})
     data_snapshot.set_custom_snapshot(None)
 
 

@@ -1,7 +1,8 @@
 """OpenAI's transcriptions: a sound file becomes text, charged by tokens or by the minute.
 
-A file's length is what it proves itself, or the most that the provider takes. By tokens, the sound
-counts as a whole context of the model, and the text as its `maxOutput`: no request can limit them.
+A file's length is at most what the provider takes: whatever a file says of itself, a decoder may
+find other sound in its bytes, a hundred times longer. By tokens, the sound counts as a whole
+context of the model, and the text as its `maxOutput`: no request can limit them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from typing import Final
 
 from llmbudget.api.provider import Protocol
 from llmbudget.contract.config import Unit
-from llmbudget.decide.audio import longest
 from llmbudget.decide.bounds import Demand, longest_form
 from llmbudget.decide.catalogue import Offer
 from llmbudget.decide.prices import Units, Usage
@@ -61,7 +61,6 @@ def parse_transcription(body: bytes) -> CallRequest:
     model = read.model_of(once)
     if once.get("stream", "false") not in ("true", "false"):
         raise bad("stream", "it must be true or false")
-    proved = longest(form.file.data)
     others = [(name, value) for name, value in form.fields if name != "model"]
     demand = Demand(
         prompt_bytes=sum(longest_form(value.encode()) for _, value in others),
@@ -70,7 +69,7 @@ def parse_transcription(body: bytes) -> CallRequest:
         pieces=not _CHUNKING.isdisjoint(names),
         limited=False,
         kinds=frozenset({"input_audio", "cached_audio"}),
-        units=Units(milliseconds=proved),
+        units=Units(milliseconds=None),
         charged_by=frozenset({Unit.TOKEN, Unit.SECOND}),
     )
     boundary = secrets.token_hex(16)
