@@ -28,6 +28,13 @@ class Protocol(StrEnum):
     ANTHROPIC = "Anthropic"
 
 
+class LimitField(StrEnum):
+    """Field of a chat completion that limits its output."""
+
+    MAX_TOKENS = "max_tokens"
+    MAX_COMPLETION_TOKENS = "max_completion_tokens"
+
+
 DEFAULT_CONTEXT: Final = 128_000
 """Tokens; assumed for choosing among models where nothing is said."""
 
@@ -166,6 +173,11 @@ class ProviderSpec(Model):
     """What the provider may do by itself, such as searching the web."""
     timeouts: Timeouts = Timeouts()
     """Deadlines."""
+    limit_field: LimitField | None = None
+    """Field in which the output limit of chat completions is sent: max_tokens or
+    max_completion_tokens; default: max_tokens, which every compatible server heeds, but at OpenAI
+    and Azure the one that the caller used. Set max_completion_tokens for a proxy before OpenAI's
+    reasoning models, and only there: nothing bounds a call to a server that passes over it."""
     bills_errors: bool | None = None
     """Whether the provider charges for calls that it answers with an error; default: as it
     documents. Azure charges for a prompt that it filters or finds too long, xAI for one that

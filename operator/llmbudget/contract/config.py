@@ -19,7 +19,7 @@ from pydantic.alias_generators import to_camel
 
 from llmbudget.api.budget import Action, IdentityMode, OnExceeded, Strategy
 from llmbudget.api.credentials import KeyHeader, VaultAuthMethod
-from llmbudget.api.provider import Protocol
+from llmbudget.api.provider import LimitField, Protocol
 
 CONFIG_KEY: Final = "gateway.json"
 PROVIDERS_KEY: Final = "providers.json"
@@ -242,6 +242,8 @@ class ProviderConfig(Wire):
     connect_timeout_ms: int
     idle_timeout_ms: int
     total_timeout_ms: int
+    limit_field: LimitField | None = None
+    """Of chat completions; None: as the host wants it."""
     bills_errors: bool | None = None
     """Whether it charges for errors; None: as is documented of its host."""
 

@@ -150,6 +150,7 @@ def _provider(provider: Provider, by_environment: bool, at: datetime) -> Provide
         connect_timeout_ms=milliseconds(written.timeouts.connect),
         idle_timeout_ms=milliseconds(written.timeouts.idle),
         total_timeout_ms=milliseconds(written.timeouts.total),
+        limit_field=written.limit_field,
         bills_errors=written.bills_errors,
     )
 

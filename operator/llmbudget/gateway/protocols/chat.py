@@ -142,9 +142,11 @@ def upstream_head(
     The limit is written as `max_tokens`, which every compatible server heeds: some, DeepSeek among
     them, pass over `max_completion_tokens` in silence. At OpenAI and Azure, which refuse what they
     don't know and whose reasoning models refuse `max_tokens`, it goes in the field that the caller
-    used, else in `max_completion_tokens`.
+    used, else in `max_completion_tokens`. A provider's resource may say otherwise.
     """
-    if vendor_of(offer.provider.endpoint, offer.provider.api_version) not in _OPENAIS:
+    if offer.provider.limit_field is not None:
+        field = offer.provider.limit_field.value
+    elif vendor_of(offer.provider.endpoint, offer.provider.api_version) not in _OPENAIS:
         field = "max_tokens"
     elif asked is None:
         field = "max_completion_tokens"

@@ -13,11 +13,11 @@ from llmbudget.gateway.protocols.chat import (
     REASONS,
     output_limit,
     stream_options,
-    upstream_head,
     written_anew,
 )
 from llmbudget.gateway.protocols.chat_answers import ChatMeter, usage_of
 from llmbudget.gateway.protocols.inputs import measure
+from llmbudget.gateway.protocols.openrouter import dearest_provider
 from llmbudget.gateway.protocols.operation import CallRequest, Operation
 
 _WRITTEN: Final = ("n", "stream")
@@ -41,7 +41,7 @@ def parse_completion(body: bytes) -> CallRequest:
     inputs = measure(found.get("prompt"), "prompt")
     options = stream_options(found, stream=read.flag(found, "stream"))
     choices = read.integer(found, "n", read.MAX_CHOICES) or 1
-    field, limit = output_limit(found)
+    _, limit = output_limit(found)
     written = b'"prompt":' + read.serialise(found["prompt"])
     others = read.inside({key: found[key] for key in found if key in _PLAIN})
     head = written_anew(found, _WRITTEN, options)
@@ -54,9 +54,9 @@ def parse_completion(body: bytes) -> CallRequest:
     )
 
     def write(offer: Offer, most: int) -> bytes:
-        # OpenAI's completions know no other name for the limit, and no tiers.
-        upstream = upstream_head(offer, head, field, most, most)
-        upstream.pop("service_tier", None)
+        # Completions know no other name for the limit, and no tiers.
+        upstream = {"model": offer.model.upstream_name, "max_tokens": most} | head
+        upstream |= dearest_provider(offer)
         return read.joined(upstream, written, others)
 
     asked = options.get("include_usage", False)

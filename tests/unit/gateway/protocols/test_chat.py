@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.offers import offer
 
-from llmbudget.api.provider import Protocol
+from llmbudget.api.provider import LimitField, Protocol
 from llmbudget.contract.config import Prices, RatesByLength
 from llmbudget.decide.bounds import Demand
 from llmbudget.decide.catalogue import Offer
@@ -62,6 +62,20 @@ def test_the_limit_goes_where_every_compatible_server_heeds_it(field: str, host:
     upstream = sent(body(**{field: 7}), limit=7, host=host)
     assert upstream["max_tokens"] == 7
     assert "max_completion_tokens" not in upstream
+
+
+@pytest.mark.parametrize("field", LimitField)
+@pytest.mark.parametrize("asked", [{}, {"max_tokens": 7}, {"max_completion_tokens": 7}])
+def test_a_provider_may_say_in_which_field_it_wants_the_limit(
+    field: LimitField, asked: dict[str, object]
+) -> None:
+    found = offer()
+    proxy = Offer(found.provider.model_copy(update={"limit_field": field}), found.model)
+    upstream = json.loads(parse_chat(body(**asked)).write(proxy, 7))
+    assert upstream[field.value] == 7
+    assert len({"max_tokens", "max_completion_tokens"} & set(upstream)) == 1
+    older = json.loads(parse_completion(b'{"model": "m", "prompt": "x"}').write(proxy, 7))
+    assert older == {"model": "upstream/gpt-4o-mini", "max_tokens": 7, "prompt": "x"}
 
 
 def test_an_omitted_limit_is_set() -> None:
