@@ -295,6 +295,32 @@ def test_only_the_auth_delegator_is_bound(kubectl: Kubectl, installed: None) -> 
     assert "that carry its label" in delete
 
 
+OWNER = {"apiVersion": "llmbudget.io/v1alpha1", "kind": "LLMBudget", "name": "team", "uid": "1"}
+
+
+def secret(name: str, *, owned: bool = True, **labels: str) -> str:
+    metadata = {"name": name, "labels": labels, "ownerReferences": [OWNER] if owned else []}
+    return json.dumps({"apiVersion": "v1", "kind": "Secret", "metadata": metadata})
+
+
+def test_only_secrets_of_budgets_are_written(kubectl: Kubectl, place: str) -> None:
+    ours = {"app.kubernetes.io/managed-by": "llmbudget"}
+    where = ("-n", place, "--dry-run=server", *AS_OPERATOR)
+    kubectl("-n", place, "create", "secret", "generic", "openai-key", "--from-literal=key=sk")
+    label = ("-p", '{"metadata":{"labels":{"app.kubernetes.io/managed-by":"llmbudget"}}}')
+    for change in (("patch", "secret", "openai-key", *label), ("delete", "secret", "openai-key")):
+        assert "only Secrets that it made for a budget" in answer(kubectl, *change, *where)
+    made = answer(kubectl, "create", "-f", "-", *where, stdin=secret("team-gateway-tls", **ours))
+    assert made == "accepted"
+    for not_ours in (secret("a", owned=False, **ours), secret("a")):
+        refused = answer(kubectl, "create", "-f", "-", *where, stdin=not_ours)
+        assert "only Secrets that a budget owns, with its label" in refused
+    kubectl("-n", place, "create", "-f", "-", stdin=secret("disowned", owned=False, **ours))
+    owners = {"metadata": {"ownerReferences": [OWNER]}}
+    put_right = ("patch", "secret", "disowned", "--type=merge", "-p", json.dumps(owners))
+    assert answer(kubectl, *put_right, *where) == "accepted"
+
+
 def test_the_operator_is_held_in_another_namespace_too(kubectl: Kubectl, installed: None) -> None:
     """Even where it was given every right: an overlay may install it anywhere."""
     name = "operator-of-another-namespace"

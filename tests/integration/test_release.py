@@ -29,7 +29,10 @@ async def test_one_file_installs_everything(empty_cluster: ControlPlane, tmp_pat
     everything, namespace, *_ = release(tmp_path / "dist", IMAGE)
     documents = list(yaml.safe_load_all(everything.read_text()))
     assert apply(empty_cluster, "apply", "-f", everything).count(" created") == len(documents)
-    assert apply(empty_cluster, "apply", "-f", everything).count(" unchanged") >= len(documents) - 3
+    again = apply(empty_cluster, "apply", "-f", everything).splitlines()
+    changed = [line for line in again if not line.endswith(" unchanged")]
+    # Of these kubectl sends a patch each time.
+    assert all(line.startswith(("validatingadmission", "poddisruptionbudget")) for line in changed)
     apply(empty_cluster, "wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
     found = apply(
         *(empty_cluster, "get", "deployment", "llmbudget-operator", "-n", "llmbudget-system"),

@@ -41,9 +41,6 @@ class Caller:
     answered: dict[str, str] = field(default_factory=dict)
     got: bytes = b""
 
-    async def body(self, most: int) -> bytes:
-        return self.body_bytes
-
     def response_bytes(self, status: int, headers: Headers, body: bytes) -> None:
         self.status, self.answered, self.got = status, dict(headers), body
 
@@ -140,5 +137,12 @@ class Gateway(Mortal):
         consumer = routes.consumers.match("apps", "agent", None)
         request, exchange = cast(Request, caller), cast(Exchange, caller)
         await self._calls.serve(
-            CHAT, routes, consumer, request, exchange, lambda _: None, call_story()
+            CHAT,
+            routes,
+            consumer,
+            request,
+            caller.body_bytes,
+            exchange,
+            lambda _: None,
+            call_story(),
         )

@@ -30,6 +30,7 @@ from llmbudget.gateway.identity import Identify
 from llmbudget.gateway.keys import Keys
 from llmbudget.gateway.ledger_api import entry_document, envelope_document, stream_balances
 from llmbudget.gateway.limits import ConsumerLimits
+from llmbudget.gateway.memory import RequestMemory
 from llmbudget.gateway.observe import CallStory
 from llmbudget.gateway.probes import JSON, Monitoring
 from llmbudget.gateway.protocols import azure, errors
@@ -67,6 +68,7 @@ class App:
         identify: Callable[[IdentityMode, str], Identify],
         monitoring: Monitoring,
         limits: ConsumerLimits,
+        memory: RequestMemory,
         clock: TrustedClock,
         engine: str,
         spans: Spans,
@@ -80,6 +82,7 @@ class App:
         """By mode and audience."""
         self._monitoring = monitoring
         self._limits = limits
+        self._memory = memory
         self._clock = clock
         self._engine = engine
         self.draining = False
@@ -182,18 +185,23 @@ class App:
                 routes = self._serving()
                 consumer, envelope = await self._payer(request, routes)
                 story.by(consumer)
+                size = request.announced(operation.max_body)
                 async with self._limits.admitted(consumer) as count_tokens:
-                    self._calls_running.add(task)
-                    await self._calls.serve(
-                        operation,
-                        routes,
-                        consumer,
-                        request,
-                        exchange,
-                        count_tokens,
-                        story,
-                        envelope,
-                    )
+                    with self._memory.claim(size) as claim:
+                        self._calls_running.add(task)
+                        body = await request.body(operation.max_body)
+                        claim.shrink(len(body))
+                        await self._calls.serve(
+                            operation,
+                            routes,
+                            consumer,
+                            request,
+                            body,
+                            exchange,
+                            count_tokens,
+                            story,
+                            envelope,
+                        )
             except (Refusal, LedgerError) as error:
                 refusal = error if isinstance(error, Refusal) else refusal_of(error)
                 story.refused(refusal.status, refusal.code)

@@ -61,6 +61,7 @@ class Calls:
         routes: Routes,
         consumer: Consumer,
         request: Request,
+        body: bytes,
         exchange: Exchange,
         count_tokens: Callable[[int], None],
         story: CallStory,
@@ -71,7 +72,6 @@ class Calls:
         Raises:
             Refusal, LedgerError: nothing was answered yet.
         """
-        body = await request.body(operation.max_body)
         key, task_id = checked_headers(request.headers)
         betas = check_betas(request.headers.get("anthropic-beta"))
         asked = await _parsed(operation, body)

@@ -25,6 +25,7 @@ from llmbudget.gateway.datadog import Datadog
 from llmbudget.gateway.identity import Identify, Identities
 from llmbudget.gateway.keys import Keys
 from llmbudget.gateway.limits import ConsumerLimits
+from llmbudget.gateway.memory import RequestMemory, share_of_memory
 from llmbudget.gateway.offline import OfflineIdentities
 from llmbudget.gateway.probes import Monitoring
 from llmbudget.gateway.retention import Retention
@@ -182,6 +183,7 @@ def _assemble(
         identify=identify,
         monitoring=monitoring,
         limits=ConsumerLimits(asyncio.get_running_loop().time),
+        memory=RequestMemory(share_of_memory()),
         clock=clock,
         engine="sqlite" if settings.postgres is None else "postgres",
         spans=spans,

@@ -139,6 +139,14 @@ class Request:
             )
         return found.pop()
 
+    def announced(self, most: int) -> int:
+        """Tell how many bytes the body has, as its head says: at most `most`, and that where it
+        doesn't say."""
+        length = self.headers.get("content-length")
+        if length is not None:
+            return min(int(length), most)
+        return most if "transfer-encoding" in self.headers else 0
+
     async def body(self, most: int = MAX_BODY) -> bytes:
         """Read the body, of so many bytes at most.
 

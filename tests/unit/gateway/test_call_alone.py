@@ -86,9 +86,6 @@ class Caller:
         self.status = 0
         self.got = b""
 
-    async def body(self, most: int) -> bytes:
-        return json.dumps(self.asked).encode()
-
     def response_bytes(self, status: int, headers: Headers, body: bytes) -> None:
         self.status, self.headers, self.got = status, dict(headers), body
 
@@ -126,7 +123,8 @@ async def call(
     routes = Routes(config, consumers, catalogues(config), upstreams)
     consumer = consumers.match("ns", "app", None)
     request, exchange = cast(Request, caller), cast(Exchange, caller)
-    await calls.serve(CHAT, routes, consumer, request, exchange, lambda _: None, call_story())
+    body = json.dumps(caller.asked).encode()
+    await calls.serve(CHAT, routes, consumer, request, body, exchange, lambda _: None, call_story())
     assert caller.status == status
     assert provider.key == KEY
 
