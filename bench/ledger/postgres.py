@@ -29,10 +29,12 @@ from bench.ledger.measuring import (
     Run,
     configs,
     drive,
+    tell_waits,
     together,
     verdict,
 )
 from bench.ledger.raw import postgres_run
+from bench.report import Target
 from tests.support.postgres_server import PostgresServer
 
 from llmbudget.ledger.postgres import PostgresLedger
@@ -76,12 +78,23 @@ class Bench:
             found.append((mine, raw))
         return Cell(budgets, owners, group, found)
 
-    def _measure(self, run: Run, budgets: int, owners: int, group: int, seconds: float) -> Done:
+    async def waits(self, seconds: float) -> list[Target]:
+        """Measure what one caller waits for."""
+        ledger = await PostgresLedger.open(await self._prepared(1), ROOT)
+        found = await tell_waits(ledger, 1, seconds)
+        await ledger.close()
+        return found
+
+    async def _prepared(self, budgets: int) -> Path:
         name = f"bench_{next(self._schemas)}"
         self._server.make_role(name)
         file = self._folder / name
         file.write_text(self._server.url(user=name, schema=name))
-        asyncio.run(prepare(file, budgets))
+        await prepare(file, budgets)
+        return file
+
+    def _measure(self, run: Run, budgets: int, owners: int, group: int, seconds: float) -> Done:
+        file = asyncio.run(self._prepared(budgets))
         return together(run, [Load(file, budgets, group, seconds)] * owners)
 
 
@@ -109,7 +122,8 @@ def main() -> None:
             for each in itertools.product(options.budgets, options.owners, options.groups):
                 cells.append(bench.compare(*each, options.seconds, options.rounds))
                 print(cells[-1], flush=True)
-            print(*verdict(cells), sep="\n")
+            waits = asyncio.run(bench.waits(options.seconds))
+            print(*verdict(cells), *waits, sep="\n")
             if not options.no_slices:
                 slices.compare(server, Path(folder), 4.0 if options.small else 10.0)
     finally:

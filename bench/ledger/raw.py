@@ -20,7 +20,7 @@ import psycopg
 from bench.ledger.measuring import COST, HELD, ROOT, TOKENS, Done, Load, accounts
 
 from llmbudget.ledger.postgres import rows as postgres_rows
-from llmbudget.ledger.postgres import store as postgres_store
+from llmbudget.ledger.postgres import standing
 from llmbudget.ledger.postgres import writing as postgres
 from llmbudget.ledger.sqlite import writing as sqlite
 from llmbudget.ledger.sqlite.rows import to_microseconds
@@ -91,7 +91,7 @@ class Postgres:
         connection = self._connection
         with connection.pipeline():
             connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-            locked = connection.execute(postgres_store.LOCK)
+            locked = connection.execute(standing.LOCK)
             about = {"epoch": self._epoch, "period": self._period, "seen": self._seen}
             news = connection.execute(postgres_rows.NEWS, about)
             if ids:
@@ -127,7 +127,7 @@ class Postgres:
         with connection.pipeline():
             texts = tuple(text for text, _ in calls)
             connection.execute(postgres.together(texts), [v for _, values in calls for v in values])
-            ends = (postgres.SUMS, postgres_store.COUNT, postgres_store.WRITE)
+            ends = (postgres.SUMS, standing.COUNT, standing.WRITE)
             connection.execute(postgres.together(ends), last)
             connection.execute("COMMIT")
 

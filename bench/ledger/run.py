@@ -15,8 +15,9 @@ import itertools
 import tempfile
 from pathlib import Path
 
-from bench.ledger.measuring import HEAD, Cell, Done, Load, configs, drive, verdict
+from bench.ledger.measuring import HEAD, Cell, Done, Load, configs, drive, tell_waits, verdict
 from bench.ledger.raw import sqlite_run
+from bench.report import Target
 
 from llmbudget.ledger.sqlite import SqliteLedger
 
@@ -38,6 +39,15 @@ async def ours(load: Load) -> Done:
 async def prepare(load: Load) -> None:
     """Make the file for the raw limit."""
     await (await _open(load)).close()
+
+
+async def waits(seconds: float) -> list[Target]:
+    """Measure what one caller waits for."""
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = await _open(Load(Path(folder) / "alone.db", 1, 1, seconds))
+        found = await tell_waits(ledger, 1, seconds)
+        await ledger.close()
+        return found
 
 
 def compare(budgets: int, group: int, seconds: float, rounds: int) -> Cell:
@@ -69,7 +79,7 @@ def main() -> None:
     for budgets, group in itertools.product(options.budgets, options.groups):
         cells.append(compare(budgets, group, seconds, rounds))
         print(cells[-1], flush=True)
-    print(*verdict(cells), sep="\n")
+    print(*verdict(cells), *asyncio.run(waits(seconds)), sep="\n")
 
 
 if __name__ == "__main__":

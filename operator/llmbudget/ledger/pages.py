@@ -84,6 +84,8 @@ class Pages:
         self._figures: dict[tuple[str, str], Figures] = {}
         self._actions: dict[str, ActionRow] = {}
         self._news: set[str] = set()
+        self.untold: set[str] = set()
+        """Accounts that other owners changed, and nobody was told."""
         self._cohorts: dict[str, list[Account]] = {}
         """Who borrows of whom, by parent."""
         self._loaned: dict[str, list[Account]] = {}
@@ -118,10 +120,16 @@ class Pages:
         }
         news = {(account, period): found for account, period, found in figures}
         self._figures.update(news)
-        self._news = {account for account, _ in news}
-        self._moved |= self._news
+        others = {account for account, _ in news}
+        self.untold |= others
+        self._moved |= others
         for envelope in envelopes:
             self._know(envelope)
+
+    def tell_others(self) -> None:
+        """Count what other owners changed as news of this transaction."""
+        self._news |= self.untold
+        self.untold = set()
 
     def shelve(self, shelf: Shelf) -> None:
         """Find rows elsewhere from now on."""

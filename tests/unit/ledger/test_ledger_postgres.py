@@ -101,6 +101,21 @@ async def test_each_owner_learns_what_the_others_did(owners):
     assert (await first.hold(ask("4", 1))).remaining == 899, "a stale gateway raises nothing"
 
 
+@pytest.mark.parametrize("few", [64, 0])
+async def test_what_others_did_to_many_accounts_is_told_soon(owners, monkeypatch, few):
+    monkeypatch.setattr(store, "_FEW", few)
+    names = [f"llm/team-{number}" for number in range(70)]
+    first, _, third = owners
+    tree = [account(cap=1000), *(account(name, 10, "llm/org") for name in names)]
+    await first.configure(tree, time_zone="UTC", generation=2)
+    await until(lambda: len(third.balances()) == len(tree))
+    await asyncio.gather(*(first.hold(ask(name, 3, name)) for name in names))
+    await until(lambda: {third.balance(name).held for name in names} == {3})
+    assert third.balance("llm/org").held == 210
+    await third.hold(ask("mine", 2, names[0]))
+    assert third.balance(names[0]).held == 5, "what it did itself is told at once"
+
+
 async def test_an_id_and_a_key_are_used_once_whichever_gateway_is_asked(owners):
     first, second, _ = owners
     granted = await first.hold(ask("1", 10))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, Generic, TypeVar
@@ -26,41 +26,28 @@ from llmbudget.ledger.book import Book
 from llmbudget.ledger.feed import Committed
 from llmbudget.ledger.interface import ActionRow, Envelope, LedgerUnavailable
 from llmbudget.ledger.operations import Subject
-from llmbudget.ledger.postgres.arrays import array
+from llmbudget.ledger.postgres.asked import Asked
 from llmbudget.ledger.postgres.connection import Connection, Database, passing
-from llmbudget.ledger.postgres.migrations import migrate, refuse_newer
+from llmbudget.ledger.postgres.migrations import migrate
 from llmbudget.ledger.postgres.owners import LEASE_SECONDS, LOOK_SECONDS, Watch
 from llmbudget.ledger.postgres.rows import (
-    HOLDERS,
-    KEYS,
-    KNOWN,
     NEWS,
-    SLICES,
-    Fetched,
     Rows,
     figures_of,
-    holders_of,
-    slices_of,
 )
+from llmbudget.ledger.postgres.standing import COUNT, LOCK, WRITE, Standing, identity
 from llmbudget.ledger.postgres.writing import write
-from llmbudget.ledger.records import Changes, Header, KeyRow
+from llmbudget.ledger.records import Changes
 from llmbudget.ledger.regions.authority import AuthorityBook
 from llmbudget.ledger.regions.lease import REGION_SECONDS
 
 PATIENCE_SECONDS: Final = 5.0
 """How long a transaction is tried again before its callers are told."""
 _PAUSE_SECONDS: Final = (0.02, 0.5)
-
-LOCK: Final = (
-    "SELECT requires, name, epoch, version, rare_version, envelopes_version, last_seq, "
-    "generation, period, time_zone, next_time_zone, incarnation FROM ledger FOR UPDATE"
-)
-WRITE: Final = (
-    "UPDATE ledger SET name = %s, epoch = %s, version = %s, rare_version = %s, "
-    "envelopes_version = %s, last_seq = %s, generation = %s, period = %s, time_zone = %s, "
-    "next_time_zone = %s"
-)
-COUNT: Final = "UPDATE owners SET commits = %s WHERE epoch = %s"
+_FEW: Final = 64
+"""So many accounts that others changed are told with the next commit."""
+_OTHERS_SECONDS: Final = 0.25
+"""So late may it be told what others did to more accounts than that."""
 
 Clock = Callable[[datetime], datetime]
 """Tells the time, given the database's."""
@@ -74,33 +61,6 @@ class Done(Generic[Result]):
     result: Result
     news: Committed | None
     """What changed, by this transaction or others."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """The ledger's row, and what belongs to it, under its lock."""
-
-    name: str | None
-    epoch: int
-    version: int
-    rare_version: int
-    envelopes_version: int
-    """The last one that changed an envelope."""
-    last_seq: int
-    header: Header
-    """With this owner's epoch."""
-    commits: int | None
-    """How many this owner has made; None: it is none, or no longer."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """Answers that are on their way."""
-
-    ids: psycopg.Cursor[tuple[Any, ...]] | None
-    keys: psycopg.Cursor[tuple[Any, ...]] | None
-    holders: psycopg.Cursor[tuple[Any, ...]] | None
-    slices: Mapping[str, psycopg.Cursor[tuple[Any, ...]]]
 
 
 class Store:
@@ -129,7 +89,8 @@ class Store:
         self._seen = 0
         self._commits = 0
         self._looked_at = 0.0
-        self._doubt: tuple[int, int, Done[Any]] | None = None
+        self._doubt: tuple[int, int, Any] | None = None
+        self._told_at = 0.0
         self._lost: set[str] = set()
         self._told: dict[str, bool] = {}
         self._partitions: set[str] = set()
@@ -184,7 +145,7 @@ class Store:
             psycopg.Error: the database can't be used.
         """
         book, connection = self._book, self._connection
-        if book is None or connection is None or self._look_due():
+        if book is None or connection is None or book.untold or self._look_due():
             return True
         row = connection.execute("SELECT version, clock_timestamp() FROM ledger").fetchone()
         if row is None or row[0] != self._seen:
@@ -230,33 +191,44 @@ class Store:
         connection = self._connected()
         found, book, fresh = self._begin(connection, about)
         if self._doubt is not None:
-            epoch, commits, done = self._doubt
+            epoch, commits, result = self._doubt
             self._doubt = None
             if (epoch, commits) == (found.header.epoch, found.commits):
                 connection.execute("ROLLBACK")
                 self._book = None  # The next transaction tells what this one would have.
-                return done
+                return Done(result, None)
         self._book = book
         book.turn()
         looking = self._look_due()
         if looking:
             self._look_after(connection, book)
-        done = Done(run(book), Committed.by(book, fresh))
+        result = run(book)
         if book.changes == Changes() and not looking:
             connection.execute("ROLLBACK")
             self._seen = found.version
         else:
-            self._doubt = (found.header.epoch, (found.commits or 0) + 1, done)
+            self._doubt = (found.header.epoch, (found.commits or 0) + 1, result)
             self._commit(connection, found, book)
-            self._doubt = None
             if looking:
                 self._looked_at = time.monotonic()
+        # Only now: other gateways waited for the lock until the commit.
+        done = Done(result, self._news(book, fresh))
+        self._doubt = None
         self._tidy(book)
         return done
 
+    def _news(self, book: Book, fresh: Sequence[ActionRow] | None) -> Committed | None:
+        """Say what changed. What many accounts of others did is told less often than it is read:
+        each gateway would tell all that all do."""
+        now = time.monotonic()
+        if len(book.untold) <= _FEW or now - self._told_at >= _OTHERS_SECONDS:
+            book.tell_others()
+            self._told_at = now
+        return Committed.by(book, fresh)
+
     def _begin(
         self, connection: Connection, about: Sequence[Subject]
-    ) -> tuple[_Found, AuthorityBook, Sequence[ActionRow] | None]:
+    ) -> tuple[Standing, AuthorityBook, Sequence[ActionRow] | None]:
         """Lock the ledger, and bring the book to where it stands. Where it was read anew, tell
         the actions that followers don't know yet."""
         book = self._book
@@ -268,62 +240,35 @@ class Store:
                 NEWS, {"epoch": self.epoch, "period": period, "seen": self._seen}
             )
             if book is not None:
-                asked = self._ask(connection, about, period)
+                asked = Asked.ask(connection, about, period, book.holds)
         rows = news.fetchall()
-        found = self._found(locked.fetchone(), rows[0])
+        found = Standing.of(locked.fetchone(), self._database, self._name)
+        found.header.epoch = self.epoch
+        now, commits = rows[0][:2]
+        self._now = self._clock(now)
+        # In other tables this owner's number may be another's.
+        if found.header.incarnation == self._incarnation:
+            found = replace(found, commits=commits)
         if found.commits is None:
             found = self._enlist(connection, found)
         same = book is not None and (
-            _identity(found.header) == _identity(book.header)
+            found.identity == identity(book.header)
             and found.rare_version <= self._seen <= found.version
         )
         fresh: Sequence[ActionRow] | None = None
         if book is None or not same:
             book, fresh = self._load(connection, found)
-            asked = self._ask(connection, about, book.header.period)
+            asked = Asked.ask(connection, about, book.header.period, book.holds)
         else:
             envelopes: Sequence[Envelope] = ()
             if found.envelopes_version > self._seen:
                 envelopes = Rows(connection).envelopes_since(self._seen)
             changed = figures_of(row[2:] for row in rows if row[2] is not None)
             book.catch_up(found.header, found.last_seq, changed, envelopes)
-        self._fetch(connection, book, about, asked)
+        asked.fetch(connection, book, about)
         return found, book, fresh
 
-    def _found(self, ledger: tuple[Any, ...] | None, mine: tuple[Any, ...]) -> _Found:
-        if ledger is None:
-            raise LedgerUnavailable(
-                f"PostgreSQL of {self._database.file}: the ledger's row is gone"
-            )
-        requires, name, epoch, version, rare_version, envelopes_version, last_seq, *header = ledger
-        refuse_newer(requires, self._database)
-        if name not in (None, self._name):
-            raise LedgerUnavailable(
-                f"PostgreSQL of {self._database.file}: these tables are the ledger of {name}: give "
-                f"{self._name} a schema of its own"
-            )
-        self._now = self._clock(mine[0])
-        generation, period, time_zone, next_time_zone, incarnation = header
-        return _Found(
-            name,
-            epoch,
-            version,
-            rare_version,
-            envelopes_version,
-            last_seq,
-            Header(
-                epoch=self.epoch,
-                generation=generation,
-                period=period,
-                time_zone=time_zone or "UTC",
-                next_time_zone=next_time_zone or "UTC",
-                incarnation=incarnation,
-            ),
-            # In other tables this owner's number may be another's.
-            mine[1] if incarnation == self._incarnation else None,
-        )
-
-    def _enlist(self, connection: Connection, found: _Found) -> _Found:
+    def _enlist(self, connection: Connection, found: Standing) -> Standing:
         """Become an owner, for the first time or after others took this one for dead."""
         epoch = found.epoch + 1
         connection.execute("INSERT INTO owners VALUES (%s, 0)", (epoch,))
@@ -333,7 +278,7 @@ class Store:
         return replace(found, epoch=epoch, header=header, commits=0)
 
     def _load(
-        self, connection: Connection, found: _Found
+        self, connection: Connection, found: Standing
     ) -> tuple[AuthorityBook, Sequence[ActionRow]]:
         """Read everything anew; tell the actions that followers don't know yet."""
         rows = Rows(connection)
@@ -354,42 +299,6 @@ class Store:
         actions = rows.actions(header.period)
         return book, [row for row in actions if self._told.get(row.id) != row.acknowledged]
 
-    def _ask(self, connection: Connection, about: Sequence[Subject], period: str | None) -> _Asked:
-        """Ask for what a group of operations needs beside the book."""
-        holds = self._book.holds if self._book is not None else {}
-        ids = [one.id for one in about if one.id is not None and one.id not in holds]
-        keys = [one.key for one in about if one.key is not None]
-        used = used_keys = None
-        if ids and period is not None:
-            values = {"ids": array(ids), "since": months_before(period, 1)}
-            used = connection.execute(KNOWN, values)
-        if keys:
-            columns = [array(column) for column in zip(*keys, strict=True)]
-            used_keys = connection.execute(KEYS, columns)
-        holders = {one.holder for one in about if one.holder is not None}
-        slices = {each: connection.execute(SLICES, {"holder": each}) for each in holders}
-        return _Asked(used, used_keys, connection.execute(HOLDERS) if holders else None, slices)
-
-    def _fetch(
-        self, connection: Connection, book: Book, about: Sequence[Subject], asked: _Asked
-    ) -> None:
-        """Give the book the open holds that it is asked about, and say what is new to all."""
-        used = {row[0] for row in asked.ids.fetchall()} if asked.ids is not None else set()
-        keys: dict[tuple[str, str], KeyRow | None] = {}
-        if asked.keys is not None:
-            keys = {one.key: None for one in about if one.key is not None}
-            keys |= {(row[0], row[1]): KeyRow(*row) for row in asked.keys.fetchall()}
-        new = (one.id for one in about if one.id is not None and one.new)
-        absent = frozenset(new) - used if asked.ids is not None else frozenset()
-        holders = None if asked.holders is None else holders_of(asked.holders.fetchall())
-        slices = {each: slices_of(rows.fetchall()) for each, rows in asked.slices.items()}
-        book.shelve(Rows(connection, Fetched(absent, keys, holders, slices)))
-        if used:
-            # The rows still show what this transaction itself has given back.
-            open_ones = used.difference(book.changes.closed)
-            holds = Rows(connection).holds(sorted(open_ones))
-            book.holds.update((hold.id, hold) for hold in holds)
-
     def _look_after(self, connection: Connection, book: AuthorityBook) -> None:
         """Charge the holds of owners that are gone, and the slices of regions that are silent."""
         rows = Rows(connection)
@@ -402,7 +311,7 @@ class Store:
         holders = {each.id: each.beats for each in rows.holders() if not each.lost}
         book.write_off(self._regions.dead(holders))
 
-    def _commit(self, connection: Connection, found: _Found, book: Book) -> None:
+    def _commit(self, connection: Connection, found: Standing, book: Book) -> None:
         version = found.version + 1
         changes, header = book.changes, book.header
         rare = changes.header or changes.accounts or changes.actions
@@ -466,8 +375,3 @@ class Store:
         self._partitions = set()
         self.close()
         return set() if book is None else set(book.changes.opened)
-
-
-def _identity(header: Header) -> tuple[str, int, str | None]:
-    """Tell what a book was read for: of the same, it only needs to catch up."""
-    return header.incarnation, header.epoch, header.period
