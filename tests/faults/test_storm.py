@@ -104,6 +104,17 @@ def check_unknown(rest: Counter[tuple[str, int, int, int]], unknown: list[Entry]
         assert all(one <= other for one, other in zip(billed, covers, strict=False)), model
 
 
+def instants(rows: list[Entry]) -> list[float]:
+    """Tell when rows were there, which are in the order in which they were committed: not after
+    any that follows, also where a transaction took its time while the clock was put back."""
+    found: list[float] = []
+    latest = float("inf")
+    for row in reversed(rows):
+        latest = min(latest, row.ts.timestamp())
+        found.append(latest)
+    return found[::-1]
+
+
 def check_refusals(plan: Plan, seen: Seen, entries: list[Entry]) -> None:
     """Nobody was told that the money is gone while there was enough of it: what had been spent by
     then, and in the two seconds in which the answer was under way, left less than was asked."""
@@ -114,14 +125,14 @@ def check_refusals(plan: Plan, seen: Seen, entries: list[Entry]) -> None:
     for era, last in enumerate([*seen.eras, rows[-1].seq]):
         # By the clock only until it was moved: what it showed before, it may show once more.
         within = [row for row in rows if first < row.seq <= last]
-        waiting = deque(sorted(within, key=lambda row: row.ts))
+        waiting = deque(zip(within, instants(within), strict=True))
         refusals = [refused for refused in seen.refused if refused.era == era]
         for refused in sorted(refusals, key=lambda refused: refused.at):
-            while waiting and waiting[0].ts.timestamp() <= refused.at + 2:
-                row = waiting.popleft()
+            while waiting and waiting[0][1] <= refused.at + 2:
+                row, _ = waiting.popleft()
                 spent[row.period] += row.cost
             assert refused.left < refused.asked
             assert plan.cap - spent[max(spent)] < refused.asked, refused
-        for row in waiting:
+        for row, _ in waiting:
             spent[row.period] += row.cost
         first = last
