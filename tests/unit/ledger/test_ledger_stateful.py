@@ -274,7 +274,8 @@ class LedgerMachine(RuleBasedStateMachine):
             unused[name] = 0
             if own is not None:
                 left = own - self.topped_up(name) - self.used(name) - lent
-                unused[name] = min(self.rollover[name], max(0, left)) if self.present(name) else 0
+                # Also of who is left out now, by the last terms.
+                unused[name] = min(self.rollover[name], max(0, left))
                 own += borrowed - lent - unused[name]
             self.closing_caps[name, self.period] = own
         self.clock.now = now
@@ -308,7 +309,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.gone = gone
         self.caps |= {n: cap for n, cap in zip(PATHS, caps, strict=True) if self.present(n)}
         self.lending = dict(zip(SIBLINGS, lending, strict=True))
-        self.rollover = rollover
+        self.rollover |= {n: most for n, most in rollover.items() if self.present(n)}
         self.next_zone = zone
         self.send()
 
