@@ -13,7 +13,7 @@ from tests.simulation.__main__ import run
 from tests.simulation.database import Broken
 
 from llmbudget.api.money import Nano
-from llmbudget.decide.prices import Usage
+from llmbudget.decide.cost import Usage
 from llmbudget.gateway.attempt import Attempt
 from llmbudget.ledger.book import Book
 from llmbudget.ledger.interface import Entry, Outcome

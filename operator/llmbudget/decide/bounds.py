@@ -35,7 +35,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from decimal import Context, Decimal, Inexact
+from decimal import Decimal
 from functools import lru_cache
 from typing import Final
 from unicodedata import normalize
@@ -43,8 +43,9 @@ from unicodedata import normalize
 from llmbudget.api.money import Nano, round_up
 from llmbudget.api.values import value
 from llmbudget.contract.config import TOKENS, ModelConfig, Prices, Rates, Unit
+from llmbudget.decide.cost import NoImagePrice, Units, with_units
 from llmbudget.decide.media import has_search_block, hidden_prompt_tokens
-from llmbudget.decide.prices import NoImagePrice, Units, with_units
+from llmbudget.decide.rates import EXACT
 
 REQUEST_OVERHEAD: Final = 128
 """Tokens that a provider may put before any prompt."""
@@ -89,7 +90,6 @@ _PIECES: Final = (
 )
 _ABSURD: Final = 10
 _BYTES_PER_TOKEN: Final = 3
-_EXACT: Final = Context(prec=60, traps=[Inexact])
 
 
 @value
@@ -225,7 +225,7 @@ def upper_bound(demand: Demand, model: ModelConfig, prices: Prices, limit: int) 
     _check_allowed(demand, model, prices)
     spent = _input_cost(demand, model, prices)
     if prices.tokens:
-        spent = _EXACT.fma(limit * demand.outputs, dearest_output(demand, prices), spent)
+        spent = EXACT.fma(limit * demand.outputs, dearest_output(demand, prices), spent)
     if demand.units is None:
         return round_up(spent)
     try:
@@ -255,7 +255,7 @@ def _check_allowed(demand: Demand, model: ModelConfig, prices: Prices) -> None:
 def _input_cost(demand: Demand, model: ModelConfig, prices: Prices) -> Decimal:
     if not prices.tokens:
         return Decimal(0)
-    return _EXACT.multiply(input_bound(demand, model), dearest_input(demand, prices))
+    return EXACT.multiply(input_bound(demand, model), dearest_input(demand, prices))
 
 
 def _most_units(units: Units, model: ModelConfig, prices: Prices) -> Units:
@@ -284,12 +284,12 @@ def affordable_limit(
         return None
     # Not the default fits, so either the input alone is too dear or output costs something.
     searches = 0 if demand.units is None else demand.units.searches or 0
-    fixed = _EXACT.fma(searches, prices.search or Decimal(0), _input_cost(demand, model, prices))
-    left = _EXACT.subtract(Decimal(remaining), fixed)
-    rate = _EXACT.multiply(demand.outputs, dearest_output(demand, prices))
+    fixed = EXACT.fma(searches, prices.search or Decimal(0), _input_cost(demand, model, prices))
+    left = EXACT.subtract(Decimal(remaining), fixed)
+    rate = EXACT.multiply(demand.outputs, dearest_output(demand, prices))
     if left < rate or not rate:
         return None
-    return int(_EXACT.divide_int(left, rate))
+    return int(EXACT.divide_int(left, rate))
 
 
 def to_hold(
@@ -351,7 +351,7 @@ def expected_cost(demand: Demand, model: ModelConfig, prices: Prices) -> Decimal
     read = (demand.prompt_bytes + demand.schema_bytes) // _BYTES_PER_TOKEN
     written = default_limit(demand, model) * demand.choices
     rates = prices.charged(read)
-    return _EXACT.fma(written, rates.output, _EXACT.multiply(read, rates.input))
+    return EXACT.fma(written, rates.output, EXACT.multiply(read, rates.input))
 
 
 def plausible_tokens(demand: Demand, model: ModelConfig, limit: int) -> int:

@@ -10,7 +10,7 @@ from llmbudget.api.money import Nano
 from llmbudget.contract.config import Prices
 from llmbudget.decide.catalogue import Catalogue, Offer
 from llmbudget.decide.consumers import Consumer
-from llmbudget.decide.prices import Usage, cost, told
+from llmbudget.decide.cost import Usage, cost, told
 from llmbudget.decide.vendors import Vendor, vendor_of
 from llmbudget.gateway.admission import HeldCall
 from llmbudget.gateway.observe import CallRecord, CallStory

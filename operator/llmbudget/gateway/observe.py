@@ -9,7 +9,7 @@ from typing import Any
 from llmbudget.api.money import Nano
 from llmbudget.decide.catalogue import Offer
 from llmbudget.decide.consumers import Consumer
-from llmbudget.decide.prices import Usage
+from llmbudget.decide.cost import Usage
 from llmbudget.gateway.ids import random_hex
 from llmbudget.gateway.protocols.operation import Operation
 from llmbudget.gateway.wire import Headers

@@ -29,7 +29,8 @@ from llmbudget.decide.bounds import (
     to_hold,
     upper_bound,
 )
-from llmbudget.decide.prices import MediaTokens, Units, Usage, by_length, cost
+from llmbudget.decide.cost import MediaTokens, Units, Usage, cost
+from llmbudget.decide.rates import by_length
 
 
 def model(**fields: int) -> ModelConfig:

@@ -31,15 +31,9 @@ from llmbudget.api.provider import Hosted, Protocol, ProviderModel, ProviderSpec
 from llmbudget.contract.config import ImagePrice, Prices
 from llmbudget.contract.config import Tier as PriceTier
 from llmbudget.decide.bounds import Demand, dearest_input, dearest_output
-from llmbudget.decide.prices import (
-    MediaTokens,
-    Units,
-    Usage,
-    cost,
-    list_prices,
-    resolve_prices,
-    told,
-)
+from llmbudget.decide.cost import MediaTokens, Units, Usage, cost, told
+from llmbudget.decide.list_prices import list_prices
+from llmbudget.decide.prices import resolve_prices
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 ENDPOINT = "https://models.example/v1"

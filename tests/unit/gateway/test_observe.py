@@ -11,7 +11,7 @@ from tests.support.offers import offer
 from tests.support.records import CONSUMER, call_record, call_story
 
 from llmbudget.api.money import Nano
-from llmbudget.decide.prices import Usage
+from llmbudget.decide.cost import Usage
 from llmbudget.gateway.observe import CallRecord, CallStory
 from llmbudget.gateway.protocols.chat import CHAT
 from llmbudget.ledger.interface import Status

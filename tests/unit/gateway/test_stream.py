@@ -13,7 +13,7 @@ from tests.support.records import call_record
 
 from llmbudget.api.money import Nano
 from llmbudget.contract.config import Prices
-from llmbudget.decide.prices import Units, Usage
+from llmbudget.decide.cost import Units, Usage
 from llmbudget.gateway import stream as module
 from llmbudget.gateway.admission import HeldCall
 from llmbudget.gateway.attempt import Attempt

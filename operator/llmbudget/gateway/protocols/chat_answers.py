@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from llmbudget.decide.prices import Usage
+from llmbudget.decide.cost import Usage
 from llmbudget.gateway.protocols.sse import EventMeter, as_object, parse, usage_part
 from llmbudget.gateway.protocols.usages import served, tokens_of
 

@@ -7,7 +7,7 @@ from typing import Final
 from llmbudget.api.provider import Protocol
 from llmbudget.decide.bounds import Demand
 from llmbudget.decide.catalogue import Offer
-from llmbudget.decide.prices import Usage
+from llmbudget.decide.cost import Usage
 from llmbudget.gateway.protocols import fields as read
 from llmbudget.gateway.protocols.chat_answers import usage_in
 from llmbudget.gateway.protocols.inputs import measure

@@ -10,7 +10,7 @@ from llmbudget.api.provider import Protocol
 from llmbudget.contract.config import Unit
 from llmbudget.decide.bounds import Demand, longest_form
 from llmbudget.decide.catalogue import Offer
-from llmbudget.decide.prices import Units, Usage
+from llmbudget.decide.cost import Units, Usage
 from llmbudget.gateway.protocols import fields as read
 from llmbudget.gateway.protocols.fields import Fields, bad
 from llmbudget.gateway.protocols.operation import CallRequest, Operation

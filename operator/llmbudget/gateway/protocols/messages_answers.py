@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from llmbudget.decide.prices import Units, Usage
+from llmbudget.decide.cost import Units, Usage
 from llmbudget.gateway.protocols.fields import Fields
 from llmbudget.gateway.protocols.sse import EventMeter, as_object, count, given, parse, usage_part
 from llmbudget.gateway.protocols.usages import reported_cost

@@ -10,7 +10,7 @@ from llmbudget.api.provider import Protocol
 from llmbudget.api.values import value
 from llmbudget.decide.bounds import Demand
 from llmbudget.decide.catalogue import Offer
-from llmbudget.decide.prices import Usage
+from llmbudget.decide.cost import Usage
 from llmbudget.gateway.protocols.sse import EventMeter
 from llmbudget.gateway.wire import MAX_BODY
 

@@ -13,7 +13,7 @@ from typing import Final
 from llmbudget.api.provider import Protocol
 from llmbudget.decide.bounds import Demand, longest_form
 from llmbudget.decide.catalogue import Offer
-from llmbudget.decide.prices import Units, Usage
+from llmbudget.decide.cost import Units, Usage
 from llmbudget.gateway.protocols import fields as read
 from llmbudget.gateway.protocols.chat import (
     CHECKS,

@@ -11,7 +11,7 @@ from typing import ClassVar, Final
 
 from pydantic_core import from_json
 
-from llmbudget.decide.prices import Usage
+from llmbudget.decide.cost import Usage
 
 MAX_EVENT: Final = 1 << 20
 """Bytes of the largest event that is read; a stream with a larger one is passed on unread."""

@@ -16,7 +16,7 @@ from llmbudget.api.provider import Protocol
 from llmbudget.contract.config import Unit
 from llmbudget.decide.bounds import Demand, longest_form
 from llmbudget.decide.catalogue import Offer
-from llmbudget.decide.prices import Units, Usage
+from llmbudget.decide.cost import Units, Usage
 from llmbudget.gateway.protocols import fields as read
 from llmbudget.gateway.protocols.fields import MEDIA, Fields, bad
 from llmbudget.gateway.protocols.forms import MAX_FORM, read_form, write_form

@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Final
 
 from llmbudget.api.money import NANO_PER_USD, Nano, round_up
-from llmbudget.decide.prices import MediaTokens, Usage
+from llmbudget.decide.cost import MediaTokens, Usage
 from llmbudget.gateway.protocols.fields import Fields
 from llmbudget.gateway.protocols.sse import as_object, count, given
 

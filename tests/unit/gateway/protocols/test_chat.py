@@ -14,8 +14,8 @@ from llmbudget.api.provider import LimitField, Protocol
 from llmbudget.contract.config import Prices, RatesByLength
 from llmbudget.decide.bounds import Demand
 from llmbudget.decide.catalogue import Offer
-from llmbudget.decide.prices import Usage, cost
-from llmbudget.decide.prices import told as says_all
+from llmbudget.decide.cost import Usage, cost
+from llmbudget.decide.cost import told as says_all
 from llmbudget.gateway.protocols import strict
 from llmbudget.gateway.protocols.chat import CHAT, parse_chat
 from llmbudget.gateway.protocols.completions import parse_completion

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmbudget.api.money import Nano
-from llmbudget.decide.prices import Usage
+from llmbudget.decide.cost import Usage
 from llmbudget.gateway.protocols.chat_answers import ChatMeter, usage_of
 from llmbudget.gateway.protocols.sse import MAX_EVENT, cost_comment
 

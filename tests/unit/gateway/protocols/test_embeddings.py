@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.support.offers import offer
 
 from llmbudget.decide.bounds import input_bound, upper_bound
-from llmbudget.decide.prices import Usage
+from llmbudget.decide.cost import Usage
 from llmbudget.gateway.protocols.completions import parse_completion
 from llmbudget.gateway.protocols.embeddings import (
     embedding_usage,

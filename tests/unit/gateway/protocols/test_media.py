@@ -17,7 +17,7 @@ from llmbudget.api.money import Nano
 from llmbudget.contract.config import ImagePrice, ModelConfig, Prices
 from llmbudget.decide.bounds import Unbounded, affordable_limit, default_limit, upper_bound
 from llmbudget.decide.catalogue import Offer
-from llmbudget.decide.prices import MediaTokens, Units, Usage, cost, told
+from llmbudget.decide.cost import MediaTokens, Units, Usage, cost, told
 from llmbudget.gateway.protocols.errors import Refusal
 from llmbudget.gateway.protocols.forms import File, read_form, write_form
 from llmbudget.gateway.protocols.images import parse_images

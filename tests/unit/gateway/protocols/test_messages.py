@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.support.offers import offer
 
-from llmbudget.decide.prices import Units, Usage
+from llmbudget.decide.cost import Units, Usage
 from llmbudget.gateway.protocols.errors import Refusal
 from llmbudget.gateway.protocols.messages import check_betas, parse_count, parse_message
 from llmbudget.gateway.protocols.messages_answers import MessageMeter, message_usage

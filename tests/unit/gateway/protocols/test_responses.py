@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.support.offers import offer
 
-from llmbudget.decide.prices import Units, Usage
+from llmbudget.decide.cost import Units, Usage
 from llmbudget.gateway.protocols.errors import Refusal
 from llmbudget.gateway.protocols.responses import ResponseMeter, parse_response, response_usage
 
