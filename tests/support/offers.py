@@ -33,5 +33,7 @@ def offer(
         connect_timeout_ms=1,
         idle_timeout_ms=1,
         total_timeout_ms=1,
+        bills_errors=False,
+        errors_by_host=True,
     )
     return Offer(provider, model)

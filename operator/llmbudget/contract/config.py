@@ -244,8 +244,10 @@ class ProviderConfig(Wire):
     total_timeout_ms: int
     limit_field: LimitField | None = None
     """Of chat completions; None: as the host wants it."""
-    bills_errors: bool | None = None
-    """Whether it charges for errors; None: as is documented of its host."""
+    bills_errors: bool
+    """Whether it charges for errors."""
+    errors_by_host: bool = False
+    """Whether it also does as is documented of its host: nobody says what it charges for."""
 
 
 class Threshold(Wire):

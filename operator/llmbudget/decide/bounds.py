@@ -76,6 +76,11 @@ _UNPRICED_SOUND: Final = (
     "What sound costs {0} is not known: the list of prices has those of text alone. Write its cost,"
     " with inputAudioPer1K and outputAudioPer1K where sound costs other than text"
 )
+_UNPRICED_FILE: Final = (
+    "What a file costs {0} is not known, which may be sound unless it is a PDF that comes with the"
+    " request: the list of prices has those of text alone. Write its cost, with inputAudioPer1K"
+    " where sound costs other than text"
+)
 _UNPRICED_SEARCH: Final = (
     "Field tools is refused: what a web search by {0} costs is not known. Leave web_search out, or"
     " set hosted.webSearchPer1K of its provider"
@@ -244,7 +249,8 @@ def _check_allowed(demand: Demand, model: ModelConfig, prices: Prices) -> None:
     if demand.file is not None and not model.files:
         raise Unbounded(_FILE.format(demand.file, model.name))
     if prices.unpriced and not demand.kinds.isdisjoint(prices.unpriced):
-        raise Unbounded(_UNPRICED_SOUND.format(model.name))
+        what = _UNPRICED_FILE if demand.file else _UNPRICED_SOUND
+        raise Unbounded(what.format(model.name))
     if demand.units is not None and demand.units.searches:
         if prices.search is None:
             raise Unbounded(_UNPRICED_SEARCH.format(model.name))

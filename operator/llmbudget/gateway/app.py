@@ -185,12 +185,10 @@ class App:
                 routes = self._serving()
                 consumer, envelope = await self._payer(request, routes)
                 story.by(consumer)
-                size = request.announced(operation.max_body)
                 async with self._limits.admitted(consumer) as count_tokens:
-                    with self._memory.claim(size) as claim:
+                    with self._memory.claim() as claim:
                         self._calls_running.add(task)
-                        body = await request.body(operation.max_body)
-                        claim.shrink(len(body))
+                        body = await request.body(operation.max_body, claim.add)
                         await self._calls.serve(
                             operation,
                             routes,

@@ -213,7 +213,8 @@ def _in_its_tier(asked: CallRequest, offer: Offer, found: Route) -> CallRequest:
     not the caller who chose it: after a downgrade, or when the first provider has failed."""
     if asked.usual is None or offer.prices is None:
         return asked
-    chosen = found.downgraded_from is None and offer is found.offers[0]
+    named = asked.model in (offer.name, offer.qualified)
+    chosen = named and found.downgraded_from is None and offer is found.offers[0]
     priced = asked.demand.service in (offer.prices.services or {})
     return asked if chosen or priced else asked.usual()
 

@@ -14,7 +14,7 @@ from typing import Final
 from llmbudget.api.money import NANO_PER_USD, Nano
 from llmbudget.contract.config import ProviderConfig
 from llmbudget.decide.vendors import Vendor, vendor_of
-from llmbudget.gateway.protocols.sse import as_object, parse
+from llmbudget.gateway.protocols.sse import MAX_EVENT, as_object, parse
 
 _DOUBTFUL: Final = frozenset({408, 499, 502, 504, *range(520, 528)})
 """Errors of something between here and the provider: it may have worked on the call. 529 is none:
@@ -40,9 +40,9 @@ def is_complete(status: int) -> bool:
 def least_charge(provider: ProviderConfig, status: int, body: bytes) -> Nano | None:
     """Tell what the provider charges at least for a complete error, where it may have charged up to
     the hold; None: it certainly charged nothing."""
-    if provider.bills_errors or (status >= 500 and not _is_error(as_object(parse(body)))):
+    if provider.bills_errors or (status >= 500 and not _is_error(_read(body))):
         return Nano(0)
-    if provider.bills_errors is None:
+    if provider.errors_by_host:
         vendor = vendor_of(provider.endpoint, provider.api_version)
         if vendor is Vendor.AZURE and status == 400 and not _names_a_field(body):
             return Nano(0)
@@ -51,11 +51,18 @@ def least_charge(provider: ProviderConfig, status: int, body: bytes) -> Nano | N
     return None
 
 
+def _read(body: bytes) -> Mapping[str, object]:
+    """Read an error; Gemini sends it in a list. None is so long that it could be something else,
+    and reading that would take a multiple of its size."""
+    found = parse(body) if len(body) <= MAX_EVENT else None
+    return as_object(found[0] if isinstance(found, list) and found else found)
+
+
 def _is_error(document: Mapping[str, object]) -> bool:
     """Tell an API's own error from the page of a proxy, behind which the call may go on."""
     return "error" in document or "error" in (document.get("type"), document.get("object"))
 
 
 def _names_a_field(body: bytes) -> bool:
-    code = as_object(as_object(parse(body)).get("error")).get("code")
+    code = as_object(_read(body).get("error")).get("code")
     return isinstance(code, str) and _FIELD_AT_FAULT.fullmatch(code) is not None

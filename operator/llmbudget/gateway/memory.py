@@ -26,38 +26,45 @@ class RequestMemory:
         self._most = most
         self._taken = 0
 
-    def claim(self, size: int) -> Claim:
-        """Set aside what a request of that size needs, for the block that the claim is used in.
+    def claim(self) -> Claim:
+        """Begin to count a request, which is forgotten at the end of the claim's block."""
+        return Claim(self)
+
+    def take(self, size: int, held: int) -> None:
+        """Count more of a request that has `held` bytes already.
 
         Raises:
             Refusal: 429; one request alone always has room.
         """
-        if self._taken and self._taken + size > self._most:
+        if self._taken > held and self._taken + size > self._most:
             raise rate_limited(
                 "The requests under way take all the memory that the gateway has for them.",
                 _RETRY_SECONDS,
             )
         self._taken += size
-        return Claim(self, size)
 
     def give_back(self, size: int) -> None:
-        """Set less aside."""
+        """Forget a request."""
         self._taken -= size
 
 
 class Claim:
-    """What is set aside for one request."""
+    """What one request has of it: as much as has arrived, whatever its head announces."""
 
     __slots__ = ("_memory", "_size")
 
-    def __init__(self, memory: RequestMemory, size: int) -> None:
+    def __init__(self, memory: RequestMemory) -> None:
         self._memory = memory
-        self._size = size
+        self._size = 0
 
-    def shrink(self, size: int) -> None:
-        """The request turned out to have only so many bytes."""
-        self._memory.give_back(self._size - size)
-        self._size = size
+    def add(self, size: int) -> None:
+        """So many bytes more have arrived.
+
+        Raises:
+            Refusal: 429, there is no room for them.
+        """
+        self._memory.take(size, self._size)
+        self._size += size
 
     def __enter__(self) -> Claim:
         return self

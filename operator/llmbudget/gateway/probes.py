@@ -82,6 +82,8 @@ class Monitoring:
             metrics.LEVEL.labels(name).set(balance.level)
             if balance.cap is not None:
                 metrics.CAP.labels(name).set(balance.cap / NANO_PER_USD)
+            if balance.remaining is not None:
+                metrics.REMAINING.labels(name).set(balance.remaining / NANO_PER_USD)
         if config is not None:
             metrics.ENVELOPES.labels(config.root).set(self._ledger.open_envelopes())
 

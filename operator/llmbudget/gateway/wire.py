@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Final, Protocol
 
 from llmbudget.gateway.ids import random_hex
@@ -139,16 +139,11 @@ class Request:
             )
         return found.pop()
 
-    def announced(self, most: int) -> int:
-        """Tell how many bytes the body has, as its head says: at most `most`, and that where it
-        doesn't say."""
-        length = self.headers.get("content-length")
-        if length is not None:
-            return min(int(length), most)
-        return most if "transfer-encoding" in self.headers else 0
-
-    async def body(self, most: int = MAX_BODY) -> bytes:
-        """Read the body, of so many bytes at most.
+    async def body(
+        self, most: int = MAX_BODY, arrived: Callable[[int], None] = lambda _: None
+    ) -> bytes:
+        """Read the body, of so many bytes at most; `arrived` is told how many have come, and may
+        refuse them.
 
         Raises:
             Refusal: 413, or 400 where it takes too long or is compressed.
@@ -158,18 +153,20 @@ class Request:
             raise malformed("The body is compressed: send it without Content-Encoding.")
         received = self._exchange.received
         if received is not None and len(received) <= most:
+            arrived(len(received))
             return received
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                return await self._read(most)
+                return await self._read(most, arrived)
         except TimeoutError:
             raise malformed(f"The body did not come within {BODY_SECONDS:.0f} s.") from None
 
-    async def _read(self, most: int) -> bytes:
+    async def _read(self, most: int, arrived: Callable[[int], None]) -> bytes:
         read, chunks = 0, []
         async for chunk in self._exchange:
             read += len(chunk)
             if read <= most:
+                arrived(len(chunk))
                 chunks.append(chunk)
             elif read > _MAX_DRAIN * most:
                 break

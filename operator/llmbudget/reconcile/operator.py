@@ -65,17 +65,14 @@ async def run(options: Options) -> None:
         ApiError: the operator has no right to list the resources.
         OperatorEnded: the process is to be started again.
     """
-    cluster = (
-        Cluster.from_kubeconfig(options.kubeconfig)
-        if options.kubeconfig
-        else Cluster.in_cluster(options.service_account)
-    )
+    # The Lease is renewed by a connection of its own, which no other request keeps waiting.
+    cluster, electing = _cluster(options), _cluster(options)
     health = Health(clusterwide=not options.installation.namespaces)
     stop = asyncio.Event()
     LEADER.labels(LEASE_NAME).set(0)
-    async with cluster, serve_health(health, options.health_port):
+    async with cluster, electing, serve_health(health, options.health_port):
         election = Election(
-            cluster, options.installation.namespace, options.identity, renewed=health.written
+            electing, options.installation.namespace, options.identity, renewed=health.written
         )
         await _until(stop, election.acquire())
         if stop.is_set():
@@ -88,6 +85,12 @@ async def run(options: Options) -> None:
             await election.release()
     if not stop.is_set():
         raise OperatorEnded("a part of the operator ended by itself: see the log above")
+
+
+def _cluster(options: Options) -> Cluster:
+    if options.kubeconfig:
+        return Cluster.from_kubeconfig(options.kubeconfig)
+    return Cluster.in_cluster(options.service_account)
 
 
 async def _lead(cluster: Cluster, options: Options, health: Health, stop: asyncio.Event) -> None:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 from llmbudget.api.budget_status import ChangedTarget, Phase
-from llmbudget.api.conditions import ConditionType, Reason
+from llmbudget.api.conditions import Reason
 from llmbudget.api.meta import FINALIZER, account_name
 from llmbudget.clients.cluster import ApiError, Cluster
 from llmbudget.clients.kinds import BUDGETS
@@ -100,17 +100,15 @@ class Statuses:
     async def _write_provider(self, situation: Situation, provider: Provider) -> None:
         account = account_name(provider.namespace, provider.name)
         before = self._before("LLMProvider", account)
-        root = situation.world.root.account
-        mine = provider_problem(provider, situation.found, situation.gateway.missing_keys)
         told = self._problems[account]
-        told[root] = mine
+        told[situation.world.root.account] = provider_problem(
+            provider, situation.found, situation.gateway.missing_keys
+        )
         problem = None
-        if any(told.values()) or not _is_ready(before):
-            users = {root, *self._store.users_of(provider)}
-            if mine is None and before and not users <= told.keys():
-                # One that has not been asked since the start may be why it is not ready.
-                return
-            each = (told.get(user) for user in sorted(users))
+        if any(told.values()):
+            users = [each for each in self._store.users_of(provider) if not self._is_deleting(each)]
+            self._problems[account] = {user: told[user] for user in sorted(users) if user in told}
+            each = self._problems[account].values()
             problem = next((one for one in each if one is not None), None)
         now = situation.world.now
         status = provider_status(provider, problem, now, before, self._timestamp())
@@ -298,10 +296,3 @@ class Statuses:
 
     def _timestamp(self) -> str:
         return self._clock().strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _is_ready(status: Mapping[str, Any]) -> bool:
-    return any(
-        each["type"] == ConditionType.READY and each["status"] == "True"
-        for each in status.get("conditions") or ()
-    )

@@ -150,8 +150,15 @@ class Store:
         return dict(self._providers_in.get(namespace, {}))
 
     def readiness(self) -> Iterator[Readiness]:
-        """Tell of each resource what its status says."""
+        """Tell of each budget, and of each provider that a budget uses, what its status says."""
+        used = {
+            account_name(root.namespace, ref.name)
+            for root, *_ in self.forest.trees.values()
+            for ref in root.spec.providers
+        }
         for kind, account in self.raw:
+            if kind == "LLMProvider" and account not in used:
+                continue
             key, version = (kind, account), self.raw.version((kind, account))
             known = self._readiness.get(key)
             if known is None or known[0] != version:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from llmbudget.api.gateway_spec import ResourceAmounts, SecretDelivery
+from llmbudget.api.meta import LABEL_OWN_CERTIFICATE
 from llmbudget.contract.config import (
     CA_DIRECTORY,
     DATADOG_KEY_FILE,
@@ -57,6 +58,7 @@ def deployment(world: World, found: tuple[Finding, ...], region: str | None) -> 
                     "labels": labels(world.root)
                     | pod_labels(world, region)
                     | {"security": "aci-dev"}
+                    | _certificate_label(world)
                 },
                 "spec": _pod(world, found, region),
             },
@@ -68,6 +70,12 @@ def pod_labels(world: World, region: str | None) -> dict[str, str]:
     """Labels that select the pods of one region, or of all."""
     chosen = selector(world.root)
     return chosen | {REGION: region} if region else chosen
+
+
+def _certificate_label(world: World) -> dict[str, str]:
+    """Tell those who check certificates, as Prometheus does, by what."""
+    own = world.root.spec.deployment.tls.secret_name is not None
+    return {LABEL_OWN_CERTIFICATE: "true"} if own else {}
 
 
 def port_name(world: World) -> str:

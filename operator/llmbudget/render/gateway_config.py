@@ -151,7 +151,8 @@ def _provider(provider: Provider, by_environment: bool, at: datetime) -> Provide
         idle_timeout_ms=milliseconds(written.timeouts.idle),
         total_timeout_ms=milliseconds(written.timeouts.total),
         limit_field=written.limit_field,
-        bills_errors=written.bills_errors,
+        bills_errors=written.bills_errors is True,
+        errors_by_host=written.bills_errors is None,
     )
 
 

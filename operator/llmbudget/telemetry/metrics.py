@@ -38,10 +38,16 @@ ENVELOPES: Final = Gauge(
     "llmbudget_envelopes", "Open envelopes of a root budget.", ("budget",), registry=REGISTRY
 )
 CAP: Final = Gauge("llmbudget_cap_usd", "The period's cap, in USD.", ("budget",), registry=REGISTRY)
+REMAINING: Final = Gauge(
+    "llmbudget_remaining_usd",
+    "What may still be spent in the period, in USD, with what siblings lend.",
+    ("budget",),
+    registry=REGISTRY,
+)
 LEVEL: Final = Gauge(
     "llmbudget_downgrade_level", "Step of the ladder in force.", ("budget",), registry=REGISTRY
 )
-OF_BALANCES: Final = (SPENT, HELD, LENT, CAP, LEVEL, ENVELOPES)
+OF_BALANCES: Final = (SPENT, HELD, LENT, CAP, REMAINING, LEVEL, ENVELOPES)
 """Written anew each time they are asked for."""
 CONFIG_GENERATION: Final = Gauge(
     "llmbudget_config_generation", "Configuration in force.", registry=REGISTRY

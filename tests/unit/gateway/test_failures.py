@@ -31,7 +31,8 @@ VIOLATION = json.dumps(
 
 
 def least(host: str, status: int, body: bytes, *, bills: bool | None = None) -> int | None:
-    provider = offer(host=host).provider.model_copy(update={"bills_errors": bills})
+    told = {"bills_errors": bills is True, "errors_by_host": bills is None}
+    provider = offer(host=host).provider.model_copy(update=told)
     return least_charge(provider, status, body)
 
 
@@ -60,6 +61,9 @@ def test_a_refusal_is_free_where_nothing_else_is_documented(status: int, body: b
         (b'{"type": "error", "error": {"type": "overloaded_error"}}', None),
         (b'{"object": "error", "message": "no"}', None),
         (b'{"error": "no"}', None),
+        (b"[" + error(503, "This model is overloaded.") + b"]", None),
+        (b'["error"]', 0),
+        (error(message="x" * 2**20), 0),
         (b"upstream connect error or disconnect/reset before headers", 0),
         (b"<html>502 Bad Gateway</html>", 0),
         (b"", 0),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.unit.gateway.test_wire import request
+from tests.unit.gateway.test_wire import Body, request
 
 from llmbudget.gateway.memory import RequestMemory, share_of_memory
 from llmbudget.gateway.protocols.errors import Refusal
@@ -15,51 +15,45 @@ MIB = 1024 * 1024
 
 def test_what_has_no_room_is_refused_and_may_come_back() -> None:
     memory = RequestMemory(64 * MIB)
-    with memory.claim(40 * MIB):
-        with memory.claim(24 * MIB), pytest.raises(Refusal) as refused:
-            memory.claim(1)
-        assert (refused.value.status, refused.value.retry_after) == (429, 2)
-        with memory.claim(24 * MIB):
-            pass
-    with memory.claim(64 * MIB):
-        pass
+    with memory.claim() as one:
+        one.add(40 * MIB)
+        with memory.claim() as other:
+            other.add(24 * MIB)
+            with memory.claim() as third, pytest.raises(Refusal) as refused:
+                third.add(1)
+            assert (refused.value.status, refused.value.retry_after) == (429, 2)
+        one.add(24 * MIB)
+    with memory.claim() as later:
+        later.add(64 * MIB)
 
 
 def test_one_request_alone_has_room_whatever_its_size() -> None:
     memory = RequestMemory(MIB)
-    with memory.claim(25 * MIB), pytest.raises(Refusal):
-        memory.claim(1)
-
-
-def test_a_body_of_unknown_length_takes_what_it_turns_out_to_be() -> None:
-    memory = RequestMemory(10 * MIB)
-    with memory.claim(10 * MIB) as claim:
-        claim.shrink(MIB)
-        with memory.claim(9 * MIB):
-            pass
-    with memory.claim(10 * MIB), pytest.raises(Refusal):
-        memory.claim(1)
+    with memory.claim() as alone, memory.claim() as other:
+        for _ in range(25):
+            alone.add(MIB)
+        with pytest.raises(Refusal):
+            other.add(1)
 
 
 def test_a_failed_call_gives_its_room_back() -> None:
     memory = RequestMemory(MIB)
-    with pytest.raises(RuntimeError), memory.claim(MIB):
-        raise RuntimeError
-    with memory.claim(MIB):
-        pass
+    with memory.claim() as before, memory.claim() as refused:
+        before.add(MIB // 2)
+        with pytest.raises(Refusal):
+            refused.add(MIB)
+    with memory.claim() as claim, memory.claim() as other:
+        claim.add(MIB // 2)
+        other.add(MIB // 2)
 
 
-@pytest.mark.parametrize(
-    ("fields", "size"),
-    [
-        ([("content-length", "12")], 12),
-        ([("content-length", "999999999999")], 1000),
-        ([("transfer-encoding", "chunked")], 1000),
-        ([], 0),
-    ],
-)
-def test_what_a_request_announces(fields: list[tuple[str, str]], size: int) -> None:
-    assert request(*fields).announced(1000) == size
+@pytest.mark.parametrize("whole", [True, False])
+async def test_a_body_counts_as_it_arrives_not_as_it_is_announced(whole: bool) -> None:
+    told: list[int] = []
+    body = Body([b"a" * 10, b"b" * 20], whole=whole)
+    asked = request(("content-length", "9999999"), body=body)
+    assert len(await asked.body(1000, told.append)) == 30
+    assert told == ([30] if whole else [10, 20])
 
 
 def test_the_share_follows_the_containers_limit(tmp_path: Path) -> None:

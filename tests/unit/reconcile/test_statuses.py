@@ -241,18 +241,13 @@ class Shared:
             spec = {"providers": [{"name": "openrouter"}]}
             self.store.put_budget({"kind": "LLMBudget", "metadata": metadata, "spec": spec})
         self.said: list[tuple[str, str]] = []
-        self.begin()
-
-    def begin(self) -> None:
-        """As when the operator is started."""
         api, recorder = Api(None, {}), Recorder(Api(None, {}), "test")
         api.apply_status = self.apply_status  # type: ignore[method-assign]
         self.statuses = Statuses(api, self.store, recorder, lambda: datetime.now(UTC))
 
     def raw(self, status: Manifest) -> Manifest:
         metadata = {"namespace": self.provider.namespace, "name": "openrouter", "uid": "p"}
-        version = str(len(getattr(self, "said", ())) + 1)
-        metadata["resourceVersion"] = version
+        metadata["resourceVersion"] = str(len(getattr(self, "said", ())) + 1)
         return {"kind": "LLMProvider", "metadata": metadata, "spec": {}, "status": status}
 
     async def apply_status(self, manifest: Manifest) -> Manifest:
@@ -280,16 +275,24 @@ async def test_a_provider_is_ready_once_no_gateway_lacks_its_key() -> None:
         await shared.look("other", "no file")
     told = "The gateway has no key for provider openrouter: no file."
     assert shared.said == [("True", ""), ("False", told)], "nobody takes another's word back"
-    shared.begin()
-    await shared.look("org")
-    assert len(shared.said) == 2, "the other has not been asked since"
     await shared.look("other")
     assert shared.said[2:] == [("True", "")]
 
 
-async def test_a_root_that_has_gone_says_nothing_of_a_provider_any_more() -> None:
+@pytest.mark.parametrize("how", ["gone", "deleting", "without it"])
+async def test_a_root_that_uses_a_provider_no_more_says_nothing_of_it(how: str) -> None:
     shared = Shared()
     await shared.look("other", "no file")
-    shared.store.drop("LLMBudget", {"metadata": {"namespace": "llm-platform", "name": "other"}})
+    metadata = {"namespace": shared.provider.namespace, "name": "other", "uid": "other"}
+    if how == "gone":
+        shared.store.drop("LLMBudget", {"metadata": metadata})
+    elif how == "deleting":
+        later = {"deletionTimestamp": "2026-11-26T00:00:00Z", "resourceVersion": "9"}
+        spec = {"providers": [{"name": "openrouter"}]}
+        shared.store.put_budget({"kind": "LLMBudget", "metadata": metadata | later, "spec": spec})
+    else:
+        later = {"generation": 2, "resourceVersion": "9"}
+        spec = {"providers": [{"name": "requesty"}]}
+        shared.store.put_budget({"kind": "LLMBudget", "metadata": metadata | later, "spec": spec})
     await shared.look("org")
     assert [ready for ready, _ in shared.said] == ["False", "True"]

@@ -54,9 +54,10 @@ def test_a_key_waits_for_a_worker_from_the_time_it_was_due() -> None:
     assert seconds == pytest.approx(0 + 0.001 + 0.002), "the work on a key takes a millisecond"
 
 
-def resource(kind: str, name: str, *conditions: dict[str, Any]) -> dict[str, Any]:
+def resource(kind: str, name: str, *conditions: dict[str, Any], **spec: Any) -> dict[str, Any]:
     metadata = {"namespace": "llm", "name": name, "uid": name, "resourceVersion": "1"}
-    return {"kind": kind, "metadata": metadata, "status": {"conditions": list(conditions)}}
+    status = {"conditions": list(conditions)}
+    return {"kind": kind, "metadata": metadata, "spec": spec, "status": status}
 
 
 def test_each_resource_says_whether_it_is_ready_and_why_not() -> None:
@@ -64,9 +65,11 @@ def test_each_resource_says_whether_it_is_ready_and_why_not() -> None:
     within = {"type": "WithinBudget", "status": "True", "reason": "UnderCap"}
     ready = {"type": "Ready", "status": "True", "reason": "Reconciled"}
     bad = {"type": "Ready", "status": "False", "reason": "SecretNotFound"}
-    store.put_budget(resource("LLMBudget", "team-a", within, ready))
+    used = [{"name": "openai"}]
+    store.put_budget(resource("LLMBudget", "team-a", within, ready, providers=used))
     store.put_budget(resource("LLMBudget", "new"))
     store.put_provider(resource("LLMProvider", "openai", bad))
+    store.put_provider(resource("LLMProvider", "that-nobody-uses"))
     registry = CollectorRegistry()
     registry.register(ReadinessCollector(store.readiness))
     found = {

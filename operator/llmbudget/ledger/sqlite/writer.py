@@ -111,16 +111,21 @@ class Writer(Thread):
         deadline = now + PATIENCE_SECONDS
         self._waiting = True
         self._queue.hand_over(turn)
+        try:
+            self._answer_until(deadline)
+        finally:
+            self._waiting = False
+        self._receive()
+        return True
+
+    def _answer_until(self, deadline: float) -> None:
         while self._unanswered:
             try:
                 done = self._done.get(timeout=max(0.0, deadline - time.monotonic()))
             except Empty:
                 self._impatient_until = time.monotonic() + IMPATIENCE_SECONDS
-                break
+                return
             self._answer(*done)
-        self._waiting = False
-        self._receive()
-        return True
 
     def _commit(self, group: list[Operation]) -> Committed | None:
         try:
