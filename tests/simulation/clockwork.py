@@ -57,6 +57,7 @@ class Clockwork(asyncio.SelectorEventLoop):
         super().__init__(selector)
         self._clock_resolution = 1e-9
         self.now = 0.0
+        self._started: list[asyncio.Task[Any]] = []
 
     def time(self) -> float:
         return self.now
@@ -79,6 +80,7 @@ class Clockwork(asyncio.SelectorEventLoop):
         context.run(_CURRENT.set, process)
         task = self.create_task(work, context=context)
         process.tasks.append(task)
+        self._started.append(task)
         return task
 
     def bury(self) -> None:
@@ -94,6 +96,10 @@ class Clockwork(asyncio.SelectorEventLoop):
                     _close(task.get_coro())
         finally:
             asyncio._set_running_loop(None)
+        for task in self._started:
+            if task.done() and not task.cancelled():
+                # Nobody else asks what it failed by, and asyncio would tell the log at any time.
+                task.exception()
 
 
 def _close(coroutine: Any) -> None:

@@ -19,6 +19,7 @@ from llmbudget.ledger.interface import (
     Hold,
     HoldRequest,
     Ledger,
+    LedgerError,
     LedgerUnavailable,
     Settlement,
     Status,
@@ -180,6 +181,10 @@ class Admission:
                 await self._resolve(hold_id, settlement)
             except LedgerUnavailable:
                 pause = min(pause * 2, longest)
+            except LedgerError as error:
+                # It is there and knows nothing of the hold: trying again mends nothing.
+                log.error("not settled", extra={"fields": {"entry": hold_id, "why": str(error)}})
+                return
             else:
                 return
 
