@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,11 @@ Place = tuple[str, str]
 """Namespace and name."""
 
 
+def version_of(item: Mapping[str, Any]) -> int:
+    """Tell the version that the API server gave an object; 0: it never did."""
+    return int(item["metadata"].get("resourceVersion", 0))
+
+
 class Known:
     """Which objects a watch has reported, in which version: little, since it is kept of each."""
 
@@ -37,7 +42,7 @@ class Known:
         """Tell what a page of a list says beyond what is known, and take it over; `listed` takes up
         what it names."""
         for item in items:
-            key, version = _key(item), _version(item)
+            key, version = _key(item), version_of(item)
             listed.add(key)
             before = self._versions.get(key)
             self._versions[key] = version
@@ -57,11 +62,7 @@ class Known:
         if event.type == "DELETED":
             self._versions.pop(_key(event.object), None)
         else:
-            self._versions[_key(event.object)] = _version(event.object)
-
-
-def _version(item: Manifest) -> int:
-    return int(item["metadata"]["resourceVersion"])
+            self._versions[_key(event.object)] = version_of(event.object)
 
 
 def _key(item: Manifest) -> Place:

@@ -61,7 +61,7 @@ class Server:
         self._arriving: dict[asyncio.Task[None], str] = {}
         """Connections that are not the callers' yet, the oldest first, and whose they are."""
 
-    def listen(self) -> None:
+    def listen(self) -> socket.socket:
         """Take the port: whoever connects from now on is served, as soon as `serve` runs.
 
         Raises:
@@ -71,6 +71,7 @@ class Server:
         address = (self._host.strip("[]"), self._port)
         self._listening = socket.create_server(address, family=family, backlog=_BACKLOG)
         self._listening.setblocking(False)
+        return self._listening
 
     async def serve(self) -> None:
         """Serve until stopped, and until the answers under way have ended.
@@ -78,29 +79,26 @@ class Server:
         Raises:
             OSError: the port can't be listened on.
         """
-        if self._listening is None:
-            self.listen()
-        assert self._listening is not None
+        listening = self._listening or self.listen()
         looking = asyncio.create_task(self._callers.look())
-        accepting = asyncio.create_task(self._accept(self._listening))
+        accepting = asyncio.create_task(self._accept(listening))
         try:
             stopped = asyncio.create_task(self._stop.wait())
             await asyncio.wait({accepting, stopped}, return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()
             if accepting.done():
                 accepting.result()
-            await self._end(accepting)
+            await self._end(accepting, listening)
         finally:
             looking.cancel()
             accepting.cancel()
-            self._listening.close()
+            listening.close()
 
-    async def _end(self, accepting: asyncio.Task[None]) -> None:
+    async def _end(self, accepting: asyncio.Task[None], listening: socket.socket) -> None:
         """Take no more connections, and wait for those that stand."""
         accepting.cancel()
         await asyncio.wait({accepting})
-        assert self._listening is not None
-        self._listening.close()
+        listening.close()
         for arriving in list(self._arriving):
             arriving.cancel()
         self._callers.stop()

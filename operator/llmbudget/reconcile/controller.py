@@ -21,6 +21,7 @@ from llmbudget.api.conditions import Reason
 from llmbudget.api.meta import LABEL_BUDGET, LABEL_BUDGET_NAMESPACE, account_name
 from llmbudget.clients.cluster import ApiError, Cluster
 from llmbudget.clients.kinds import BUDGETS, CLUSTER_ROLE_BINDINGS, PROVIDERS
+from llmbudget.clients.watch_events import Place, version_of
 from llmbudget.contract.config import GatewayConfig
 from llmbudget.contract.events import ActionEvent
 from llmbudget.decide.pace import Pace
@@ -39,7 +40,7 @@ from llmbudget.reconcile.queue import Failure, WorkQueue
 from llmbudget.reconcile.recorder import Recorder
 from llmbudget.reconcile.status import Situation
 from llmbudget.reconcile.statuses import Statuses
-from llmbudget.reconcile.store import Place, Store
+from llmbudget.reconcile.store import Store
 from llmbudget.reconcile.streams import Streams
 from llmbudget.render import names
 from llmbudget.render.children import children
@@ -252,7 +253,7 @@ class Controller:
                     for item in items:
                         metadata = item["metadata"]
                         listed.add((metadata["namespace"], metadata["name"]))
-                        newest = max(newest, int(metadata["resourceVersion"]))
+                        newest = max(newest, version_of(item))
                         if not gone_only:
                             self.put(kind.kind, item)
                 self._health.listed(kind.kind, namespace, newest)

@@ -17,6 +17,7 @@ from typing import Any, Final
 from aiohttp import web
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from llmbudget.clients.watch_events import version_of
 from llmbudget.telemetry.operator_metrics import REGISTRY
 
 DEAF_SECONDS: Final = 25.0
@@ -46,7 +47,7 @@ class Health:
     def written(self, kind: str, raw: Mapping[str, Any]) -> None:
         """An object was written; `raw` is what the API server answered."""
         watch = self._watch(kind, raw["metadata"]["namespace"])
-        self._is_there(watch, _version(raw))
+        self._is_there(watch, version_of(raw))
 
     def listed(self, kind: str, namespace: str | None, newest: int) -> None:
         """Of all objects of a watch this is the newest version, 0 where there are none. What is
@@ -58,7 +59,7 @@ class Health:
 
     def seen(self, kind: str, raw: Mapping[str, Any]) -> None:
         """A watch told of an object. What is older it has told before."""
-        watch, version = self._watch(kind, raw["metadata"]["namespace"]), _version(raw)
+        watch, version = self._watch(kind, raw["metadata"]["namespace"]), version_of(raw)
         self._told[watch] = max(version, self._told.get(watch, 0))
         unseen = self._unseen.pop(watch, None)
         if unseen is not None and unseen[0] > version:
@@ -81,10 +82,6 @@ class Health:
         if version > self._told.get(watch, 0):
             _, since = self._unseen.get(watch, (0, self._clock()))
             self._unseen[watch] = version, since
-
-
-def _version(raw: Mapping[str, Any]) -> int:
-    return int(raw["metadata"]["resourceVersion"])
 
 
 @asynccontextmanager

@@ -41,6 +41,7 @@ from llmbudget.clients.kinds import (
     Kind,
     kind_of,
 )
+from llmbudget.clients.watch_events import version_of
 from llmbudget.reconcile.packed import Packer
 
 Manifest = dict[str, Any]
@@ -147,7 +148,7 @@ class Live:
     def put(self, manifest: Manifest) -> None:
         """Take over what the API server answered, before the watch tells it, but nothing older
         than what is known."""
-        key, version = _key(manifest), _version(manifest)
+        key, version = _key(manifest), version_of(manifest)
         known = self._objects.get(key)
         if version and version <= self._gone.get(key, -1):
             return
@@ -211,7 +212,7 @@ class Live:
 
     def _bury(self, item: Manifest) -> None:
         self.drop(item)
-        self._gone[_key(item)] = _version(item)
+        self._gone[_key(item)] = version_of(item)
         if len(self._gone) > _MOST_GONE:
             del self._gone[next(iter(self._gone))]
 
@@ -303,7 +304,7 @@ class Live:
         if gone:
             self._bury(item)
             return before.account if before is not None else account_of(item)
-        if before is not None and before.version >= _version(item):
+        if before is not None and before.version >= version_of(item):
             return None
         self.put(item)
         if self._expected.get(key) == _applied(item):
@@ -332,10 +333,6 @@ def _key(item: Manifest) -> Key:
     # Names are the same again and again, each time in a string of its own.
     namespace, name = metadata.get("namespace", ""), metadata["name"]
     return kind_of(item).kind, sys.intern(namespace), sys.intern(name)
-
-
-def _version(item: Manifest) -> int:
-    return int(item["metadata"].get("resourceVersion", 0))
 
 
 def account_of(item: Manifest) -> str | None:

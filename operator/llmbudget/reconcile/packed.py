@@ -13,6 +13,8 @@ from typing import Any, Final
 
 from pydantic_core import from_json, to_json
 
+from llmbudget.clients.watch_events import version_of
+
 Manifest = dict[str, Any]
 
 _LEVEL: Final = 3
@@ -66,8 +68,7 @@ class PackedResources(MutableMapping[tuple[str, str], Manifest]):
         return self._packer.unpack(self._kept[key][1])
 
     def __setitem__(self, key: tuple[str, str], raw: Manifest) -> None:
-        version = int(raw["metadata"].get("resourceVersion", 0))
-        self._kept[key] = version, self._packer.pack(raw)
+        self._kept[key] = version_of(raw), self._packer.pack(raw)
 
     def __delitem__(self, key: tuple[str, str]) -> None:
         del self._kept[key]

@@ -49,8 +49,8 @@ class Statuses:
         self._store = store
         self._recorder = recorder
         self._clock = clock
-        self._problems: defaultdict[str, dict[str, Problem | None]] = defaultdict(dict)
-        """Of each provider, in the eyes of each root budget that uses it."""
+        self._problems: defaultdict[str, dict[str, Problem]] = defaultdict(dict)
+        """Of each provider, in the eyes of each root budget that finds one."""
 
     def are_current(self, world: World) -> bool:
         """Tell whether every budget of a tree has a status of its present generation."""
@@ -100,16 +100,17 @@ class Statuses:
     async def _write_provider(self, situation: Situation, provider: Provider) -> None:
         account = account_name(provider.namespace, provider.name)
         before = self._before("LLMProvider", account)
-        told = self._problems[account]
-        told[situation.world.root.account] = provider_problem(
-            provider, situation.found, situation.gateway.missing_keys
-        )
-        problem = None
-        if any(told.values()):
-            users = [each for each in self._store.users_of(provider) if not self._is_deleting(each)]
-            self._problems[account] = {user: told[user] for user in sorted(users) if user in told}
-            each = self._problems[account].values()
-            problem = next((one for one in each if one is not None), None)
+        root, problems = situation.world.root.account, self._problems[account]
+        mine = provider_problem(provider, situation.found, situation.gateway.missing_keys)
+        if mine is None:
+            problems.pop(root, None)
+        else:
+            problems[root] = mine
+        if problems:
+            users = {each for each in self._store.users_of(provider) if not self._is_deleting(each)}
+            for gone in problems.keys() - users:
+                del problems[gone]
+        problem = problems[min(problems)] if problems else None
         now = situation.world.now
         status = provider_status(provider, problem, now, before, self._timestamp())
         await self._write("LLMProvider", provider.namespace, provider.name, before, status)

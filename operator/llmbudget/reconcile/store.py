@@ -16,14 +16,13 @@ from llmbudget.api.meta import (
 )
 from llmbudget.api.profiles import effective
 from llmbudget.api.provider import ProviderSpec
+from llmbudget.clients.watch_events import Place, version_of
 from llmbudget.decide.tree import EMPTY, Forest, regrown
 from llmbudget.decide.world import Budget, Provider
 from llmbudget.reconcile.packed import PackedResources
 from llmbudget.telemetry.operator_metrics import Readiness
 
 Manifest = dict[str, Any]
-Place = tuple[str, str]
-"""Namespace and name."""
 
 _OWN: Final = frozenset({"consumers", "targets"})
 """Parts of a spec that are like no other's."""
@@ -114,7 +113,7 @@ class Store:
         known = self.raw.get(key)
         if known is None or _asked(known) != _asked(raw):
             return
-        if _version(known) < _version(raw):
+        if version_of(known) < version_of(raw):
             self.raw[key] = _slim(raw)
 
     def put_target(self, raw: Mapping[str, Any], *, gone: bool) -> str | None:
@@ -170,7 +169,7 @@ class Store:
         metadata = raw["metadata"]
         known = self.raw.get((kind, account_name(metadata["namespace"], metadata["name"])))
         same = known is not None and known["metadata"].get("uid") == metadata.get("uid")
-        return same and known is not None and _version(raw) < _version(known)
+        return same and known is not None and version_of(raw) < version_of(known)
 
     def _put(self, kind: str, raw: Manifest) -> tuple[str, bool]:
         metadata = raw["metadata"]
@@ -246,10 +245,6 @@ def _slim(raw: Manifest) -> Manifest:
     """Leave out who wrote which field, which is half of a resource."""
     metadata = {key: value for key, value in raw["metadata"].items() if key != "managedFields"}
     return raw | {"metadata": metadata}
-
-
-def _version(raw: Mapping[str, Any]) -> int:
-    return int(raw["metadata"].get("resourceVersion", 0))
 
 
 def _asked(raw: Mapping[str, Any]) -> tuple[object, ...]:
